@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Preset = Literal["fast", "balanced", "quality"]
+Mode = Literal["shared-items", "from-scratch"]
+MODES: tuple[Mode, ...] = ("shared-items", "from-scratch")
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -74,6 +76,9 @@ class SummaryConfig(_Part):
     length: Annotated[int, Field(ge=4, le=1000)] = Field(default=50, description="zeta")
     user_rank: PositiveInt = Field(default=8, description="d1")
     time_rank: PositiveInt = Field(default=8, description="d2")
+    initial_std: PositiveFloat = Field(
+        default=0.3, description="Standard deviation of U and T before distilling."
+    )
 
 
 class LearnerConfig(_Part):
@@ -109,10 +114,13 @@ class OuterConfig(_Part):
     validate_every: PositiveInt = Field(
         default=25, description="Outer steps between two measurements on validation."
     )
+    validation_learners: PositiveInt = Field(
+        default=2, description="Learners trained for each of those measurements."
+    )
 
 
 class DistillConfig(_Part):
-    """Everything that decides what a distillation does; with the log it fixes the summary's bytes."""
+    """All that decides what a distillation does; with the log it fixes the summary's bytes."""
 
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
@@ -133,7 +141,17 @@ class DistillConfig(_Part):
                 f"outer.window ({self.outer.window}) must not exceed "
                 f"learner.steps ({self.learner.steps})"
             )
+        if self.learner_history > self.data.max_history:
+            raise ValueError(
+                f"summary.length ({self.summary.length}) must not exceed data.max_history + 1 "
+                f"({self.data.max_history + 1}): there is no position for more"
+            )
         return self
+
+    @property
+    def learner_history(self) -> int:
+        """Longest history a learner reads: zeta synthetic positions train zeta - 1 predictions."""
+        return self.summary.length - 1
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {
@@ -143,7 +161,9 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 }
 
 
-def build_config(preset: Preset = "balanced", overrides: dict[str, Any] | None = None) -> DistillConfig:
+def build_config(
+    preset: Preset = "balanced", overrides: dict[str, Any] | None = None
+) -> DistillConfig:
     """Preset with overrides (nested dictionaries) laid over it.
 
     Raises:
@@ -157,5 +177,7 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        merged[key] = merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[key] = (
+            merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        )
     return merged

@@ -1,0 +1,223 @@
+"""Every error as RFC 9457 problem+json, and the request id that ties it to the log.
+
+Code anywhere below `app` raises `ApiError`; the handlers here turn it, and whatever the framework
+raises, into one shape: `type, title, status, detail, code, request_id`, and where they make sense
+`param` (the offending field), `errors` (all offending fields), `line` and `column` (of a file).
+"""
+
+import http
+import json
+import logging
+import re
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.schemas.problems import FieldError, Problem
+
+logger = logging.getLogger(__name__)
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+REQUEST_ID_HEADER = "x-request-id"
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_LONGEST_ERROR_LIST = 50
+_CODES_OF_FRAMEWORK_ERRORS = {
+    400: "bad_request",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+}
+
+
+class ApiError(Exception):
+    """An error that a client should see.
+
+    Args:
+        status: HTTP status.
+        code: stable, for programs; listed in docs/api.md.
+        detail: for people; says what is wrong and what would be right.
+        param: the request's field at fault, as a dotted path.
+        errors: all fields at fault.
+        headers: headers of the answer.
+        line, column: where in the uploaded file.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        param: str | None = None,
+        errors: list[FieldError] | None = None,
+        headers: Mapping[str, str] | None = None,
+        line: int | None = None,
+        column: str | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.param = param
+        self.errors = errors
+        self.headers = headers
+        self.line = line
+        self.column = column
+
+
+def not_found(kind: str, identifier: str) -> ApiError:
+    """No dataset, job or artifact of that name."""
+    return ApiError(404, f"{kind}_not_found", f"There is no {kind} {identifier[:100]!r}.")
+
+
+def field_error(path: str, code: str, message: str) -> ApiError:
+    """One field of the request is wrong."""
+    return _refused([FieldError(path=path, code=code, message=message)])
+
+
+def validation_error(error: ValidationError, *, below: str = "") -> ApiError:
+    """A 422 that points at the fields which pydantic refused; `below` is the path of the model."""
+    return _fields_refused(error.errors(include_url=False, include_context=False), below=below)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id that `RequestIds` gave this request."""
+    return str(scope["state"]["request_id"])
+
+
+def problem_response(scope: Scope, error: ApiError) -> Response:
+    """The error on the wire."""
+    problem = Problem(
+        type=f"urn:td3:problem:{error.code}",
+        title=http.HTTPStatus(error.status).phrase,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        request_id=request_id_of(scope),
+        param=error.param,
+        errors=error.errors,
+        line=error.line,
+        column=error.column,
+    )
+    # Serialised by hand: a problem must reach the client even where its text has lone surrogates.
+    content = json.dumps(problem.model_dump(exclude_none=True))
+    return Response(content, error.status, error.headers, PROBLEM_MEDIA_TYPE)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Have every error of `app` answered as a problem; adds the request ids too."""
+
+    async def api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return problem_response(request.scope, error)
+
+    async def framework_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return problem_response(request.scope, _from_framework(request, error))
+
+    async def invalid_request(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return problem_response(request.scope, _fields_refused(error.errors()))
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, framework_error)
+    app.add_exception_handler(RequestValidationError, invalid_request)
+    app.add_middleware(RequestIds)
+
+
+class RequestIds:
+    """ASGI middleware: a request id for each request, and a problem for each unexpected error.
+
+    It catches what no handler did, so that the traceback is logged once, with the id that the
+    client was given, and nothing of it leaks.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _incoming_request_id(scope) or uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except ClientDisconnect:
+            logger.info("request %s: the client went away", request_id)
+        except Exception:
+            where = f"{scope['method']} {scope['path']}"
+            logger.exception("request %s: %s failed", request_id, where)
+            if started:  # too late for a problem: cutting the connection is all that is left to say
+                raise
+            error = ApiError(
+                500, "internal_error", "Something went wrong on our side. It has been logged."
+            )
+            await problem_response(scope, error)(scope, receive, send_with_id)
+
+
+def _incoming_request_id(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == REQUEST_ID_HEADER.encode():
+            text = value.decode("latin-1")
+            return text if _SANE_REQUEST_ID.fullmatch(text) else None
+    return None
+
+
+def _from_framework(request: Request, error: HTTPException) -> ApiError:
+    code = _CODES_OF_FRAMEWORK_ERRORS.get(error.status_code, "http_error")
+    detail = error.detail
+    if error.status_code == 404:
+        detail = f"There is nothing at {request.url.path[:200]}."
+    elif error.status_code == 405:
+        detail = f"{request.method} is not possible at {request.url.path[:200]}."
+    return ApiError(error.status_code, code, detail, headers=error.headers)
+
+
+def _fields_refused(errors: Iterable[Any], *, below: str = "") -> ApiError:
+    errors = list(errors)
+    if errors and errors[0]["type"] == "json_invalid":
+        return ApiError(400, "invalid_json", f"The body is not valid JSON: {errors[0]['msg']}.")
+    fields = [
+        FieldError(
+            path=_path(error["loc"], below),
+            code=error["type"],
+            message=error["msg"].removeprefix("Value error, "),
+        )
+        for error in errors[:_LONGEST_ERROR_LIST]
+    ]
+    return _refused(fields)
+
+
+def _refused(fields: list[FieldError]) -> ApiError:
+    first = fields[0]
+    more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
+    detail = f"{first.path or 'The body'}: {first.message}{more}."
+    return ApiError(422, "validation_error", detail, param=first.path or None, errors=fields)
+
+
+def _path(location: tuple[str | int, ...], below: str) -> str:
+    """`("body", "config", "outer")` as `config.outer`: where in the request, not in our code."""
+    parts = [str(part)[:100] for part in location]
+    if not below and parts and parts[0] in {"body", "query", "path", "header"}:
+        parts = parts[1:]
+    return ".".join([below, *parts] if below else parts)

@@ -1,0 +1,145 @@
+"""The API: `uvicorn app.main:app`, or `create_app(settings)` for tests and other servers."""
+
+import asyncio
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version
+from types import FrameType
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from pydantic.json_schema import models_json_schema
+
+from app.api import artifacts, datasets, events, health, jobs
+from app.api.context import Context, problems, refuse_unknown_query
+from app.errors import install_error_handlers
+from app.queue import JobQueue
+from app.schemas.jobs import JobRequest, JobSettings
+from app.schemas.problems import Problem
+from app.settings import Settings, get_settings
+from app.store.engine import open_store
+from app.uploads import UploadFolders, upload_limits
+from td3engine.config import DistillConfig
+
+DESCRIPTION = """\
+Distils an interaction log into a small synthetic summary that trains a sequential recommender as
+well as the whole log does.
+
+1. `POST /datasets` uploads a log, `POST /jobs` starts to distil it (or both in one call).
+2. `GET /jobs/{id}` with `Prefer: wait=60`, or `GET /jobs/{id}/events` as server-sent events, tells
+   how far it is.
+3. `GET /jobs/{id}/summary` is the result.
+
+Every error is `application/problem+json` (RFC 9457) with a stable `code`.
+"""
+TAGS = [
+    {"name": "datasets", "description": "Interaction logs, checked and normalised."},
+    {"name": "jobs", "description": "Distillations: create, watch, cancel."},
+    {"name": "artifacts", "description": "What a job made."},
+    {"name": "health", "description": "For supervisors and load balancers."},
+]
+# Documented, but not the model of any route's parameter: we parse these bodies ourselves.
+_EXTRA_SCHEMAS = (DistillConfig, JobRequest, JobSettings, Problem)
+_READERS_AT_ONCE = 2
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The API over the database, the broker and the folder that the settings name.
+
+    Nothing is opened before the application starts (its lifespan), and all is closed when it stops.
+
+    Raises:
+        pydantic.ValidationError: the setting `upload_limits` is wrong.
+    """
+
+    upload_limits(settings)  # a wrong limit is better told now than at the first upload
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        store = open_store(settings.database_url)
+        queue = JobQueue(settings.broker_url)
+        uploads = UploadFolders(settings.data_dir / "uploads")
+        try:
+            with uploads.in_use(), _set_when_told_to_stop() as stopping:
+                app.state.context = Context(
+                    settings,
+                    store,
+                    queue,
+                    uploads,
+                    normalising=asyncio.Semaphore(_READERS_AT_ONCE),
+                    stopping=stopping,
+                )
+                yield
+        finally:
+            queue.close()
+            store.close()
+
+    app = FastAPI(
+        title="TD3: dataset distillation for sequential recommendation",
+        version=version("td3engine"),
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+        dependencies=[Depends(refuse_unknown_query)],
+        responses=problems(
+            _422="`validation_error`: `errors` names each field.",
+            _500="`internal_error`: our fault; logged under `request_id`.",
+        ),
+        redirect_slashes=False,
+    )
+    install_error_handlers(app)
+    for resource in (datasets, jobs, events, artifacts, health):
+        app.include_router(resource.router)
+    _document_extra_schemas(app)
+    return app
+
+
+@contextmanager
+def _set_when_told_to_stop() -> Iterator[threading.Event]:
+    """An event that the signals to stop set, before the server's own handlers act on them.
+
+    The server waits for open requests and tells them nothing, so event streams and waits would hold
+    up every stop until they are cancelled.
+    """
+    stopping = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping  # embedded, in a test for example: signals are not ours
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stopping.set()
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    for number, handler in before.items():
+        if callable(handler):  # otherwise the default action ends the process at once anyway
+            signal.signal(number, on_signal)
+    yield stopping
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def _document_extra_schemas(app: FastAPI) -> None:
+    """Put the schemas that routes refer to by name into the OpenAPI document."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = generate()
+            _, extra = models_json_schema(
+                [(model, "validation") for model in _EXTRA_SCHEMAS],
+                ref_template="#/components/schemas/{model}",
+            )
+            schemas = schema["components"]["schemas"]
+            schemas.update(extra["$defs"])
+            schemas["Job"]["properties"]["config"] = {"$ref": "#/components/schemas/DistillConfig"}
+        return generate()
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+app = create_app(get_settings())

@@ -1,0 +1,21 @@
+"""Health on the wire."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class Health(BaseModel):
+    """The process is alive."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether requests can be served, and what is wrong where they cannot."""
+
+    ready: bool
+    checks: dict[str, str] = Field(
+        description="`ok`, or what is wrong, for each of database, migrations and broker.",
+        examples=[{"database": "ok", "migrations": "ok", "broker": "ok"}],
+    )

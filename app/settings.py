@@ -1,0 +1,101 @@
+"""What the service can be told, all of it: environment variables `TD3_...`, and their defaults."""
+
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_Seconds = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Read once, when a process starts. A name here is `TD3_NAME` in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="TD3_", frozen=True)
+
+    data_dir: Path = Field(
+        default=Path("td3-data"),
+        description="Folder for the default database, uploads in flight and work folders.",
+    )
+    database_url: str = Field(
+        default_factory=lambda earlier: f"sqlite:///{earlier['data_dir'] / 'td3.sqlite3'}",
+        description="SQLAlchemy URL: sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME. "
+        "Default: a SQLite file in data_dir.",
+    )
+    broker_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="Redis or Valkey: redis://, rediss://, or redis+socket:///PATH.",
+    )
+    host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=8000, description="Port that the API listens on; 0 takes a free one."
+    )
+
+    max_upload_bytes: Annotated[int, Field(gt=0)] = Field(
+        default=2 * 1024**3, description="Largest file that may be uploaded."
+    )
+    upload_limits: dict[str, int | float] = Field(
+        default={},
+        description="Limits of an uploaded log, as JSON: fields of td3engine.interactions.Limits "
+        "that differ from their default.",
+    )
+    normalise_memory_bytes: Annotated[int, Field(gt=0)] = Field(
+        default=4 * 1024**3,
+        description="Address space of the process that reads an uploaded log; more kills it.",
+    )
+
+    normalise_seconds: _Seconds = Field(
+        default=600, description="Time that reading an uploaded log may take; longer ends it."
+    )
+
+    max_attempts: Annotated[int, Field(gt=0)] = Field(
+        default=3, description="Starts of a job before a crash makes it fail."
+    )
+    lease_seconds: _Seconds = Field(
+        default=60, description="A worker that is silent for so long has lost its job."
+    )
+    heartbeat_seconds: _Seconds = Field(
+        default=15, description="Between renewals of the lease; well below lease_seconds."
+    )
+    cancel_poll_seconds: _Seconds = Field(
+        default=1, description="Between a worker's looks at whether its job shall be cancelled."
+    )
+    cancel_grace_seconds: _Seconds = Field(
+        default=120,
+        description="From asking the engine to stop (for a cancel, or because the worker shuts "
+        "down) to killing it. Give containers a stop time-out above this.",
+    )
+    checkpoint_seconds: _Seconds = Field(
+        default=60, description="At least so long between two checkpoints of the engine."
+    )
+    janitor_seconds: _Seconds = Field(
+        default=15, description="Between a worker's looks for lost jobs and unneeded bytes."
+    )
+    republish_after_seconds: _Seconds = Field(
+        default=60, description="A queued job that nobody took is sent to the broker again."
+    )
+    blob_sweep_seconds: _Seconds = Field(
+        default=600,
+        description="Stored bytes that nothing refers to are deleted when they are this old; "
+        "well above the time from storing bytes to referring to them.",
+    )
+    engine_command: Annotated[list[str], Field(min_length=1)] = Field(
+        default=[sys.executable, "-m", "td3engine.cli", "run"],
+        description="The engine, as a JSON list; --data, --config, --out and --checkpoint-seconds "
+        "are put behind it.",
+    )
+
+    @model_validator(mode="after")
+    def _leases_outlast_heartbeats(self) -> Self:
+        if self.heartbeat_seconds >= self.lease_seconds:
+            raise ValueError("heartbeat_seconds must be below lease_seconds")
+        return self
+
+
+@cache
+def get_settings() -> Settings:
+    """The settings of this process, read from its environment at the first call."""
+    return Settings()

@@ -1,0 +1,53 @@
+"""Bring a database's tables up to date: `upgrade` from code, `python -m app.store.migrate` once."""
+
+import logging
+from collections.abc import Callable
+from importlib.resources import files
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+
+from app.settings import get_settings
+from app.store.engine import open_store
+
+_LOCK = 7_430_301  # key of the PostgreSQL advisory lock that one upgrade at a time holds
+
+
+def alembic_config(connection: Connection) -> Config:
+    """Alembic's configuration, bound to an open transaction."""
+    config = Config()
+    config.set_main_option("script_location", str(files("migrations")))
+    config.attributes["connection"] = connection
+    return config
+
+
+def upgrade(url: str, revision: str = "head") -> None:
+    """Migrate to `revision` in one transaction. Safe to start from several processes at once."""
+    _run(url, lambda config: command.upgrade(config, revision))
+
+
+def downgrade(url: str, revision: str) -> None:
+    """Go back to `revision` (`base`: no tables) in one transaction."""
+    _run(url, lambda config: command.downgrade(config, revision))
+
+
+def _run(url: str, migrate: Callable[[Config], None]) -> None:
+    store = open_store(url)
+    try:
+        with store.write() as session:
+            connection = session.connection()
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SET LOCAL lock_timeout = 0"))
+                connection.execute(text("SET LOCAL statement_timeout = 0"))
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+            migrate(alembic_config(connection))
+    finally:
+        store.close()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    upgrade(get_settings().database_url)

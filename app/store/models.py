@@ -1,0 +1,183 @@
+"""The tables, as SQLAlchemy models. Only app/store and app/blobs build statements on them."""
+
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    TypeDecorator,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
+
+JobStatus = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
+TERMINAL: tuple[JobStatus, ...] = ("succeeded", "failed", "cancelled")
+HELD: tuple[JobStatus, ...] = ("running", "cancelling")  # a worker has a lease on it
+
+_Id = String(40)
+_Sha256 = String(64)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Timezone-aware UTC in Python on every database; SQLite keeps no zone, so it is put back."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """To UTC.
+
+        Raises:
+            ValueError: a time without a zone, which would mean something else elsewhere.
+        """
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"a time without a zone: {value!r}")
+        utc = value.astimezone(UTC)
+        return utc.replace(tzinfo=None) if dialect.name == "sqlite" else utc
+
+    def process_result_value(
+        self,
+        value: datetime | None,
+        dialect: Dialect,  # noqa: ARG002
+    ) -> datetime | None:
+        """Back to aware UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Base(DeclarativeBase):
+    """What a Python type becomes in a table, and how constraints are called on every database."""
+
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    # JSON and not JSONB: keys keep their order, and an engine's message may hold an escaped NUL.
+    type_annotation_map = {  # noqa: RUF012 - the name and form SQLAlchemy asks for
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON(none_as_null=True),
+    }
+
+
+class Blob(Base):
+    """Bytes named by their sha256. `complete` turns true when every chunk is there."""
+
+    __tablename__ = "blobs"
+
+    sha256: Mapped[str] = mapped_column(_Sha256, primary_key=True)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    complete: Mapped[bool]
+    # Last time somebody put these bytes: what protects a blob that nothing refers to yet.
+    created_at: Mapped[datetime] = mapped_column(index=True)
+
+
+class BlobChunk(Base):
+    """One piece of a blob."""
+
+    __tablename__ = "blob_chunks"
+
+    sha256: Mapped[str] = mapped_column(
+        _Sha256, ForeignKey("blobs.sha256", ondelete="CASCADE"), primary_key=True
+    )
+    position: Mapped[int] = mapped_column(primary_key=True)
+    data: Mapped[bytes] = mapped_column(LargeBinary)
+
+
+class Dataset(Base):
+    """A normalised log."""
+
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[datetime]
+    fingerprint: Mapped[str] = mapped_column(_Sha256, ForeignKey("blobs.sha256"), index=True)
+    source_sha256: Mapped[str] = mapped_column(_Sha256)
+    source_bytes: Mapped[int] = mapped_column(BigInteger)
+    statistics: Mapped[dict[str, Any]]
+
+
+class Job(Base):
+    """A distillation: what was asked for, where it stands, and who holds it."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(
+            "status IN ('queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled')",
+            name="status",
+        ),
+        # A lease exists exactly while a worker holds the job.
+        CheckConstraint(
+            "(status IN ('running', 'cancelling')) = (lease_token IS NOT NULL)", name="lease"
+        ),
+        Index(None, "status", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    name: Mapped[str | None] = mapped_column(String(200))
+    dataset_id: Mapped[str] = mapped_column(_Id, ForeignKey("datasets.id"), index=True)
+    preset: Mapped[str] = mapped_column(String(40))
+    config: Mapped[dict[str, Any]]
+    status: Mapped[JobStatus] = mapped_column(String(20))
+    phase: Mapped[str | None] = mapped_column(String(40))
+    progress: Mapped[dict[str, Any] | None]
+    metrics: Mapped[dict[str, Any] | None]
+    error: Mapped[dict[str, Any] | None]
+    attempt: Mapped[int]
+    max_attempts: Mapped[int]
+    created_at: Mapped[datetime]
+    updated_at: Mapped[datetime]
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    published_at: Mapped[datetime | None]
+    lease_token: Mapped[str | None] = mapped_column(String(64))
+    lease_owner: Mapped[str | None] = mapped_column(String(200))
+    lease_expires_at: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    checkpoint_sha256: Mapped[str | None] = mapped_column(
+        _Sha256, ForeignKey("blobs.sha256"), index=True
+    )
+    # Events so far. Bumped by the UPDATE that the event belongs to, whose row lock orders them.
+    event_count: Mapped[int]
+
+    artifacts: Mapped[list["Artifact"]] = relationship(lazy="selectin", order_by="Artifact.name")
+
+
+class JobEvent(Base):
+    """Something that happened to a job; `sequence` counts from 1 without gaps."""
+
+    __tablename__ = "job_events"
+
+    job_id: Mapped[str] = mapped_column(_Id, ForeignKey("jobs.id"), primary_key=True)
+    sequence: Mapped[int] = mapped_column(primary_key=True)
+    created_at: Mapped[datetime]
+    type: Mapped[str] = mapped_column(String(40))
+    data: Mapped[dict[str, Any]]
+
+
+class Artifact(Base):
+    """A file that a succeeded job left."""
+
+    __tablename__ = "artifacts"
+
+    job_id: Mapped[str] = mapped_column(_Id, ForeignKey("jobs.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    media_type: Mapped[str] = mapped_column(String(100))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(_Sha256, ForeignKey("blobs.sha256"), index=True)

@@ -1,0 +1,187 @@
+"""From an uploaded file to a stored dataset.
+
+The file lies in a folder of its own below `data_dir/uploads`, which goes when the request ends,
+however it ends. What reads it is a child process with limits, so that a hostile or huge file costs
+that request and not the service.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from app.blobs import sql as blobs
+from app.errors import ApiError
+from app.launch import launch_command
+from app.multipart import FILE_FIELD, Form
+from app.settings import Settings
+from app.store import datasets
+from app.store.engine import Store
+from app.store.models import Dataset
+from td3engine.interactions import ColumnNames, Limits, LogStatistics
+
+NORMALISED_NAME = "normalised.parquet"
+_EXIT_BAD_DATA = 65
+# Address space is what the limit counts, so libraries must not reserve it without need: one malloc
+# arena instead of eight a core, no pools of threads, and plain malloc for Arrow.
+_THRIFTY = {
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "MALLOC_ARENA_MAX": "1",
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+}
+_OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "malloc of size")
+
+
+class _Refusal(BaseModel):
+    """What the child says about a file it cannot use."""
+
+    code: str
+    message: str
+    line: int | None = None
+    column: str | None = None
+
+
+class Normalised(BaseModel):
+    """What the child says about a file it has normalised."""
+
+    sha256: str
+    bytes: int
+    statistics: LogStatistics
+
+
+class _Answer(BaseModel):
+    error: _Refusal
+
+
+@dataclass(frozen=True)
+class UploadFolders:
+    """Where uploads lie while they are worked on."""
+
+    root: Path
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """To be held while the service runs: clears what a killed predecessor left behind.
+
+        The lock is shared between processes that use the same folder; only the first of them can
+        have it alone, and then everything in the folder is stale.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.root, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                pass  # somebody is serving from here, so the folder's content is alive
+            else:
+                for stale in self.root.iterdir():
+                    shutil.rmtree(stale)
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(handle)
+
+    @contextmanager
+    def one(self) -> Iterator[Path]:
+        """A folder for one upload."""
+        with tempfile.TemporaryDirectory(dir=self.root, prefix="upload-") as folder:
+            yield Path(folder)
+
+
+def upload_limits(settings: Settings) -> Limits:
+    """What an uploaded log may cost.
+
+    Raises:
+        pydantic.ValidationError: the setting `upload_limits` has an unknown or impossible limit.
+    """
+    return Limits.model_validate({"max_bytes": settings.max_upload_bytes, **settings.upload_limits})
+
+
+async def normalise(
+    form: Form, target: Path, columns: ColumnNames, settings: Settings
+) -> Normalised:
+    """Normalise the uploaded file to `target` in a child process with limits.
+
+    Raises:
+        ApiError: 422 with the reader's code, line and column, or `too_large` where it ran out of
+            memory or time.
+        RuntimeError: the child failed for a reason that is not the file's.
+    """
+    command = launch_command(
+        [
+            *(sys.executable, "-m", "td3engine.interactions", str(form.path), str(target)),
+            f"--name={form.filename}",
+            f"--limits={upload_limits(settings).model_dump_json()}",
+            f"--columns={columns.model_dump_json()}",
+        ],
+        memory_bytes=settings.normalise_memory_bytes,
+    )
+    status, output, complaints = await _run(command, settings.normalise_seconds)
+    if status == 0:
+        return Normalised.model_validate_json(output)
+    if status == _EXIT_BAD_DATA:
+        refusal = _Answer.model_validate_json(output).error
+        raise ApiError(
+            422,
+            refusal.code,
+            refusal.message,
+            param=FILE_FIELD,
+            line=refusal.line,
+            column=refusal.column,
+        )
+    if status < 0 or any(sign in complaints for sign in _OUT_OF_MEMORY):
+        megabytes = settings.normalise_memory_bytes // 2**20
+        raise _too_large(f"Reading the file needs more than {megabytes} MiB of memory.")
+    raise RuntimeError(f"td3engine.interactions ended with {status}: {complaints[-2000:]}")
+
+
+async def _run(command: Sequence[str], seconds: float) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of a command that is killed after `seconds`."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+        env={**os.environ, **_THRIFTY},
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            output, complaints = await process.communicate()
+    except TimeoutError as error:
+        raise _too_large(f"Reading the file takes longer than {seconds:g} seconds.") from error
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return process.returncode, output.decode(errors="replace"), complaints.decode(errors="replace")
+
+
+def save(
+    store: Store, form: Form, normalised: Normalised, target: Path, name: str | None
+) -> Dataset:
+    """Store the normalised log, then the row that refers to it."""
+    fingerprint, _ = blobs.put_file(store, target)
+    with store.write() as session:
+        return datasets.create(
+            session,
+            name=name or form.filename or "dataset",
+            fingerprint=fingerprint,
+            source_sha256=form.sha256,
+            source_bytes=form.bytes,
+            statistics=normalised.statistics.model_dump(mode="json"),
+        )
+
+
+def _too_large(detail: str) -> ApiError:
+    return ApiError(422, "too_large", detail, param=FILE_FIELD)

@@ -1,0 +1,122 @@
+"""What reading a log gives, what it may cost, and how it fails."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+LogFormat = Literal["csv", "tsv", "inter", "parquet"]
+LogErrorCode = Literal[
+    "missing_column",
+    "duplicate_column",
+    "empty_file",
+    "bad_value",
+    "bad_encoding",
+    "bad_format",
+    "ragged_row",
+    "too_large",
+    "too_many_rows",
+    "too_many_columns",
+    "field_too_long",
+    "too_little_data",
+]
+Codes = NDArray[np.int32]
+Times = NDArray[np.int64] | NDArray[np.float64]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class LogError(ValueError):
+    """A log that cannot be read or used, said so that its owner can mend it.
+
+    Attributes:
+        code: stable, for programs.
+        message: for people; already names the line and the column where they are known.
+        line: line of the file, 1 being the header (of a Parquet file: row, the first being 1).
+        column: name of the column, as the file writes it.
+    """
+
+    def __init__(
+        self,
+        code: LogErrorCode,
+        message: str,
+        *,
+        line: int | None = None,
+        column: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.line = line
+        self.column = column
+
+
+class Limits(BaseModel):
+    """What a file may cost. Enforced while it is read, so memory stays bounded by what is kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_bytes: PositiveInt = Field(default=2**30, description="Size of the file as it came.")
+    max_unpacked_bytes: PositiveInt = Field(
+        default=4 * 2**30, description="Size after decompression."
+    )
+    max_ratio: PositiveInt = Field(
+        default=200,
+        description="Unpacked bytes for each packed byte (the first MiB is always allowed).",
+    )
+    max_rows: PositiveInt = 50_000_000
+    max_columns: PositiveInt = 1000
+    max_field_length: PositiveInt = Field(
+        default=1024, description="Bytes of one user id, item id or time."
+    )
+
+
+class ColumnNames(BaseModel):
+    """Which columns hold what. None: found by the usual names, whatever their case."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    user: Annotated[str, Field(min_length=1)] | None = None
+    item: Annotated[str, Field(min_length=1)] | None = None
+    time: Annotated[str, Field(min_length=1)] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """A whole log, sorted by user (order of first appearance), then time (ties: order of the file).
+
+    Attributes:
+        user_codes: int32[N], positions in `user_ids`; never decreasing.
+        item_codes: int32[N], positions in `item_ids`, which are numbered by first appearance.
+        times: int64[N] if every value is a whole number that fits, else float64[N].
+    """
+
+    user_codes: Codes
+    item_codes: Codes
+    times: Times
+    user_ids: list[str]
+    item_ids: list[str]
+
+
+class LogStatistics(BaseModel):
+    """The size of a log and the time it spans, in its own unit of time."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    users: int
+    items: int
+    interactions: int
+    time_min: int | float
+    time_max: int | float
+
+
+def describe(log: Interactions) -> LogStatistics:
+    """Counts and time span of a log (which has at least one row)."""
+    return LogStatistics(
+        users=len(log.user_ids),
+        items=len(log.item_ids),
+        interactions=len(log.times),
+        time_min=log.times.min().item(),
+        time_max=log.times.max().item(),
+    )

@@ -1,0 +1,128 @@
+"""The summary as it is stored and handed on: three files, the same bytes for the same seed.
+
+`summary.safetensors` holds the factors U, T, G, V; `items.parquet` the item ids by index;
+`manifest.json` how the summary was made, how good it is, and the checksums of the other two.
+"""
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
+
+from td3engine import __version__
+from td3engine.config import DistillConfig, Mode
+from td3engine.errors import BundleError
+from td3engine.summary import Summary
+
+FACTORS_FILE = "summary.safetensors"
+ITEMS_FILE = "items.parquet"
+MANIFEST_FILE = "manifest.json"
+MEDIA_TYPES = {
+    FACTORS_FILE: "application/octet-stream",
+    ITEMS_FILE: "application/vnd.apache.parquet",
+    MANIFEST_FILE: "application/json",
+}
+
+
+class Manifest(BaseModel):
+    """What `manifest.json` says of a summary.
+
+    Attributes:
+        fingerprint: sha256 of the normalised log.
+        statistics: of the log after the filter.
+        distilled_for: the mode of the learners that it was distilled with.
+        validation: best validation NDCG@10 (`full`) of teacher and summary, and the outer step.
+        results: test figures, rows as in `report.Row` without their seconds.
+        numbers_stored: of the learned factors U, T, G, and of V.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[1] = 1
+    config: DistillConfig
+    fingerprint: str
+    statistics: dict[str, int]
+    distilled_for: Mode = "shared-items"
+    validation: dict[str, float]
+    results: list[dict[str, Any]]
+    numbers_stored: dict[str, int]
+    checksums: dict[str, str] = {}
+    versions: dict[str, str] = {}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A summary with its items (id of each index) and its manifest."""
+
+    summary: Summary
+    item_ids: list[str]
+    manifest: Manifest
+
+
+def save_bundle(
+    folder: Path, summary: Summary, item_ids: list[str], manifest: Manifest
+) -> Manifest:
+    """Write the three files and return the manifest with checksums and versions filled in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    factors = {name: getattr(summary, name).cpu().contiguous() for name in ("U", "T", "G", "V")}
+    (folder / FACTORS_FILE).write_bytes(
+        safetensors.torch.save(factors, {"format": "td3-summary-1"})
+    )
+    items = pa.table({"index": np.arange(len(item_ids), dtype=np.int32), "item_id": item_ids})
+    pq.write_table(items, folder / ITEMS_FILE, compression="zstd")
+    complete = manifest.model_copy(
+        update={
+            "checksums": {name: _sha256(folder / name) for name in (FACTORS_FILE, ITEMS_FILE)},
+            "versions": {
+                "td3engine": __version__,
+                "torch": str(torch.__version__),
+                "numpy": np.__version__,
+                "pyarrow": pa.__version__,
+                "python": platform.python_version(),
+            },
+        }
+    )
+    text = json.dumps(complete.model_dump(mode="json"), indent=2, sort_keys=True)
+    (folder / MANIFEST_FILE).write_text(text + "\n")
+    return complete
+
+
+def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
+    """Read a summary and check it against its own checksums.
+
+    Raises:
+        BundleError: naming the file that is missing or wrong.
+    """
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+        for name, expected in manifest.checksums.items():
+            if name not in MEDIA_TYPES:
+                raise BundleError(f"{MANIFEST_FILE} names an unknown file {name!r}")
+            if _sha256(folder / name) != expected:
+                raise BundleError(f"{folder / name} is not the file that its manifest describes")
+        factors = safetensors.torch.load_file(folder / FACTORS_FILE)
+        item_ids = pq.read_table(folder / ITEMS_FILE).column("item_id").to_pylist()
+        summary = Summary(**{name: factors[name] for name in ("U", "T", "G", "V")})
+    except FileNotFoundError as error:
+        raise BundleError(f"{error.filename} is missing: not a summary's folder") from error
+    except (ValidationError, SafetensorError, pa.ArrowException, KeyError) as error:
+        raise BundleError(f"{folder} does not hold a summary that can be read: {error}") from error
+    if len(item_ids) != len(summary.V):
+        raise BundleError(f"{folder}: {len(item_ids)} item ids for {len(summary.V)} items")
+    return Bundle(summary.to(device or torch.device("cpu")), item_ids, manifest)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

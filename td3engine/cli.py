@@ -1,0 +1,177 @@
+"""The command `td3`. Torch is imported by the commands that compute, not before."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from td3engine import __version__
+from td3engine.config import MODES, DistillConfig, Preset, build_config
+from td3engine.errors import Interrupted, UnusableError
+from td3engine.interactions import LogError
+
+app = typer.Typer(
+    name="td3",
+    help="Distil an interaction log into a small synthetic summary, and train on it.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+errors = Console(stderr=True)
+console = Console()
+
+LogArgument = Annotated[
+    Path,
+    typer.Argument(help="The log: CSV, TSV, RecBole .inter or Parquet; .gz and .zst too."),
+]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+@app.command()
+def distill(
+    log: LogArgument,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the summary (and, until then, the checkpoint).")
+    ],
+    preset: Annotated[Preset, typer.Option(help="How much work to put in.")] = "balanced",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="e.g. [b]--set outer.steps=500[/]; repeatable."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine, same bytes.")] = 0,
+) -> None:
+    """Distil LOG into a summary, without any service.
+
+    Ctrl-C keeps a checkpoint in the folder; the same command goes on from there.
+    """
+    from td3engine.commands import distill_log
+
+    config = _config(preset, settings or [], seed)
+    _exit_on_error(lambda: distill_log(log, config, out, console))
+
+
+@app.command()
+def train(
+    summary: Annotated[Path, typer.Argument(help="Folder of a summary.")],
+    log: Annotated[Path, typer.Option(help="The log to measure on (its held-out events).")],
+    mode: Annotated[
+        Literal["shared-items", "from-scratch", "both"],
+        typer.Option(help="Learners start from the summary's item table, or from nothing."),
+    ] = "both",
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Learners to train.")] = 3,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the first learner of the first mode (.safetensors).")
+    ] = None,
+) -> None:
+    """Train learners on SUMMARY and measure them on the test events of LOG."""
+    from td3engine.commands import train_on_summary
+
+    modes = MODES if mode == "both" else (mode,)
+    _exit_on_error(lambda: train_on_summary(summary, log, modes, seeds, save, console))
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="A log of your own; without it, MovieLens-100k is fetched.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="A fresh folder for everything that the demo makes.")
+    ] = Path("demo-data"),
+    preset: Annotated[Preset, typer.Option(help="How much work to put in.")] = "balanced",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As for distill.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """The main job, end to end: real service, real log, summary, table of results."""
+    from td3engine.demo import run_demo
+
+    config = _config(preset, settings or [], seed)
+    _exit_on_error(lambda: run_demo(data, out, config, console))
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def serve(context: typer.Context) -> NoReturn:
+    """Run the service here: API, worker, embedded Valkey, SQLite. See [b]td3 serve --help[/]."""
+    # The engine knows no server: the process is handed to the room that does.
+    os.execv(sys.executable, [sys.executable, "-m", "app.serve", *context.args])
+
+
+@app.command(hidden=True)
+def run(
+    data: Annotated[Path, typer.Option(help="A normalised log.")],
+    config: Annotated[Path, typer.Option(help="A DistillConfig as JSON.")],
+    out: Annotated[Path, typer.Option(help="Work folder.")],
+    checkpoint_seconds: Annotated[float, typer.Option(min=0)] = 60.0,
+) -> None:
+    """One job for a worker: events as JSON lines on stdout (docs/contracts.md)."""
+    from td3engine.child import run_job
+
+    raise typer.Exit(run_job(data, config, out, checkpoint_seconds))
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        console.print(f"td3engine {__version__}")
+        raise typer.Exit
+
+
+def _config(preset: Preset, settings: list[str], seed: int) -> DistillConfig:
+    overrides: dict[str, Any] = {"seed": seed}
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals or not path:
+            _fail(f"--set {setting}: expected KEY=VALUE, e.g. outer.steps=500")
+        *parents, last = path.split(".")
+        level = overrides
+        for parent in parents:
+            level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                _fail(f"--set {setting}: {parent} is a value, not a group")
+        level[last] = value
+    try:
+        return build_config(preset, overrides)
+    except ValidationError as error:
+        lines = [
+            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()
+        ]
+        _fail("\n".join(lines))
+
+
+def _exit_on_error(command: Callable[[], None]) -> None:
+    """Turn what a user can mend into one line and exit code 65, and an interrupt into 130."""
+    try:
+        command()
+    except (LogError, UnusableError, FileNotFoundError) as error:
+        _fail(str(error), 65)
+    except Interrupted as stopped:
+        errors.print(f"[yellow]{stopped}[/]; the same command goes on from the checkpoint")
+        raise typer.Exit(130) from stopped
+
+
+def _fail(message: str, code: int = 2) -> NoReturn:
+    errors.print(f"[red]error:[/] {message}", highlight=False)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    main()

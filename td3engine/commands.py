@@ -1,0 +1,176 @@
+"""What `td3 distill` and `td3 train` do, apart from parsing their arguments."""
+
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from td3engine import events
+from td3engine.bundle import Bundle, load_bundle
+from td3engine.config import DistillConfig, Mode
+from td3engine.errors import WrongLogError
+from td3engine.evaluation import Benchmark, summary_rows
+from td3engine.interactions import Interactions, read_log, write_normalised
+from td3engine.learner import learn
+from td3engine.report import Row, results_tables
+from td3engine.run import Control, Run, pick_device, split_log
+from td3engine.seeding import Purpose, generator
+
+PHASE_NAMES = {
+    "preparing": "reading the log",
+    "pretraining": "training the teacher",
+    "distilling": "distilling",
+    "evaluating": "measuring on test",
+    "publishing": "storing the summary",
+}
+
+
+class PhaseBars:
+    """One progress bar a phase: step, best validation NDCG@10 so far, time spent and left."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description:<20}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.fields[steps]:>9}"),
+            TextColumn("{task.fields[quality]:<32}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=console,
+        )
+        self.tasks: dict[str, TaskID] = {}
+        self.current: str | None = None
+
+    def enter(self, phase: str) -> None:
+        """Begin a phase; the one before is complete. A phase begun again goes on in its bar."""
+        if phase == self.current:
+            return
+        self.finish()
+        self.current = phase
+        if phase not in self.tasks:
+            name = PHASE_NAMES.get(phase, phase)
+            self.tasks[phase] = self.progress.add_task(
+                name, total=None, steps="", quality="", left=""
+            )
+
+    def show(
+        self, phase: str, step: int, total: int, left: float | None, metrics: dict[str, float]
+    ) -> None:
+        """Where a phase is."""
+        self.enter(phase)
+        best = metrics.get("ndcg@10")
+        self.progress.update(
+            self.tasks[phase],
+            completed=step,
+            total=total,
+            steps=f"{step}/{total}",
+            quality="" if not best else f"validation NDCG@10 {best:.4f}",
+            left="" if left is None else f"{left:.0f} s left",
+        )
+
+    def finish(self) -> None:
+        """Complete the running phase's bar."""
+        if self.current is not None:
+            task = self.tasks[self.current]
+            total = self.progress.tasks[self.progress.task_ids.index(task)].completed or 1
+            self.progress.update(task, total=total, completed=total, left="")
+            self.progress.stop_task(task)
+            self.current = None
+
+    def listen(self, event: events.Event) -> None:
+        """Follow a run in this process."""
+        match event:
+            case events.PhaseStarted(phase):
+                self.enter(phase)
+            case events.Progress():
+                self.show(event.phase, event.step, event.total, event.seconds_left, event.metrics)
+            case events.Note(message):
+                self.progress.console.print(f"[yellow]note:[/] {message}")
+
+
+def distill_log(log: Path, config: DistillConfig, out: Path, console: Console) -> None:
+    """Distil with a progress bar, then print the results and where the summary is."""
+    interactions, fingerprint = read_with_fingerprint(log)
+    bars = PhaseBars(console)
+    with bars.progress, _interrupts() as stop:
+        control = Control(listener=bars.listen, stop=stop)
+        outcome = Run(interactions, fingerprint, config, out, control).run()
+        bars.finish()
+    _print_results(outcome.rows, console)
+    console.print(f"summary: {out}", soft_wrap=True)
+
+
+def train_on_summary(
+    folder: Path, log: Path, modes: Sequence[Mode], seeds: int, save: Path | None, console: Console
+) -> None:
+    """Train learners on a summary and print their test figures."""
+    bundle = load_bundle(folder)
+    config = bundle.manifest.config
+    device = pick_device(config)
+    benchmark = prepare_for(bundle, read_log(log), device)
+    summary = bundle.summary.to(device)
+    rows = []
+    for mode in modes:
+        with console.status(f"training {seeds} learners, {mode}"):
+            rows += summary_rows(benchmark, "TD3 summary", summary, mode, range(1, seeds + 1))
+    _print_results(rows, console)
+    if save is not None:
+        draw = generator(1, Purpose.LEARNER, device=device.type)
+        learned = learn(
+            summary, benchmark.backbone, config.learner, modes[0], draw, benchmark.validate
+        )
+        named = benchmark.backbone.named(learned.parameters)
+        tensors = {name: view.contiguous().cpu() for name, view in named.items()}
+        save.write_bytes(safetensors.torch.save(tensors | {"items": learned.table.cpu()}))
+        console.print(f"model: {save}", soft_wrap=True)
+
+
+def prepare_for(bundle: Bundle, log: Interactions, device: torch.device) -> Benchmark:
+    """The log as a benchmark for learners of this summary.
+
+    Raises:
+        WrongLogError: after the filter the log's items are not those of the summary.
+    """
+    config = bundle.manifest.config
+    split = split_log(log, config)
+    if split.item_ids != bundle.item_ids:
+        raise WrongLogError(
+            f"the log has {split.n_items} items after the filter and the summary has "
+            f"{len(bundle.item_ids)}, or their ids differ: this is not the log it was made from"
+        )
+    return Benchmark.prepare(split, config, device)
+
+
+def read_with_fingerprint(path: Path) -> tuple[Interactions, str]:
+    """A log, and the sha256 of its normalised form (what the service calls its fingerprint)."""
+    log = read_log(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        return log, write_normalised(log, Path(scratch) / "log.parquet")
+
+
+def _print_results(rows: Sequence[Row], console: Console) -> None:
+    for table in results_tables(rows):
+        console.print(table)
+
+
+class _interrupts:  # noqa: N801 (used as a context manager function)
+    """Within the block, SIGINT and SIGTERM only set a flag; a second SIGINT interrupts at once."""
+
+    def __enter__(self) -> Callable[[], bool]:
+        self.asked = False
+        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return lambda: self.asked
+
+    def _ask(self, *_: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

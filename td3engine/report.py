@@ -1,0 +1,96 @@
+"""Rows of results: made in one place, shown as a table, written as JSON."""
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from td3engine.config import Mode
+from td3engine.ranking import Metrics, Protocol
+
+Row = TypedDict(
+    "Row",
+    {
+        "name": str,
+        "mode": Mode,
+        "protocol": Protocol,
+        "seeds": int,
+        "hr@10": float,
+        "hr@10_std": float,
+        "ndcg@10": float,
+        "ndcg@10_std": float,
+        "mrr@10": float,
+        "mrr@10_std": float,
+        "train_seconds": float,
+        "numbers_stored": int,
+    },
+)
+
+
+def make_row(
+    name: str,
+    mode: Mode,
+    protocol: Protocol,
+    measured: Sequence[Metrics],
+    train_seconds: float,
+    numbers_stored: int,
+) -> Row:
+    """Mean and standard deviation (n - 1; 0 for one seed) of measurements, one a seed."""
+
+    def mean(metric: str) -> float:
+        return float(np.mean([m[metric] for m in measured]))
+
+    def std(metric: str) -> float:
+        return float(np.std([m[metric] for m in measured], ddof=1)) if len(measured) > 1 else 0.0
+
+    return {
+        "name": name,
+        "mode": mode,
+        "protocol": protocol,
+        "seeds": len(measured),
+        "hr@10": mean("hr@10"),
+        "hr@10_std": std("hr@10"),
+        "ndcg@10": mean("ndcg@10"),
+        "ndcg@10_std": std("ndcg@10"),
+        "mrr@10": mean("mrr@10"),
+        "mrr@10_std": std("mrr@10"),
+        "train_seconds": train_seconds,
+        "numbers_stored": numbers_stored,
+    }
+
+
+def results_tables(rows: Sequence[Row]) -> list[Table]:
+    """One table a protocol, narrow enough for a terminal of 80 columns."""
+    return [
+        _table(protocol, [row for row in rows if row["protocol"] == protocol])
+        for protocol in dict.fromkeys(row["protocol"] for row in rows)
+    ]
+
+
+def _table(protocol: Protocol, rows: Sequence[Row]) -> Table:
+    table = Table(
+        title=f"On the test events, protocol `{protocol}`",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
+    for name in ("trained on", "mode"):
+        table.add_column(name, no_wrap=True)
+    for name in ("HR@10", "NDCG@10", "train s", "numbers"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["name"],
+            row["mode"],
+            _plus_minus(row["hr@10"], row["hr@10_std"], row["seeds"]),
+            _plus_minus(row["ndcg@10"], row["ndcg@10_std"], row["seeds"]),
+            f"{row['train_seconds']:.1f}",
+            f"{row['numbers_stored']:,}",
+        )
+    return table
+
+
+def _plus_minus(mean: float, std: float, seeds: int) -> str:
+    return f"{mean:.4f} ±{std:.4f}" if seeds > 1 else f"{mean:.4f}        "

@@ -1,0 +1,272 @@
+"""A whole distillation: log in, summary out, with progress, checkpoints and a way to stop.
+
+What the command `td3 distill` and the worker's child process share.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from td3engine.backbones import build_backbone
+from td3engine.bundle import Manifest, save_bundle
+from td3engine.config import DistillConfig
+from td3engine.distill import Distillation
+from td3engine.errors import CheckpointMismatchError, DeviceError, Interrupted
+from td3engine.evaluation import Benchmark, summary_rows, teacher_rows
+from td3engine.events import Event, Listener, Note, Phase, PhaseStarted, Progress
+from td3engine.interactions import Interactions, Split, split
+from td3engine.report import Row
+from td3engine.sequences import questions, training_windows
+from td3engine.summary import Summary
+from td3engine.teacher import LogTraining, Trained
+
+CHECKPOINT_FILE = "checkpoint.pt"
+RESULT_SEEDS = (1, 2, 3)  # learners behind the figures that a manifest carries
+
+
+@dataclass(frozen=True)
+class Control:
+    """How a run is watched and stopped.
+
+    Attributes:
+        listener: told of every event.
+        stop: asked between steps; True ends the run after a checkpoint.
+        checkpointed: told the path after each checkpoint, with phase and step.
+        checkpoint_seconds: least time between two checkpoints.
+    """
+
+    listener: Listener
+    stop: Callable[[], bool] = field(default=lambda: False)
+    checkpointed: Callable[[Path, Phase, int], None] = field(default=lambda *_: None)
+    checkpoint_seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run made: the manifest, its rows with seconds, and seconds by phase."""
+
+    manifest: Manifest
+    rows: list[Row]
+    seconds: dict[str, float]
+
+
+def pick_device(config: DistillConfig) -> torch.device:
+    """The configured device; `auto` is CUDA where there is one.
+
+    Raises:
+        DeviceError: `cuda` is asked for and absent.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device 'cuda' is asked for, but torch finds none here")
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if config.device == "auto" else config.device)
+
+
+def split_log(log: Interactions, config: DistillConfig) -> Split:
+    """Filter and split as configured (LogError `too_little_data` if nothing is left)."""
+    return split(
+        log,
+        min_user_interactions=config.data.min_user_interactions,
+        min_item_interactions=config.data.min_item_interactions,
+        iterative_core=config.data.iterative_core,
+    )
+
+
+class Run:
+    """One distillation of one log in one folder."""
+
+    def __init__(
+        self,
+        log: Interactions,
+        fingerprint: str,
+        config: DistillConfig,
+        folder: Path,
+        control: Control,
+    ) -> None:
+        self.log, self.fingerprint, self.config = log, fingerprint, config
+        self.folder, self.control = folder, control
+        self.device = pick_device(config)
+        self.seconds: dict[str, float] = {}
+        self._phase: Phase = "preparing"
+        self._phase_began = time.perf_counter()
+        self._last_checkpoint = time.monotonic()
+
+    def run(self) -> Outcome:
+        """Distil, measure, write the bundle into the folder.
+
+        Raises:
+            LogError: too little is left of the log after the filter.
+            CheckpointMismatchError: the folder's checkpoint is of another run.
+            Interrupted: `control.stop` said so; a checkpoint has been written.
+        """
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        self._enter("preparing")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = self._read_checkpoint()
+        self.seconds = dict(kept.get("seconds", {}))
+        self.split = split_log(self.log, self.config)
+        teacher = self._pretrain(kept)
+        summary, chosen = self._distil(teacher, kept)
+        return self._evaluate(teacher, summary, chosen)
+
+    def _pretrain(self, kept: dict[str, Any]) -> Trained:
+        self._enter("pretraining")
+        history = self.config.data.max_history
+        training = LogTraining(
+            self.split,
+            build_backbone(self.config.backbone, history),
+            self.config.teacher,
+            lambda rng: training_windows(self.split, history, rng),
+            questions(self.split, "validation", history),
+            history=history,
+            width=self.config.backbone.hidden,
+            seed=self.config.seed,
+            device=self.device,
+        )
+        if "teacher" in kept:
+            training.restore(kept["teacher"])
+        pace = self._pace(self.config.teacher.max_epochs, training.epoch, may_end_early=True)
+        for best in training.epochs():
+            pace(training.epoch, best)
+            self._between_steps(training.epoch, lambda: {"teacher": training.state()})
+        self._teacher_state = training.state()
+        return training.result()
+
+    def _distil(self, teacher: Trained, kept: dict[str, Any]) -> tuple[Summary, dict[str, float]]:
+        self._enter("distilling")
+        distillation = Distillation(
+            self.split,
+            self.config,
+            build_backbone(self.config.backbone, self.config.data.max_history),
+            teacher,
+            questions(self.split, "validation", self.config.learner_history),
+            self.device,
+        )
+        if "distillation" in kept:
+            distillation.restore(kept["distillation"])
+        pace = self._pace(self.config.outer.steps, distillation.done)
+
+        def state() -> dict[str, Any]:
+            return {"teacher": self._teacher_state, "distillation": distillation.state()}
+
+        for best in distillation.steps():
+            pace(distillation.done, best)
+            self._between_steps(distillation.done, state)
+        self._write_checkpoint(distillation.done, state())
+        return distillation.result()
+
+    def _evaluate(self, teacher: Trained, summary: Summary, chosen: dict[str, float]) -> Outcome:
+        self._enter("evaluating")
+        benchmark = Benchmark.prepare(self.split, self.config, self.device)
+        if "sampled-100" not in benchmark.protocols:
+            self.control.listener(
+                Note("too few items for 100 negatives a user: no `sampled-100` figures")
+            )
+        rows = teacher_rows(benchmark, teacher)
+        rows += summary_rows(benchmark, "TD3 summary", summary, "shared-items", RESULT_SEEDS)
+        manifest = save_bundle(
+            self.folder,
+            summary,
+            self.split.item_ids,
+            Manifest(
+                config=self.config,
+                fingerprint=self.fingerprint,
+                statistics=self.split.statistics().model_dump(),
+                validation={
+                    "teacher_ndcg@10": teacher.validation,
+                    "summary_ndcg@10": chosen["ndcg@10"],
+                    "outer_step": chosen["step"],
+                },
+                # Seconds differ from run to run; the bundle's bytes must not.
+                results=[
+                    {key: value for key, value in row.items() if key != "train_seconds"}
+                    for row in rows
+                ],
+                numbers_stored={"learned": summary.numbers_learned, "V": summary.V.numel()},
+            ),
+        )
+        self._leave()
+        (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+        return Outcome(manifest, rows, self.seconds)
+
+    def _enter(self, phase: Phase) -> None:
+        self._leave()
+        self._phase, self._phase_began = phase, time.perf_counter()
+        self.control.listener(PhaseStarted(phase))
+
+    def _leave(self) -> None:
+        now = time.perf_counter()
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._phase_began
+        self._phase_began = now
+
+    def _pace(
+        self, total: int, already: int, *, may_end_early: bool = False
+    ) -> Callable[[int, float], None]:
+        """Reports progress; the time left goes by the steps that this process has seen."""
+        began, phase = time.perf_counter(), self._phase
+
+        def report(step: int, best: float) -> None:
+            spent = time.perf_counter() - began
+            left = None if may_end_early else spent / (step - already) * (total - step)
+            self.control.listener(Progress(phase, step, total, left, {"ndcg@10": best}))
+
+        return report
+
+    def _between_steps(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
+        stop = self.control.stop()
+        due = time.monotonic() - self._last_checkpoint >= self.control.checkpoint_seconds
+        if stop or due:
+            self._write_checkpoint(step, state())
+        if stop:
+            raise Interrupted(f"stopped in phase {self._phase} at step {step}")
+
+    def _write_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint whole or not at all: to another name, synced, then renamed."""
+        self._leave()
+        target = self.folder / CHECKPOINT_FILE
+        part = target.with_suffix(".part")
+        identity = {"fingerprint": self.fingerprint, "config": self.config.model_dump_json()}
+        with part.open("wb") as file:
+            torch.save({**identity, "seconds": self.seconds, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+        self._last_checkpoint = time.monotonic()
+        self.control.checkpointed(target, self._phase, step)
+
+    def _read_checkpoint(self) -> dict[str, Any]:
+        path = self.folder / CHECKPOINT_FILE
+        if not path.exists():
+            return {}
+        kept: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+        mine = (self.fingerprint, self.config.model_dump_json())
+        if (kept["fingerprint"], kept["config"]) != mine:
+            raise CheckpointMismatchError(
+                f"{path} belongs to another log or configuration; "
+                "take another folder, or remove the file to start anew"
+            )
+        return kept
+
+
+def throttled(listener: Listener, every_seconds: float = 1.0) -> Listener:
+    """A listener that passes on at most one progress event in so many seconds, and all others.
+
+    A phase's last step always passes, so that what is shown ends complete.
+    """
+    last = -every_seconds
+
+    def listen(event: Event) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if isinstance(event, Progress) and event.step < event.total and now - last < every_seconds:
+            return
+        last = now if isinstance(event, Progress) else -every_seconds
+        listener(event)
+
+    return listen

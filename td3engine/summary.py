@@ -1,0 +1,85 @@
+"""The Tucker-factored summary (method, sections 2 and 3): factors, soft sequences, scores.
+
+S = softmax_over_items(G x1 U x2 T x3 V) is never built: `query` gives C = G x1 U x2 T, and a soft
+sequence is attention with query C, key V and value E (identity I-1).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from td3engine.config import SummaryConfig
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The factors, float32.
+
+    Attributes:
+        U: synthetic user factor, (mu, d1).
+        T: temporal factor, (zeta, d2).
+        G: relation core, (d1, d2, d).
+        V: shared item factor, (n, d): the teacher's item table, never trained here.
+    """
+
+    U: Tensor
+    T: Tensor
+    G: Tensor
+    V: Tensor
+
+    @classmethod
+    def initial(cls, config: SummaryConfig, V_ND: Tensor, generator: Generator) -> Self:
+        """Untrained factors: U and T from N(0, initial_std^2), G by Kaiming's normal rule.
+
+        The paper's 0.02 starts all synthetic positions at nearly the same, uniform distribution,
+        which distilling must first undo; a wider start saves it that (docs/decisions.md).
+        """
+
+        def normal(*shape: int, std: float) -> Tensor:
+            return torch.randn(shape, generator=generator, device=generator.device) * std
+
+        # Kaiming's fan-in of a tensor (d1, d2, d): everything but the first dimension.
+        core_std = (2.0 / (config.time_rank * V_ND.shape[1])) ** 0.5
+        return cls(
+            U=normal(config.users, config.user_rank, std=config.initial_std),
+            T=normal(config.length, config.time_rank, std=config.initial_std),
+            G=normal(config.user_rank, config.time_rank, V_ND.shape[1], std=core_std),
+            V=V_ND,
+        )
+
+    @property
+    def learned(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(U, T, G): what distilling trains."""
+        return self.U, self.T, self.G
+
+    @property
+    def numbers_learned(self) -> int:
+        return sum(factor.numel() for factor in self.learned)
+
+    @property
+    def numbers_stored(self) -> int:
+        return self.numbers_learned + self.V.numel()
+
+    def with_learned(self, U: Tensor, T: Tensor, G: Tensor) -> "Summary":
+        return replace(self, U=U, T=T, G=G)
+
+    def to(self, device: torch.device) -> "Summary":
+        return Summary(*(factor.to(device) for factor in (*self.learned, self.V)))
+
+
+def query(U_UA: Tensor, T_TB: Tensor, G_ABD: Tensor) -> Tensor:
+    """C = G x1 U x2 T: the query of each synthetic position, (mu, zeta, d)."""
+    return torch.einsum("ua,tb,abd->utd", U_UA, T_TB, G_ABD)
+
+
+def soft_sequences(C_UTD: Tensor, V_ND: Tensor, E_ND: Tensor) -> Tensor:
+    """X = softmax(C V^T) E, the expected embedding of each position, (mu, zeta, d) (I-1).
+
+    Fused attention: the (mu, zeta, n) probabilities are never stored. First order only.
+    """
+    flat = C_UTD.reshape(1, 1, -1, C_UTD.shape[-1])
+    out = F.scaled_dot_product_attention(flat, V_ND[None, None], E_ND[None, None], scale=1.0)
+    return out.view(*C_UTD.shape[:-1], E_ND.shape[-1])

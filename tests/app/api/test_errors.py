@@ -1,0 +1,144 @@
+"""Every error is a problem: one shape, a stable code, the request's id, and no leak."""
+
+import logging
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.app.api.conftest import Service
+
+JSON = {"content-type": "application/json"}
+NOT_FOUND = [
+    ("GET", "/nothing", "not_found"),
+    ("GET", "/jobs/", "not_found"),
+    ("GET", "/datasets/ds_none", "dataset_not_found"),
+    ("GET", "/datasets/%00", "dataset_not_found"),
+    ("GET", "/jobs/job_none", "job_not_found"),
+    ("GET", "/jobs/%00", "job_not_found"),
+    ("GET", "/jobs/job_none/events", "job_not_found"),
+    ("GET", "/jobs/job_none/summary", "job_not_found"),
+    ("GET", "/jobs/job_none/artifacts/x", "job_not_found"),
+    ("POST", "/jobs/job_none/cancel", "job_not_found"),
+]
+UNKNOWN_QUERY = ["/datasets", "/datasets/x", "/jobs", "/jobs/x", "/jobs/x/events", "/healthz"]
+UNKNOWN_QUERY += ["/readyz", "/jobs/x/summary", "/jobs/x/artifacts/y"]
+
+
+def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    """The problem, checked for what all of them have."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    body: dict[str, Any] = answer.json()
+    assert body["code"] == code
+    assert body["status"] == status
+    assert body["type"] == f"urn:td3:problem:{code}"
+    assert body["title"]
+    assert body["detail"]
+    assert body["request_id"] == answer.headers["x-request-id"]
+    return body
+
+
+def test_what_is_not_there(each_service: Service) -> None:
+    for method, path, code in NOT_FOUND:
+        problem(each_service.http.request(method, path), 404, code)
+
+
+def test_method_that_is_not_possible(service: Service) -> None:
+    answer = service.http.delete("/jobs")
+    problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"]
+
+
+@pytest.mark.parametrize("path", UNKNOWN_QUERY)
+def test_unknown_query_parameter(service: Service, path: str) -> None:
+    body = problem(service.http.get(path, params={"nonsense": 1}), 422, "validation_error")
+    assert body["param"] == "nonsense"
+
+
+def test_all_fields_at_fault_are_named(each_service: Service) -> None:
+    answer = each_service.http.get("/jobs", params={"limit": 0, "status": "odd", "after": "\0"})
+    body = problem(answer, 422, "validation_error")
+    assert [error["path"] for error in body["errors"]] == ["limit", "after", "status"]
+    assert body["param"] == "limit"
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "code"),
+    [
+        (b"{", JSON, 400, "invalid_json"),
+        (b"\xff", JSON, 400, "invalid_json"),
+        (b"[" * 100_000, JSON, 400, "invalid_json"),
+        (b"[]", JSON, 422, "validation_error"),
+        (b"{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        (b"{}", {}, 415, "unsupported_media_type"),
+        (b" " * 300_000, JSON, 413, "too_large"),
+        (b"x", {"content-type": "multipart/form-data"}, 415, "unsupported_media_type"),
+        (b"x", {"content-type": "multipart/form-data; boundary=b"}, 400, "bad_multipart"),
+        (b"--b\r\n", {"content-type": "multipart/form-data; boundary=b"}, 400, "bad_multipart"),
+    ],
+)
+def test_bodies_that_cannot_be_read(
+    service: Service, content: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    problem(service.http.post("/jobs", content=content, headers=headers), status, code)
+
+
+def test_request_id_of_the_client_is_kept_when_it_is_sane(service: Service) -> None:
+    def given_back(request_id: str) -> str:
+        answer = service.http.get("/nothing", headers={"x-request-id": request_id})
+        return str(problem(answer, 404, "not_found")["request_id"])
+
+    assert given_back("trace-1:a.b_c") == "trace-1:a.b_c"
+    for odd in ("", "a b", "x" * 200, "<script>"):
+        assert given_back(odd) != odd
+    assert (
+        service.http.get("/healthz", headers={"x-request-id": "q1"}).headers["x-request-id"] == "q1"
+    )
+
+
+def test_unexpected_errors_are_logged_and_do_not_leak(
+    service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("the password is swordfish")
+
+    monkeypatch.setattr("app.store.jobs.page", broken)
+    with caplog.at_level(logging.ERROR):
+        answer = service.http.get("/jobs", headers={"x-request-id": "q2"})
+    body = problem(answer, 500, "internal_error")
+    assert body["request_id"] == "q2"
+    assert "swordfish" not in answer.text
+    assert "swordfish" in caplog.text
+    assert "q2" in caplog.text
+
+
+def test_the_document_names_the_problems_of_each_route(service: Service) -> None:
+    document = service.http.get("/openapi.json").json()
+    operations = [
+        operation for methods in document["paths"].values() for operation in methods.values()
+    ]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names) == 12
+    for operation in operations:
+        assert operation["tags"]
+        assert operation["description"]
+        for status in ("422", "500"):
+            content = operation["responses"][status]["content"]
+            reference = content["application/problem+json"]["schema"]["$ref"]
+            assert reference == "#/components/schemas/Problem"
+    schemas = document["components"]["schemas"]
+    assert {"Problem", "DistillConfig", "JobRequest", "Job"} <= set(schemas)
+    assert not {"HTTPValidationError", "ValidationError"} & set(schemas)
+    for reference in _references(document):
+        assert reference.removeprefix("#/components/schemas/") in schemas
+    assert service.http.get("/docs").status_code == 200
+
+
+def _references(node: Any) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["$ref"]] if isinstance(node.get("$ref"), str) else []
+        return own + [found for value in node.values() for found in _references(value)]
+    if isinstance(node, list):
+        return [found for value in node for found in _references(value)]
+    return []

@@ -1,0 +1,216 @@
+"""Jobs over HTTP: created and published, listed, waited for, cancelled."""
+
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from app.store import jobs
+from td3engine.config import build_config
+from tests.app.api.conftest import LOG, Service, running, settings_for, wait_for
+from tests.app.api.test_errors import problem
+
+
+def test_create(each_service: Service) -> None:
+    service = each_service
+    dataset = service.dataset()
+    config = {"outer": {"window": 10}, "seed": 3}
+    request = {"dataset_id": dataset, "preset": "fast", "config": config, "name": "first"}
+    answer = service.http.post("/jobs", json=request)
+    assert answer.status_code == 202
+    job = answer.json()
+    assert answer.headers["location"] == f"/jobs/{job['id']}"
+    assert job["config"] == build_config("fast", config).model_dump(mode="json")
+    assert (job["status"], job["preset"], job["name"]) == ("queued", "fast", "first")
+    assert (job["attempt"], job["max_attempts"], job["artifacts"]) == (0, 3, [])
+    assert service.http.get(f"/jobs/{job['id']}").json() == job
+
+    [message] = service.published()
+    assert job["id"] in message
+    with service.store.read() as session:
+        row = jobs.get(session, job["id"])
+    assert row is not None
+    assert row.published_at is not None
+
+
+def test_create_with_a_file(each_service: Service) -> None:
+    answer = each_service.http.post(
+        "/jobs",
+        files={"file": ("log.csv", LOG)},
+        data={"request": json.dumps({"config": {"seed": 4}, "name": "second"})},
+    )
+    assert answer.status_code == 202, answer.text
+    job = answer.json()
+    assert job["config"]["seed"] == 4
+    assert job["preset"] == "balanced"
+    dataset = each_service.http.get(f"/datasets/{job['dataset_id']}").json()
+    assert dataset["statistics"]["interactions"] == 200
+    assert len(each_service.published()) == 1
+    assert each_service.uploads_in_flight() == []
+
+
+def test_config_errors_point_at_the_field(service: Service) -> None:
+    dataset = service.dataset()
+    for config, paths in [
+        ({"outer": {"window": 0}}, ["config.outer.window"]),
+        ({"outer": {"windw": 3}, "x": 1}, ["config.outer.windw", "config.x"]),
+        ({"outer": 3}, ["config.outer"]),
+        ({"outer": {"window": 400}}, ["config"]),
+        ({"seed": "\0"}, ["config.seed"]),
+    ]:
+        answer = service.http.post("/jobs", json={"dataset_id": dataset, "config": config})
+        body = problem(answer, 422, "validation_error")
+        assert [error["path"] for error in body["errors"]] == paths
+        assert body["param"] == paths[0]
+    nan = b'{"dataset_id": "%s", "config": {"outer": {"lr": NaN}}}' % dataset.encode()
+    answer = service.http.post("/jobs", content=nan, headers={"content-type": "application/json"})
+    assert problem(answer, 422, "validation_error")["param"] == "config.outer.lr"
+    assert service.published() == []
+
+
+def test_other_requests_that_are_refused(each_service: Service) -> None:
+    post = each_service.http.post
+    dataset = each_service.dataset()
+    for request, param in [
+        ({}, "dataset_id"),
+        ({"dataset_id": dataset, "preset": "slow"}, "preset"),
+        ({"dataset_id": dataset, "name": ""}, "name"),
+        ({"dataset_id": dataset, "name": "a\0b"}, "name"),
+        ({"dataset_id": dataset, "callback": "x"}, "callback"),
+    ]:
+        body = problem(post("/jobs", json=request), 422, "validation_error")
+        assert body["param"] == param
+    for missing in ("ds_none", "\0", "x y"):
+        body = problem(post("/jobs", json={"dataset_id": missing}), 422, "dataset_not_found")
+        assert body["param"] == "dataset_id"
+    # With a file the request is looked at before the file is.
+    answer = post("/jobs", files={"file": ("a", b"")}, data={"request": '{"dataset_id": "x"}'})
+    assert problem(answer, 422, "validation_error")["param"] == "dataset_id"
+
+
+def test_broker_that_is_down_leaves_the_job_queued(
+    sqlite_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    nobody = f"redis+socket://{tmp_path}/nobody.sock"
+    with (
+        caplog.at_level(logging.WARNING),
+        running(settings_for(sqlite_url, nobody, tmp_path)) as service,
+    ):
+        job = service.new_job()
+        assert job["status"] == "queued"
+        assert job["id"] in caplog.text
+        with service.store.read() as session:
+            row = jobs.get(session, job["id"])
+        assert row is not None
+        assert row.published_at is None  # so the janitor will send it
+
+
+def test_list(each_service: Service) -> None:
+    service = each_service
+    first, second, third = (service.new_job()["id"] for _ in range(3))
+    service.claim(second)
+    other = service.dataset()
+
+    def listed(**params: str | int) -> tuple[list[str], bool]:
+        page = service.http.get("/jobs", params=params).json()
+        return [job["id"] for job in page["data"]], page["has_more"]
+
+    assert listed() == ([third, second, first], False)
+    assert listed(limit=2) == ([third, second], True)
+    assert listed(limit=2, after=second) == ([first], False)
+    assert listed(status="running") == ([second], False)
+    assert listed(dataset_id=other) == ([], False)
+
+
+def test_progress_and_failure_are_shown(each_service: Service) -> None:
+    job_id = each_service.new_job()["id"]
+    lease = each_service.claim(job_id)
+    each_service.progress(lease, 4)
+    job = each_service.http.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["phase"], job["attempt"]) == ("running", "distilling", 1)
+    assert job["progress"]["step"] == 4
+    assert job["progress"]["seconds_left"] == 1.5
+    error = {"code": "too_little_data", "message": "nothing is left"}
+    each_service.fail(lease, error)
+    job = each_service.http.get(f"/jobs/{job_id}").json()
+    assert (job["status"], job["error"]) == ("failed", error)
+    assert job["finished_at"]
+
+
+def test_cancel(each_service: Service) -> None:
+    post = each_service.http.post
+    job_id = each_service.new_job()["id"]
+    answer = post(f"/jobs/{job_id}/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (202, "cancelled")
+    problem(post(f"/jobs/{job_id}/cancel"), 409, "job_is_over")
+
+    job_id = each_service.new_job()["id"]
+    each_service.claim(job_id)
+    for _ in range(2):  # asking twice changes nothing
+        answer = post(f"/jobs/{job_id}/cancel")
+        assert (answer.status_code, answer.json()["status"]) == (202, "cancelling")
+
+
+def test_etag(service: Service) -> None:
+    url = f"/jobs/{service.new_job()['id']}"
+    etag = service.http.get(url).headers["etag"]
+    same = service.http.get(url, headers={"if-none-match": f'"x", W/{etag}'})
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", etag)
+    service.http.post(f"{url}/cancel")
+    changed = service.http.get(url, headers={"if-none-match": etag})
+    assert changed.status_code == 200
+    assert changed.headers["etag"] != etag
+
+
+def test_wait_answers_when_the_job_is_over(each_service: Service) -> None:
+    url = f"/jobs/{each_service.new_job()['id']}"
+    answers = []
+
+    def wait() -> None:
+        answers.append(each_service.http.get(url, headers={"prefer": "respond-async, wait=20"}))
+
+    waiting = threading.Thread(target=wait)
+    started = time.monotonic()
+    waiting.start()
+    each_service.http.post(f"{url}/cancel")
+    waiting.join()
+    assert time.monotonic() - started < 10
+    assert answers[0].json()["status"] == "cancelled"
+    assert answers[0].headers["preference-applied"] == "wait=20"
+
+
+def test_wait_gives_up(service: Service) -> None:
+    url = f"/jobs/{service.new_job()['id']}"
+    started = time.monotonic()
+    answer = service.http.get(url, headers={"prefer": "wait=1"})
+    assert 0.9 < time.monotonic() - started < 5
+    assert answer.json()["status"] == "queued"
+    for odd in ("wait=x", "wait", "await=9", "wait=-1"):
+        answer = service.http.get(url, headers={"prefer": odd})
+        assert answer.status_code == 200
+        assert "preference-applied" not in answer.headers
+
+
+def test_many_waiters_hold_up_nobody(service: Service) -> None:
+    """More of them than the server has threads."""
+    url = f"/jobs/{service.new_job()['id']}"
+    done = []
+
+    def wait() -> None:
+        headers = {"prefer": "wait=60"}
+        done.append(service.http.get(url, headers=headers).json()["status"])
+
+    waiters = [threading.Thread(target=wait) for _ in range(60)]
+    for waiter in waiters:
+        waiter.start()
+    started = time.monotonic()
+    service.http.get("/datasets").raise_for_status()
+    assert time.monotonic() - started < 5
+    service.http.post(f"{url}/cancel").raise_for_status()
+    wait_for(lambda: len(done) == 60)
+    for waiter in waiters:
+        waiter.join()
+    assert set(done) == {"cancelled"}

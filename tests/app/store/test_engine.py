@@ -1,0 +1,94 @@
+"""Sessions, times and ids."""
+
+import re
+import time
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError, StatementError
+
+from app.settings import Settings
+from app.store import datasets, jobs
+from app.store.engine import Store, make_engine
+from app.store.ids import new_id
+from tests.app.store.conftest import NOW, job, make_dataset, make_job
+
+
+def test_a_failed_block_leaves_nothing(store: Store, dataset_id: str) -> None:
+    with pytest.raises(ZeroDivisionError), store.write() as session:
+        jobs.create(
+            session, dataset_id=dataset_id, config={}, preset="fast", name=None, max_attempts=1
+        )
+        raise ZeroDivisionError
+    with store.read() as session:
+        assert jobs.page(session, limit=1, after=None) == ([], False)
+
+
+def test_times_are_utc_whatever_their_zone(store: Store, dataset_id: str) -> None:
+    job_id = make_job(store, dataset_id)
+    with store.write() as session:
+        jobs.mark_published(session, job_id, NOW.astimezone(timezone(timedelta(hours=5))))
+    published = job(store, job_id).published_at
+    assert published == NOW
+    assert published.tzinfo is UTC
+    with pytest.raises(StatementError, match="without a zone"), store.write() as session:
+        jobs.mark_published(session, job_id, datetime(2030, 1, 1))
+
+
+def test_datasets(store: Store, tmp_path: Path) -> None:
+    made = sorted((make_dataset(store, tmp_path, bytes([n])) for n in range(3)), reverse=True)
+    with store.read() as session:
+        page, more = datasets.page(session, limit=2)
+        assert ([found.id for found in page], more) == (made[:2], True)
+        page, more = datasets.page(session, limit=2, after=made[1])
+        assert ([found.id for found in page], more) == (made[2:], False)
+        found = datasets.get(session, made[0])
+        assert found is not None
+        assert found.statistics == {"users": 3}
+        assert datasets.get(session, "ds_nothing") is None
+
+
+def test_a_sqlite_writer_waits_for_another(sqlite_url: str) -> None:
+    store = Store(make_engine(sqlite_url))
+    with store.engine.connect() as connection:
+        pragmas = [
+            connection.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "foreign_keys", "busy_timeout")
+        ]
+    assert pragmas == ["wal", 1, 30_000]
+    other = Store(make_engine(sqlite_url))
+    with store.write() as writing:
+        writing.connection()  # BEGIN IMMEDIATE: nobody else may write from here on
+        with other.read() as reading:
+            assert jobs.page(reading, limit=1) == ([], False)
+        with pytest.raises(OperationalError, match="locked"), other.engine.connect() as second:
+            second.execute(text("PRAGMA busy_timeout = 1"))
+            second.execute(text("UPDATE jobs SET name = ''"))
+    store.close()
+    other.close()
+
+
+def test_ids_sort_by_time() -> None:
+    first = new_id("job")
+    time.sleep(0.002)  # ids of one millisecond come in any order
+    second = new_id("job")
+    assert first < second
+    assert re.fullmatch(r"job_[0-9a-hjkmnp-tv-z]{26}", first)
+
+
+def test_other_databases_are_refused() -> None:
+    with pytest.raises(ValueError, match="mysql"):
+        make_engine("mysql://localhost/td3")
+
+
+def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TD3_DATA_DIR", "/data")
+    monkeypatch.setenv("TD3_ENGINE_COMMAND", '["engine", "run"]')
+    settings = Settings()
+    assert settings.database_url == "sqlite:////data/td3.sqlite3"
+    assert settings.engine_command == ["engine", "run"]
+    assert all(field.description for field in Settings.model_fields.values())
+    with pytest.raises(ValueError, match="heartbeat"):
+        Settings(heartbeat_seconds=60, lease_seconds=60)

@@ -1,0 +1,34 @@
+"""The service must start fast and small: no torch, and nothing of the worker's."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module", ["app.main", "app.serve", "td3engine", "td3engine.config", "td3engine.client"]
+)
+def test_no_torch_is_imported(module: str) -> None:
+    program = (
+        f"import {module}, sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
+    assert module.partition(".")[0] in found
+    assert "torch" not in found
+    if module.startswith("app"):
+        assert "worker" not in found
+    else:
+        assert not {"app", "fastapi", "sqlalchemy", "celery"} & set(found)
+
+
+def test_app_imports_of_the_engine_only_its_torch_free_contract() -> None:
+    program = "import app.main, app.serve, sys; print(*sorted(sys.modules))"
+    found = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    ).stdout.split()
+    engine = {name for name in found if name.startswith("td3engine.")}
+    public = {name for name in engine if not name.startswith("td3engine._log")}
+    assert public == {"td3engine.config", "td3engine.interactions"}

@@ -1,0 +1,109 @@
+"""Servers that tests need: a PostgreSQL (running, or started here) and a broker of their own."""
+
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+ADMIN_URL = os.environ.get("TD3_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432/postgres")
+
+
+class NoPostgresError(Exception):
+    """There is none, and none can be started; says why."""
+
+
+@contextmanager
+def postgresql() -> Iterator[str]:
+    """URL of an administrator's connection.
+
+    Raises:
+        NoPostgresError: nothing answers and nothing can be started.
+    """
+    if _answers(ADMIN_URL):
+        yield ADMIN_URL
+        return
+    binaries = _binaries()
+    with tempfile.TemporaryDirectory(prefix="td3-pg-") as name:
+        folder = Path(name)
+        user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
+        if user:
+            shutil.chown(folder, user)
+        data, port = folder / "data", _free_port()
+        _run(user, binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync")
+        options = f"-p {port} -h 127.0.0.1 -k {folder} -F"
+        start = ("-l", folder / "log", "-o", options, "-w", "-t", "30", "start")
+        _run(user, binaries / "pg_ctl", "-D", data, *start)
+        try:
+            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+        finally:
+            _run(user, binaries / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+
+
+def _answers(url: str) -> bool:
+    try:
+        psycopg.connect(url, connect_timeout=3).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def _binaries() -> Path:
+    found = _find_binaries()
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        # Two test processes must not install at once.
+        with (Path(tempfile.gettempdir()) / "td3-apt.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = _find_binaries() or _install()
+    if found is None:
+        raise NoPostgresError("PostgreSQL does not answer, and initdb and pg_ctl are not installed")
+    return found
+
+
+def _find_binaries() -> Path | None:
+    versions = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name)
+    )
+    on_path = shutil.which("initdb")
+    candidates = [*reversed(versions), *([Path(on_path).parent] if on_path else [])]
+    needed = ("initdb", "pg_ctl", "postgres")
+    return next(
+        (folder for folder in candidates if all((folder / name).exists() for name in needed)), None
+    )
+
+
+def _install() -> Path | None:
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update", "-qq"], ["install", "-qq", "-y", "postgresql"]):
+        done = subprocess.run(
+            ["apt-get", *command], env=environment, capture_output=True, timeout=300, check=False
+        )
+        if done.returncode != 0:
+            raise NoPostgresError(f"apt-get {command[0]}: {done.stderr.decode()[-500:]}")
+    return _find_binaries()
+
+
+def _run(user: str | None, *command: str | Path) -> None:
+    # Output goes to nowhere: the server would hold a pipe open for as long as it lives.
+    subprocess.run(
+        [str(part) for part in command],
+        user=user,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        timeout=60,
+        check=True,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])

@@ -1,0 +1,227 @@
+"""Identities I-1 and I-2 (method, section 3) against the dense definitions, in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from td3engine.catalogue import log_sum_exp
+from td3engine.config import SummaryConfig
+from td3engine.learner import cross_entropy
+from td3engine.summary import Summary, query, soft_sequences
+from tests.td3engine.oracles import (
+    dense_kl,
+    dense_summary,
+    distance,
+    entropy,
+    leaves,
+    normal,
+    seeded,
+)
+
+MU, ZETA, RANK_U, RANK_T, WIDTH, ITEMS = 3, 5, 2, 4, 6, 11
+EXACT = 1e-10
+
+
+def make_factors(seed: int) -> list[Tensor]:
+    """U, T, G, V of scale one, so that the targets are far from uniform."""
+    return leaves(
+        normal(seed, MU, RANK_U),
+        normal(seed + 1, ZETA, RANK_T),
+        normal(seed + 2, RANK_U, RANK_T, WIDTH, std=0.5),
+        normal(seed + 3, ITEMS, WIDTH),
+    )
+
+
+def assert_same_gradients(
+    found: Tensor, wanted: Tensor, inputs: list[Tensor], direction: Tensor | None = None
+) -> None:
+    ours = torch.autograd.grad(found, inputs, direction, retain_graph=True)
+    theirs = torch.autograd.grad(wanted, inputs, direction, retain_graph=True)
+    for got, want in zip(ours, theirs, strict=True):
+        assert want.norm() > 1e-3  # the comparison says something
+        assert distance(got, want) < EXACT
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_soft_input_is_attention(tied: bool) -> None:
+    """I-1: softmax(C V^T) E without the (mu, zeta, n) probabilities; V = E, and a learner's own."""
+    U, T, G, V = make_factors(0)
+    E = V if tied else leaves(normal(9, ITEMS, WIDTH))[0]
+    found = soft_sequences(query(U, T, G), V, E)
+    wanted = torch.stack([torch.stack([p @ E for p in row]) for row in dense_summary(U, T, G, V)])
+    assert found.shape == (MU, ZETA, WIDTH)
+    assert distance(found, wanted) < EXACT
+    inputs = [U, T, G, V] if tied else [U, T, G, V, E]
+    assert_same_gradients(found, wanted, inputs, normal(10, MU, ZETA, WIDTH))
+
+
+def test_soft_input_of_a_table_of_another_width() -> None:
+    U, T, G, V = make_factors(0)
+    E = normal(9, ITEMS, WIDTH + 3)
+    found = soft_sequences(query(U, T, G), V, E)
+    assert distance(found, dense_summary(U, T, G, V) @ E) < EXACT
+
+
+def test_soft_input_of_sharp_queries_is_one_item() -> None:
+    """Scores in the thousands do not overflow: each position reads the best item's embedding."""
+    U, T, G, V = make_factors(0)
+    C = query(U, T, G * 1e4)
+    best = (C @ V.T).argmax(-1)
+    assert distance(soft_sequences(C, V, V), V[best]) < EXACT
+
+
+@pytest.mark.parametrize("seed", [0, 20])
+def test_soft_target_is_an_inner_product(seed: int) -> None:
+    """I-2: KL(S_t || softmax(h E^T)) + H(S_t), without S; gradients to h and to U, T, G."""
+    U, T, G, V = make_factors(seed)
+    (h,) = leaves(normal(seed + 5, MU * ZETA, WIDTH))
+    E = V.detach()
+    X = soft_sequences(query(U, T, G), E, E).reshape(-1, WIDTH)
+    S = dense_summary(U, T, G, E).reshape(-1, ITEMS)
+    found = cross_entropy(h, X, E)
+    wanted = dense_kl(S, h @ E.T) + entropy(S)
+    assert distance(found, wanted) < EXACT
+    weights = normal(seed + 6, MU * ZETA)
+    assert_same_gradients(found, wanted, [h, U, T, G], weights)
+    # The entropy is a constant to the learner: the gradient to h is the plain KL's.
+    assert_same_gradients(found, dense_kl(S, h @ E.T), [h], weights)
+    # It is none to the summary: without the learner between, the two gradients do differ.
+    ours = torch.autograd.grad(found, U, weights, retain_graph=True)[0]
+    assert distance(ours, torch.autograd.grad(dense_kl(S, h @ E.T), U, weights)[0]) > 0.1
+
+
+def test_soft_target_with_a_table_that_trains() -> None:
+    """`from-scratch`: the learner's own E, key V; gradients to h and E as by definition."""
+    U, T, G, V = (factor.detach() for factor in make_factors(3))
+    h, E = leaves(normal(8, MU * ZETA, WIDTH), normal(9, ITEMS, WIDTH))
+    X = soft_sequences(query(U, T, G), V, E).reshape(-1, WIDTH)
+    S = dense_summary(U, T, G, V).reshape(-1, ITEMS)
+    found = cross_entropy(h, X, E)
+    wanted = dense_kl(S, h @ E.T) + entropy(S)
+    assert distance(found, wanted) < EXACT
+    assert_same_gradients(found, wanted, [h, E], normal(10, MU * ZETA))
+
+
+def test_a_hard_target_is_the_usual_cross_entropy() -> None:
+    h, E = leaves(normal(0, 7, WIDTH))[0], normal(1, ITEMS, WIDTH)
+    items = torch.tensor([0, 10, 3, 3, 5, 1, 9])
+    found = cross_entropy(h, E[items], E)
+    wanted = functional.cross_entropy(h @ E.T, items, reduction="none")
+    assert distance(found, wanted) < EXACT
+    assert_same_gradients(found, wanted, [h], normal(2, 7))
+
+
+def test_the_entropy_drops_out_of_the_meta_gradient() -> None:
+    """Through two inner SGD steps: with I-2, with dense KL, and with dense KL plus entropy."""
+    U, T, G, V = make_factors(40)
+    E = V.detach()
+    W = normal(44, WIDTH, WIDTH)
+    real_input, real_item = normal(45, 4, WIDTH), torch.tensor([0, 3, 7, 10])
+
+    def meta_gradient(inner_loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        weights = W.clone().requires_grad_()
+        for _ in range(2):
+            (gradient,) = torch.autograd.grad(inner_loss(weights), weights, create_graph=True)
+            weights = weights - 0.3 * gradient
+        outer = functional.cross_entropy(real_input @ weights @ E.T, real_item)
+        return torch.autograd.grad(outer, [U, T, G])
+
+    def with_identities(weights: Tensor) -> Tensor:
+        X = soft_sequences(query(U, T, G), E, E)
+        hidden = X[:, :-1].reshape(-1, WIDTH) @ weights
+        return cross_entropy(hidden, X[:, 1:].reshape(-1, WIDTH), E).mean()
+
+    def dense(weights: Tensor, with_entropy: bool) -> Tensor:
+        S = dense_summary(U, T, G, E)
+        target = S[:, 1:].reshape(-1, ITEMS)
+        logits = (S[:, :-1] @ E).reshape(-1, WIDTH) @ weights @ E.T
+        loss = dense_kl(target, logits)
+        return (loss + entropy(target) if with_entropy else loss).mean()
+
+    ours = meta_gradient(with_identities)
+    plain = meta_gradient(lambda weights: dense(weights, with_entropy=False))
+    constant = meta_gradient(lambda weights: dense(weights, with_entropy=True))
+    for got, want, same in zip(ours, plain, constant, strict=True):
+        assert want.norm() > 1e-3
+        assert distance(got, want) < EXACT
+        assert distance(same, want) < EXACT
+
+
+def test_log_sum_exp_value_and_both_derivatives() -> None:
+    (h,) = leaves(normal(0, 5, WIDTH))
+    E = normal(1, ITEMS, WIDTH)
+    found, wanted = log_sum_exp(h, E), torch.logsumexp(h @ E.T, -1)
+    assert distance(found, wanted) < EXACT
+    upstream, direction = leaves(normal(2, 5), normal(3, 5, WIDTH))
+    firsts = [
+        torch.autograd.grad(value, h, upstream, create_graph=True)[0] for value in (found, wanted)
+    ]
+    assert distance(firsts[0], firsts[1]) < EXACT
+    # Second order: to h, and to the first order's own upstream.
+    assert_same_gradients(firsts[0], firsts[1], [h, upstream], direction)
+
+
+def test_log_sum_exp_against_finite_differences() -> None:
+    (h,) = leaves(normal(4, 3, 4))
+    E = normal(5, 7, 4)
+
+    def of_hidden(hidden: Tensor) -> Tensor:
+        return log_sum_exp(hidden, E)
+
+    assert torch.autograd.gradcheck(of_hidden, (h,))
+    assert torch.autograd.gradgradcheck(of_hidden, (h,))
+
+
+def test_log_sum_exp_refuses_a_table_that_trains() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        log_sum_exp(normal(0, 2, WIDTH), normal(1, ITEMS, WIDTH).requires_grad_())
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e150])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_log_sum_exp_of_huge_scores(scale: float, sign: int) -> None:
+    """exp() of these overflows or vanishes; the value is the best score, the gradient its item."""
+    E = torch.eye(4, dtype=torch.float64)
+    E[3] = E[2]  # two items tie
+    (h,) = leaves(
+        sign * scale * torch.tensor([[3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 5.0, 0.0]]).double()
+    )
+    found, wanted = log_sum_exp(h, E), torch.logsumexp(h @ E.T, -1)
+    assert torch.isfinite(found).all()
+    assert distance(found, wanted) < EXACT
+    (first,) = torch.autograd.grad(found.sum(), h, create_graph=True)
+    # Not torch.logsumexp's own gradient, exp(score - value): at 1e150 it counts each tie in full.
+    assert distance(first, (h @ E.T).softmax(-1) @ E) < EXACT
+    (second,) = torch.autograd.grad(first, h, torch.ones_like(h))
+    assert torch.isfinite(second).all()
+
+
+def test_log_sum_exp_in_float32_keeps_its_digits() -> None:
+    """Both where one item has all the probability and where all share it."""
+    E = normal(0, 500, 8)
+    for scale in (0.0, 1e-3, 1.0, 30.0):
+        h = normal(1, 20, 8, std=scale)
+        found = log_sum_exp(h.float(), E.float()).double()
+        assert distance(found, torch.logsumexp(h @ E.T, -1)) < 2e-7
+
+
+def test_initial_summary() -> None:
+    """Reproducible by the generator, V untouched, scales as told, sizes as counted by hand."""
+    config = SummaryConfig(users=40, length=30, user_rank=6, time_rank=5)
+    V = normal(0, 12, 7).float()
+    one, same, other = (Summary.initial(config, V, seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one.V, V)
+    for factor, again, different in zip(one.learned, same.learned, other.learned, strict=True):
+        assert factor.dtype == torch.float32
+        assert torch.equal(factor, again)
+        assert not torch.equal(factor, different)
+    assert [tuple(factor.shape) for factor in one.learned] == [(40, 6), (30, 5), (6, 5, 7)]
+    # 40*6 + 30*5 + 6*5*7 = 240 + 150 + 210 = 600 learned; V has 12*7 = 84.
+    assert (one.numbers_learned, one.numbers_stored) == (600, 684)
+    # Kaiming's normal rule for (6, 5, 7): std = sqrt(2 / (5 * 7)), as torch's own initialiser.
+    reference = torch.nn.init.kaiming_normal_(torch.empty(6, 5, 7), generator=seeded(3))
+    assert abs(float(one.G.std() / reference.std()) - 1) < 0.2
+    assert abs(float(one.U.std() / one.T.std()) - 1) < 0.2

@@ -1,0 +1,382 @@
+"""The unroll's meta-gradient against a plain autograd unroll, and against finite differences.
+
+The plain one is the textbook: dense targets S and dense KL, every step with `create_graph=True`,
+Adam written out on the tape, one backward from the real loss to U, T, G. In float64 both must agree
+to 1e-8 relative (method, section 7).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from td3engine.backbones import Backbone, build_backbone
+from td3engine.config import BackboneConfig, LearnerConfig
+from td3engine.learner import StepNoise, SummaryTraining
+from td3engine.summary import query, soft_sequences
+from td3engine.unroll import AdamRule, InnerStep, LearnerState, adam, meta_gradient, train
+from tests.td3engine.oracles import dense_kl, dense_summary, distance, leaves, normal, seeded
+
+Objective = Literal["all-positions", "last-and-augmented"]
+Steps = Sequence[InnerStep[StepNoise]]
+
+MU, ZETA, WIDTH, ITEMS = 5, 8, 4, 9
+BATCH = 2  # does not divide MU: batches wrap around the users
+EXACT = 1e-8
+
+
+@dataclass(frozen=True)
+class World:
+    """A tiny distillation: factors, a learner, and the real batch that judges it."""
+
+    factors: list[Tensor]
+    E: Tensor
+    backbone: Backbone
+    training: SummaryTraining
+    start: Tensor
+    real: Tensor
+
+    def real_loss(self, parameters: Tensor) -> Tensor:
+        hidden = self.backbone.encode(parameters, self.E[self.real[:, :-1]], None)
+        return functional.cross_entropy(
+            (hidden @ self.E.T).flatten(0, 1), self.real[:, 1:].flatten()
+        )
+
+    def soft(self, factors: Sequence[Tensor]) -> Tensor:
+        U, T, G = factors
+        return soft_sequences(query(U, T, G), self.E, self.E)
+
+    def steps(self, age: int, count: int) -> Steps:
+        return self.training.steps(age, count, MU, ZETA, seeded(age))
+
+
+def make_world(
+    *,
+    objective: Objective = "all-positions",
+    dropout: float = 0.0,
+    weight_decay: float = 5e-5,
+    layers: int = 1,
+    heads: int = 1,
+    history: int = ZETA - 1,
+) -> World:
+    shape = BackboneConfig(hidden=WIDTH, layers=layers, heads=heads, inner=5, dropout=dropout)
+    backbone = build_backbone(shape, history)
+    learner = LearnerConfig(batch=BATCH, lr=0.01, weight_decay=weight_decay, objective=objective)
+    E = normal(3, ITEMS, WIDTH)
+    start = backbone.initial(seeded(4)).double()
+    return World(
+        factors=[normal(0, MU, 2), normal(1, ZETA, 3), normal(2, 2, 3, WIDTH, std=0.5)],
+        E=E,
+        backbone=backbone,
+        training=SummaryTraining(backbone, E, learner),
+        start=start + normal(5, len(start), std=0.1),
+        real=torch.randint(ITEMS, (6, 7), generator=seeded(6)),
+    )
+
+
+def warm(world: World, age: int = 3) -> LearnerState:
+    """A learner that has trained for `age` steps, on other sequences."""
+    soft = normal(7, MU, ZETA, WIDTH)
+    state = LearnerState.fresh(world.start)
+    return train(state, soft, world.steps(0, age), world.training.loss, world.training.rule)[-1]
+
+
+def engine_gradients(world: World, state: LearnerState, steps: Steps) -> tuple[Tensor, ...]:
+    """dL/dU, dL/dT, dL/dG as an outer step takes them."""
+    factors = leaves(*world.factors)
+    X = world.soft(factors)
+    loss, rule = world.training.loss, world.training.rule
+    states = train(state, X.detach(), steps, loss, rule)
+    (end,) = leaves(states[-1].parameters)
+    (outer,) = torch.autograd.grad(world.real_loss(end), end)
+    to_X = meta_gradient(states, X.detach(), steps, loss, rule, outer)
+    return torch.autograd.grad(X, factors, to_X)
+
+
+def dense_loss(
+    world: World, parameters: Tensor, S_BTN: Tensor, noise: StepNoise, augmented: bool
+) -> Tensor:
+    """The inner loss on dense targets, a sequence at a time where positions are drawn."""
+    hidden = world.backbone.encode(parameters, (S_BTN @ world.E)[:, :-1], noise.dropout)
+    divergence = dense_kl(S_BTN[:, 1:], hidden @ world.E.T)  # column t: of predicting position t+1
+    if not augmented:
+        return divergence.mean()
+    assert noise.augmented is not None
+    last = torch.stack([row[ZETA - 2] for row in divergence])
+    drawn = [row[position - 1] for row, position in zip(divergence, noise.augmented, strict=True)]
+    return (last.mean() + torch.stack(drawn).mean()) / 2
+
+
+def textbook_gradients(world: World, state: LearnerState, steps: Steps) -> tuple[Tensor, ...]:
+    factors = leaves(*world.factors)
+    S = dense_summary(factors[0], factors[1], factors[2], world.E)
+    config = world.training.config
+    parameters = state.parameters.clone().requires_grad_()
+    m, v = state.first, state.second
+    for age, step in enumerate(steps, start=state.age + 1):
+        loss = dense_loss(
+            world, parameters, S[step.rows], step.noise, config.objective == "last-and-augmented"
+        )
+        (g,) = torch.autograd.grad(loss, parameters, create_graph=True)
+        g = g + config.weight_decay * parameters
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g**2
+        # sqrt() has no derivative at zero: where no gradient has ever come, nothing flows back.
+        moved = v > 0
+        root = torch.where(moved, torch.where(moved, v, 1.0) / (1 - 0.999**age), 0.0)
+        root = torch.where(moved, torch.where(moved, root, 1.0).sqrt(), 0.0)
+        parameters = parameters - config.lr * (m / (1 - 0.9**age)) / (root + 1e-8)
+    return torch.autograd.grad(world.real_loss(parameters), factors)
+
+
+def assert_same_meta_gradient(world: World, state: LearnerState, steps: Steps) -> None:
+    found, wanted = engine_gradients(world, state, steps), textbook_gradients(world, state, steps)
+    for got, want in zip(found, wanted, strict=True):
+        assert distance(got, want) < EXACT
+
+
+@pytest.mark.parametrize("objective", ["all-positions", "last-and-augmented"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("window", [1, 3, 8])
+@pytest.mark.parametrize("age", [0, 3])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+def test_meta_gradient_is_the_textbooks(
+    objective: Objective, dropout: float, window: int, age: int, weight_decay: float
+) -> None:
+    world = make_world(objective=objective, dropout=dropout, weight_decay=weight_decay)
+    state = warm(world, age) if age else LearnerState.fresh(world.start)
+    assert_same_meta_gradient(world, state, world.steps(age, window))
+
+
+def test_meta_gradient_of_a_deeper_learner_with_several_heads() -> None:
+    world = make_world(layers=2, heads=2, dropout=0.2, objective="last-and-augmented")
+    assert_same_meta_gradient(world, warm(world), world.steps(3, 4))
+
+
+def test_meta_gradient_from_moments_that_no_training_made() -> None:
+    """Any state will do: here one of age 17 with random moments."""
+    world = make_world(weight_decay=0.01)
+    size = len(world.start)
+    state = LearnerState(
+        world.start, normal(8, size, std=0.1), normal(9, size, std=0.1).square(), 17
+    )
+    assert_same_meta_gradient(world, state, world.steps(17, 5))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_meta_gradient_is_the_slope_of_the_window(dropout: float) -> None:
+    """Central differences of "train, then judge" in single numbers of U, T, G; no second order."""
+    world = make_world(objective="last-and-augmented", dropout=dropout, weight_decay=0.01)
+    state, steps = warm(world, 5), world.steps(5, 4)
+    gradients = engine_gradients(world, state, steps)
+
+    def judged(which: int, at: tuple[int, ...], change: float) -> float:
+        factors = [factor.clone() for factor in world.factors]
+        factors[which][at] += change
+        soft = world.soft(factors)
+        end = train(state, soft, steps, world.training.loss, world.training.rule)[-1]
+        return float(world.real_loss(end.parameters))
+
+    h = 1e-5
+    for which, at in [(0, (0, 1)), (0, (4, 0)), (1, (2, 2)), (1, (7, 0)), (2, (1, 2, 3))]:
+        slope = (judged(which, at, h) - judged(which, at, -h)) / (2 * h)
+        assert float(gradients[which][at]) == pytest.approx(slope, rel=1e-5, abs=1e-10)
+
+
+def test_sequences_outside_the_window_get_no_gradient() -> None:
+    """Two steps of two sequences from age 1: users 2, 3 and 4, 0; user 1 is not met."""
+    world = make_world()
+    X = world.soft(world.factors)
+    loss, rule = world.training.loss, world.training.rule
+    steps = world.steps(1, 2)
+    states = train(warm(world, 1), X, steps, loss, rule)
+    outer = normal(10, len(world.start))
+    found = meta_gradient(states, X, steps, loss, rule, outer)
+    assert found.shape == X.shape
+    assert [bool(row.any()) for row in found] == [True, False, True, True, True]
+
+
+def test_a_user_met_twice_in_the_window_adds_up() -> None:
+    """Three sequences a batch of one: the whole window is one user's, gradients are summed."""
+    X = normal(0, 1, 1, 3)
+    steps = [InnerStep(torch.tensor([0]), None)] * 3
+    found = toy_meta_gradient(X, steps)
+    spread = toy_meta_gradient(
+        X.repeat(3, 1, 1), [InnerStep(torch.tensor([n]), None) for n in (0, 1, 2)]
+    )
+    assert distance(found[0], spread.sum(0)) < EXACT
+
+
+def toy_loss(parameters: Tensor, X: Tensor, noise: None) -> Tensor:
+    """Gradient p - x, Hessian one."""
+    return 0.5 * (parameters - X[:, 0]).square().sum(-1).mean()
+
+
+def toy_meta_gradient(X: Tensor, steps: Sequence[InnerStep[None]]) -> Tensor:
+    size = X.shape[-1]
+    state = LearnerState(normal(1, size), normal(2, size), normal(3, size).square(), 2)
+    rule = AdamRule(0.1, 0.02)
+    states = train(state, X, steps, toy_loss, rule)
+    return meta_gradient(states, X, steps, toy_loss, rule, normal(4, size))
+
+
+def test_one_step_of_a_parabola_by_hand() -> None:
+    """A single parameter: p=1, x=3, m=0.5, v=4, the step from age 1 to 2, no weight decay.
+
+    g = p - x = -2;  m' = .9*.5 + .1*(-2) = .25;  v' = .999*4 + .001*4 = 4
+    p' = p - lr/(1-.81) m' / (r + eps),  r = sqrt(v'/(1-.999^2))
+    dp'/dg = -lr/.19 [.1/(r+eps) - m'/(r+eps)^2 * dr/dg],  dr/dg = .002 g/(2 r (1-.999^2))
+    dL/dx = dL/dp' * dp'/dg * dg/dx, and dg/dx = -1.
+    """
+    one = torch.ones(1, dtype=torch.float64)
+    state, rule = LearnerState(one, 0.5 * one, 4 * one, 1), AdamRule(0.1, 0.0)
+    X = torch.full((1, 1, 1), 3.0, dtype=torch.float64)
+    steps = [InnerStep(torch.tensor([0]), None)]
+    states = train(state, X, steps, toy_loss, rule)
+    found = meta_gradient(states, X, steps, toy_loss, rule, 7 * one)
+    unbias2 = 1 - 0.999**2
+    r = (4 / unbias2) ** 0.5
+    d = r + 1e-8
+    slope = 0.002 * -2 / (2 * r * unbias2)
+    assert float(states[-1].parameters) == pytest.approx(1 - 0.1 / 0.19 * 0.25 / d, rel=1e-12)
+    wanted = 7 * (-0.1 / 0.19) * (0.1 / d - 0.25 / d**2 * slope) * -1
+    assert float(found) == pytest.approx(wanted, rel=1e-10)
+
+
+def test_positions_that_are_never_trained_change_nothing() -> None:
+    """Rows of the position table beyond the sequences have no gradient at all: second moment zero,
+    where Adam has no derivative. The result is finite and that of a learner without such rows."""
+    spare = 2
+    small = make_world(weight_decay=0.0)
+    large = make_world(weight_decay=0.0, history=ZETA - 1 + spare)
+    used = (ZETA - 1) * WIDTH  # the position table comes first in the parameters
+    extra = normal(11, spare * WIDTH)
+    start = torch.cat([small.start[:used], extra, small.start[used:]])
+    wanted = engine_gradients(small, LearnerState.fresh(small.start), small.steps(0, 4))
+    found = engine_gradients(large, LearnerState.fresh(start), small.steps(0, 4))
+    for got, want in zip(found, wanted, strict=True):
+        assert distance(got, want) < EXACT
+    states = train(
+        LearnerState.fresh(start),
+        large.soft(large.factors),
+        small.steps(0, 4),
+        large.training.loss,
+        large.training.rule,
+    )
+    assert torch.equal(states[-1].parameters[used : used + len(extra)], extra)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_is_torchs(weight_decay: float) -> None:
+    """Seven steps, with a gradient that is now and then zero or tiny."""
+    start = normal(0, 20)
+    state, rule = LearnerState.fresh(start), AdamRule(0.01, weight_decay)
+    theirs = torch.nn.Parameter(start.clone())
+    optimizer = torch.optim.Adam([theirs], lr=0.01, weight_decay=weight_decay)
+    for step in range(7):
+        gradient = normal(step + 1, 20)
+        gradient[:3] *= torch.tensor([0.0, 1e-9, float(step % 2)])
+        state = adam(state, gradient, rule)
+        theirs.grad = gradient
+        optimizer.step()
+        assert state.age == step + 1
+        assert distance(state.parameters, theirs.detach()) < 1e-12
+        kept = optimizer.state[theirs]
+        assert distance(state.first, kept["exp_avg"]) < 1e-12
+        assert distance(state.second, kept["exp_avg_sq"]) < 1e-12
+
+
+def test_training_can_be_cut_anywhere_and_leaves_its_inputs_alone() -> None:
+    world = make_world(dropout=0.3, objective="last-and-augmented")
+    X, steps = world.soft(world.factors), world.steps(0, 5)
+    run = partial(train, loss=world.training.loss, rule=world.training.rule)
+    fresh = LearnerState.fresh(world.start)
+    whole = run(fresh, X, steps)
+    assert whole[0] is fresh
+    assert [state.age for state in whole] == [0, 1, 2, 3, 4, 5]
+    end = run(run(fresh, X, steps[:2])[-1], X, steps[2:])[-1]
+    for name in ("parameters", "first", "second"):
+        assert torch.equal(getattr(end, name), getattr(whole[-1], name))
+        assert not getattr(end, name).requires_grad
+    assert torch.equal(fresh.parameters, world.start)
+    assert not fresh.first.any()
+    assert not fresh.second.any()
+
+
+@pytest.mark.parametrize("objective", ["all-positions", "last-and-augmented"])
+def test_inner_loss_by_prefixes(objective: Objective) -> None:
+    """Each target predicted by a pass of its own over its own prefix; one causal pass does all."""
+    world = make_world(objective=objective)
+    S = dense_summary(world.factors[0], world.factors[1], world.factors[2], world.E)[:3]
+    X = S @ world.E
+
+    def predict(row: int, position: int) -> Tensor:
+        hidden = world.backbone.encode(world.start, X[row : row + 1, :position], None)[0, -1]
+        # Cross-entropy, so KL and entropy together: what I-2 leaves of it.
+        return -(S[row, position] * functional.log_softmax(hidden @ world.E.T, -1)).sum()
+
+    if objective == "all-positions":
+        noise = StepNoise(None, None)
+        wanted = torch.stack([predict(row, at) for row in range(3) for at in range(1, ZETA)])
+    else:
+        drawn = [5, 6, 3]
+        noise = StepNoise(None, torch.tensor(drawn))
+        pairs = [*enumerate(drawn), *((row, ZETA - 1) for row in range(3))]
+        wanted = torch.stack([predict(row, at) for row, at in pairs])
+    assert distance(world.training.loss(world.start, X, noise), wanted.mean()) < 1e-12
+
+
+def test_batches_run_around_the_users_in_fixed_order() -> None:
+    training = make_world().training
+    rows = [step.rows.tolist() for step in training.steps(0, 5, MU, ZETA, seeded(0))]
+    assert rows == [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4]]
+    later = [step.rows.tolist() for step in training.steps(7, 2, MU, ZETA, seeded(0))]
+    assert later == [[4, 0], [1, 2]]
+    fewer = [step.rows.tolist() for step in training.steps(0, 2, 1, ZETA, seeded(0))]
+    assert fewer == [[0], [0]]
+
+
+@pytest.mark.parametrize(
+    ("length", "positions"), [(12, range(5, 11)), (7, [5]), (6, [4]), (4, [2])]
+)
+def test_augmented_positions_are_uniform(length: int, positions: Sequence[int]) -> None:
+    """From [5, zeta-1); the one before the last where a summary is shorter than that."""
+    world = make_world(objective="last-and-augmented", history=length)
+    drawn = torch.cat(
+        [
+            step.noise.augmented
+            for step in world.training.steps(0, 600, MU, length, seeded(1))
+            if step.noise.augmented is not None
+        ]
+    )
+    assert len(drawn) == 600 * BATCH
+    counts = torch.bincount(drawn, minlength=length).tolist()
+    share = len(drawn) / len(positions)
+    for position, count in enumerate(counts):
+        expected = share if position in positions else 0
+        assert abs(count - expected) <= 5 * expected**0.5 * (len(positions) > 1)
+
+
+def test_noise_is_the_generators() -> None:
+    world = make_world(objective="last-and-augmented", dropout=0.5)
+
+    def draw(seed: int) -> list[StepNoise]:
+        return [step.noise for step in world.training.steps(0, 4, MU, ZETA, seeded(seed))]
+
+    one, same, other = draw(1), draw(1), draw(2)
+    for a, b, c in zip(one, same, other, strict=True):
+        assert a.dropout is not None
+        assert b.dropout is not None
+        assert c.dropout is not None
+        assert torch.equal(a.dropout, b.dropout)
+        assert not torch.equal(a.dropout, c.dropout)
+    assert one[0].dropout is not None
+    assert one[1].dropout is not None
+    assert not torch.equal(one[0].dropout, one[1].dropout)  # each step draws anew
+    none = replace(world, training=make_world().training).steps(0, 1)[0].noise
+    assert none == StepNoise(None, None)

@@ -1,0 +1,77 @@
+"""The janitor's chores, one by one, without a worker."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.queue import QUEUE, JobQueue
+from app.settings import Settings
+from tests.worker.conftest import Script, Service
+from worker.folders import sweep_work_folders, work_folder
+from worker.janitor import Janitor
+
+SCRIPT: Script = [["result"]]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Every waiting job has waited long."""
+    return Settings(data_dir=tmp_path / "data", republish_after_seconds=1e-9)
+
+
+def test_waiting_jobs_do_not_flood_the_broker(
+    service: Service, settings: Settings, broker_url: str
+) -> None:
+    janitor = Janitor(service.store, service.queue, settings)
+    for _ in range(3):
+        service.make_job(SCRIPT, publish=False)
+    janitor.republish()
+    assert service.queue.depth() == 3
+    for _ in range(5):
+        janitor.republish()
+    assert service.queue.depth() == 3
+    with redis.Redis.from_url(broker_url.replace("redis+socket://", "unix://")) as client:
+        client.lpop(QUEUE)  # one is lost
+    for _ in range(5):
+        janitor.republish()
+    assert service.queue.depth() == 5  # nobody knows which one it was: all were sent again, once
+
+
+def test_a_broker_that_is_gone_hinders_no_other_chore(
+    service: Service, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue = JobQueue(f"redis+socket://{tmp_path}/nothing.sock")
+    job_id = service.make_job(SCRIPT, publish=False)
+    swept = []
+
+    class Counting(Janitor):
+        def sweep(self) -> None:
+            swept.append(1)
+
+    with caplog.at_level(logging.WARNING):
+        assert not queue.publish(service.store, job_id)
+        Counting(service.store, queue, settings).round()
+    assert service.job(job_id).published_at is None
+    assert "republish did not work" in caplog.text
+    assert swept == [1]
+    queue.close()
+
+
+def test_only_forgotten_work_folders_are_removed(tmp_path: Path) -> None:
+    import os
+
+    forgotten = tmp_path / "job_1-forgotten"
+    young = tmp_path / "job_2-young"
+    for folder in (forgotten, young):
+        folder.mkdir()
+        (folder / ".lock").touch()
+    with work_folder(tmp_path, "job_3") as used:
+        for folder in (forgotten, used):
+            os.utime(folder, (0, 0))
+        sweep_work_folders(tmp_path)
+        assert not forgotten.exists()
+        assert young.exists()
+        assert used.exists()
+    assert not used.exists()

@@ -1,0 +1,80 @@
+"""The consumer: `celery -A worker.celery_app worker -P threads -c 1`, one a GPU.
+
+Threads, because the job is a child process anyway, and the other pools either go deaf while it runs
+or may not have children. Ids are acknowledged as they arrive: a job that a dying worker takes along
+is found by its lease, not by the broker.
+"""
+
+import logging
+import sys
+import threading
+from functools import cache
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_init, worker_shutting_down
+
+from app.queue import TASK, JobQueue, celery_settings
+from app.settings import get_settings
+from app.store.engine import Store, open_store
+from worker.janitor import Janitor
+from worker.supervisor import run_job
+
+celery_app = Celery("td3")
+celery_app.conf.update(
+    celery_settings(get_settings().broker_url),
+    task_acks_late=False,
+    worker_pool="threads",
+    worker_concurrency=1,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    worker_hijack_root_logger=False,
+    worker_send_task_events=False,
+)
+
+_stopping = threading.Event()
+
+
+@cache
+def _store() -> Store:
+    return open_store(get_settings().database_url)
+
+
+@cache
+def _queue() -> JobQueue:
+    return JobQueue(get_settings().broker_url)
+
+
+@cache
+def _janitor() -> Janitor:
+    return Janitor(_store(), _queue(), get_settings())
+
+
+def _run_job(job_id: str) -> None:
+    run_job(job_id, store=_store(), queue=_queue(), settings=get_settings(), stopping=_stopping)
+
+
+run_job_task = celery_app.task(_run_job, name=TASK)
+
+
+def _set_up_logging(**_: Any) -> None:
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+def _start(**_: Any) -> None:
+    _janitor().start()
+
+
+def _stop(**_: Any) -> None:
+    # Runs in a signal handler: nothing here may wait.
+    _stopping.set()
+    _janitor().stop()
+
+
+setup_logging.connect(_set_up_logging)
+worker_init.connect(_start)
+worker_shutting_down.connect(_stop)

@@ -1,0 +1,46 @@
+"""Work folders of attempts. A lock that dies with its process tells which ones nobody uses."""
+
+import fcntl
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_LOCK = ".lock"
+_YOUNG_SECONDS = 60  # a folder this young may belong to somebody who is about to lock it
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def work_folder(parent: Path, job_id: str) -> Iterator[Path]:
+    """A new folder that is removed at the end of the block."""
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{job_id}-")).resolve()
+    with (folder / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, onerror=_complain)
+
+
+def sweep_work_folders(parent: Path) -> None:
+    """Remove the folders of workers that were killed."""
+    for folder in parent.glob("job_*-*"):
+        try:
+            if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
+                continue
+            with (folder / _LOCK).open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                logger.info("removing %s, which a killed worker left", folder)
+                shutil.rmtree(folder, onerror=_complain)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # in use, or somebody else removed it
+
+
+def _complain(_function: object, path: str, error: object) -> None:
+    logger.warning("could not remove %s: %s", path, error)
