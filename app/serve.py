@@ -9,6 +9,7 @@ exit code 1. SIGINT or SIGTERM stops all in order (API, worker, Valkey), a secon
 
 import argparse
 import fcntl
+import hashlib
 import ipaddress
 import json
 import logging
@@ -16,6 +17,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -245,7 +247,14 @@ def _socket_path(folder: Path) -> Iterator[Path]:
     if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
         yield path
         return
-    short = Path(tempfile.mkdtemp(prefix="td3-", dir="/tmp"))
+    # Always the same one, so that a killed service leaves no more than one behind; and private,
+    # because others may write to the folder for temporary files.
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    short = Path(tempfile.gettempdir()) / f"td3-{os.getuid()}-{name}"
+    short.mkdir(mode=0o700, exist_ok=True)
+    found = short.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ServeError(f"{short} is needed for the broker's socket, but is not ours alone")
     try:
         yield short / "valkey.sock"
     finally:

@@ -161,11 +161,8 @@ def cancel_job(job_id: str, context: ContextDep) -> Job:
     its process is gone. Asking again changes nothing.
     """
     with context.store.write() as session:
-        row = find_job(session, job_id)
-        outcome = jobs.request_cancel(session, row.id, datetime.now(UTC))
-        if outcome == "missing":
-            raise not_found("job", job_id)
-        session.expire_all()
+        find_job(session, job_id)
+        outcome = jobs.request_cancel(session, job_id, datetime.now(UTC))
         job = job_view(find_job(session, job_id))
     if outcome == "terminal":
         raise ApiError(409, "job_is_over", f"The job is {job.status}: there is nothing to cancel.")

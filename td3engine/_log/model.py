@@ -65,8 +65,8 @@ class Limits(BaseModel):
         default=200,
         description="Unpacked bytes for each packed byte (the first MiB is always allowed).",
     )
-    max_rows: PositiveInt = 50_000_000
-    max_columns: PositiveInt = 1000
+    max_rows: PositiveInt = Field(default=50_000_000, description="Interactions.")
+    max_columns: PositiveInt = Field(default=1000, description="Columns, used or not.")
     max_field_length: PositiveInt = Field(
         default=1024, description="Bytes of one user id, item id or time."
     )

@@ -1,0 +1,39 @@
+"""A small made-up log and settings that distil in about a second, for tests of whole runs."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from td3engine.config import DistillConfig, build_config, merge
+
+USERS, ITEMS, EVENTS = 40, 150, 12
+
+
+def write_small_log(path: Path, *, users: int = USERS) -> Path:
+    """Users walk along a ring of items with noise, so that there is an order to learn."""
+    rng = np.random.default_rng(0)
+    lines = ["user_id,item_id,timestamp"]
+    for user in range(users):
+        item = int(rng.integers(ITEMS))
+        for time in range(EVENTS):
+            lines.append(f"u{user},i{item},{time}")
+            item = (item + int(rng.integers(1, 4))) % ITEMS
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+SMALL: dict[str, Any] = {
+    "data": {"min_user_interactions": 1, "min_item_interactions": 1, "max_history": 8},
+    "backbone": {"hidden": 8, "inner": 8},
+    "teacher": {"max_epochs": 4, "validate_every": 1, "batch": 16},
+    "summary": {"users": 4, "length": 8, "user_rank": 2, "time_rank": 2},
+    "learner": {"steps": 8, "batch": 4},
+    "outer": {"steps": 6, "window": 3, "batch": 8, "pool": 2, "validate_every": 2},
+    "threads": 1,
+}
+
+
+def small_config(**over: Any) -> DistillConfig:
+    """`SMALL` with parts laid over it: `small_config(outer={"steps": 9})`."""
+    return build_config("balanced", merge(SMALL, over))

@@ -1,0 +1,158 @@
+"""The command line, and the worker's child process, as their callers see them."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+from typer.testing import CliRunner
+
+from td3engine import cli
+from td3engine.bundle import MEDIA_TYPES
+from td3engine.interactions import read_log, write_normalised
+from tests.td3engine.small import SMALL, small_config, write_small_log
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_small_log(tmp_path_factory.mktemp("log") / "log.csv")
+
+
+def settings(parts: dict[str, Any] = SMALL, above: str = "") -> list[str]:
+    """`SMALL` as `--set` arguments."""
+    found = []
+    for key, value in parts.items():
+        if isinstance(value, dict):
+            found += settings(value, f"{above}{key}.")
+        else:
+            found += ["--set", f"{above}{key}={value}"]
+    return found
+
+
+def test_distil_then_train(log: Path, tmp_path: Path) -> None:
+    out = tmp_path / "summary"
+    done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *settings()])
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in out.iterdir()} == set(MEDIA_TYPES)
+    assert "NDCG@10" in done.output
+    model = tmp_path / "model.safetensors"
+    arguments = ["train", str(out), "--log", str(log), "--seeds", "2", "--save", str(model)]
+    done = runner.invoke(cli.app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "from-scratch" in done.output
+    assert "shared-items" in done.output
+    assert safetensors.torch.load_file(model)["items"].shape[1] == 8
+    other = write_small_log(tmp_path / "other.csv", users=3)
+    done = runner.invoke(cli.app, ["train", str(out), "--log", str(other)])
+    assert done.exit_code == 65
+    assert "not the log" in done.output
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("outer.steps", "KEY=VALUE"),
+        ("outer.steps=none", "outer.steps"),
+        ("outer.stepps=3", "outer.stepps"),
+        ("seed.x=3", "seed is a value"),
+        ("outer.window=4000", "outer.window"),
+    ],
+)
+def test_a_wrong_setting_is_named(log: Path, tmp_path: Path, setting: str, said: str) -> None:
+    arguments = ["distill", str(log), "--out", str(tmp_path), "--set", setting]
+    done = runner.invoke(cli.app, arguments)
+    assert done.exit_code == 2
+    assert said in done.output
+
+
+@pytest.mark.parametrize("command", ["distill", "train"])
+def test_a_missing_file_is_one_line(tmp_path: Path, command: str, log: Path) -> None:
+    absent = str(tmp_path / "absent")
+    arguments = {
+        "distill": ["distill", absent, "--out", str(tmp_path / "o")],
+        "train": ["train", absent, "--log", str(log)],
+    }[command]
+    done = runner.invoke(cli.app, arguments)
+    assert done.exit_code == 65
+    assert "absent" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_help_needs_no_torch() -> None:
+    code = (
+        "import sys; from td3engine import cli\n"
+        "try: cli.app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for command in ("distill", "train", "demo", "serve"):
+        assert command in done.stdout
+
+
+def child(folder: Path, log: Path, config: str) -> subprocess.Popen[str]:
+    write_normalised(read_log(log), folder / "log.parquet")
+    (folder / "config.json").write_text(config)
+    command = [sys.executable, "-m", "td3engine.cli", "run", "--data", str(folder / "log.parquet")]
+    command += ["--config", str(folder / "config.json"), "--out", str(folder / "out")]
+    return subprocess.Popen(
+        [*command, "--checkpoint-seconds", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_the_child_speaks_json_lines_and_ends_with_a_result(log: Path, tmp_path: Path) -> None:
+    process = child(tmp_path, log, small_config().model_dump_json())
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    events = [json.loads(line) for line in out.splitlines()]
+    assert {"phase", "progress", "checkpoint", "result"} == {event["event"] for event in events}
+    result = events[-1]
+    assert result["event"] == "result"
+    assert {artifact["name"] for artifact in result["artifacts"]} == set(MEDIA_TYPES)
+    assert all(Path(artifact["path"]).exists() for artifact in result["artifacts"])
+    assert {row["name"] for row in result["metrics"]["rows"]} == {"full data", "TD3 summary"}
+
+
+def test_the_child_leaves_with_a_checkpoint_on_sigterm(log: Path, tmp_path: Path) -> None:
+    endless = small_config(outer={"steps": 1_000_000})
+    process = child(tmp_path, log, endless.model_dump_json())
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "checkpoint" and event["phase"] == "distilling":
+            break
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert [json.loads(line)["event"] for line in out.splitlines()][-2:] == ["checkpoint", "log"]
+    assert (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "code"),
+    [
+        ('{"outer": {"steps": -1}}', "invalid_config"),
+        (
+            small_config(data={"min_user_interactions": 999}).model_dump_json(),
+            "too_little_data",
+        ),
+    ],
+)
+def test_the_child_refuses_for_good_what_a_retry_cannot_mend(
+    log: Path, tmp_path: Path, config: str, code: str
+) -> None:
+    process = child(tmp_path, log, config)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 65, err
+    last = json.loads(out.splitlines()[-1])
+    assert (last["event"], last["code"]) == ("error", code)

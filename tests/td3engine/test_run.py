@@ -1,0 +1,213 @@
+"""Whole runs: same seed same bytes, stop and resume at any step, what a bundle refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from td3engine.bundle import MEDIA_TYPES, load_bundle
+from td3engine.config import DistillConfig
+from td3engine.errors import BundleError, CheckpointMismatchError, DeviceError, Interrupted
+from td3engine.events import Event, Phase, PhaseStarted, Progress
+from td3engine.interactions import Interactions, LogError, read_log
+from td3engine.run import CHECKPOINT_FILE, Control, Outcome, Run, throttled
+from tests.td3engine.small import small_config, write_small_log
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory: pytest.TempPathFactory) -> Interactions:
+    return read_log(write_small_log(tmp_path_factory.mktemp("log") / "log.csv"))
+
+
+def run(
+    log: Interactions, folder: Path, config: DistillConfig | None = None, **control: Any
+) -> Outcome:
+    control.setdefault("listener", lambda _: None)
+    return Run(log, "f" * 64, config or small_config(), folder, Control(**control)).run()
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in MEDIA_TYPES}
+
+
+@pytest.fixture(scope="module")
+def whole(log: Interactions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle made without any interruption."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(log, folder)
+    return folder
+
+
+def test_same_seed_same_bytes_and_another_seed_others(
+    log: Interactions, whole: Path, tmp_path: Path
+) -> None:
+    run(log, tmp_path / "again")
+    assert bytes_of(tmp_path / "again") == bytes_of(whole)
+    run(log, tmp_path / "other", small_config(seed=1))
+    assert bytes_of(tmp_path / "other") != bytes_of(whole)
+
+
+@pytest.mark.parametrize("looks", [1, 2, 4, 5, 7, 9, 10])
+def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(
+    log: Interactions, whole: Path, tmp_path: Path, looks: int
+) -> None:
+    # `stop` is asked after each of 4 epochs and 6 outer steps: stop at the given look, once.
+    asked = 0
+
+    def stop() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == looks
+
+    with pytest.raises(Interrupted):
+        run(log, tmp_path, stop=stop)
+    assert (tmp_path / CHECKPOINT_FILE).exists()
+    run(log, tmp_path, stop=stop)
+    assert bytes_of(tmp_path) == bytes_of(whole)
+    assert not (tmp_path / CHECKPOINT_FILE).exists()
+
+
+def test_checkpoints_come_when_due_and_are_announced_complete(
+    log: Interactions, tmp_path: Path
+) -> None:
+    seen: list[tuple[Phase, int]] = []
+
+    def checkpointed(path: Path, phase: Phase, step: int) -> None:
+        torch.load(path, weights_only=True)
+        seen.append((phase, step))
+
+    run(log, tmp_path, checkpointed=checkpointed, checkpoint_seconds=0)
+    assert seen == [("pretraining", n) for n in (1, 2, 3, 4)] + [
+        ("distilling", n) for n in (1, 2, 3, 4, 5, 6, 6)
+    ]
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(
+    log: Interactions, tmp_path: Path
+) -> None:
+    with pytest.raises(Interrupted):
+        run(log, tmp_path, stop=lambda: True)
+    with pytest.raises(CheckpointMismatchError, match=CHECKPOINT_FILE):
+        run(log, tmp_path, small_config(seed=1))
+
+
+def test_phases_and_progress_in_order(log: Interactions, tmp_path: Path) -> None:
+    events: list[Event] = []
+    run(log, tmp_path, listener=events.append)
+    phases = [event.phase for event in events if isinstance(event, PhaseStarted)]
+    assert phases == ["preparing", "pretraining", "distilling", "evaluating"]
+    steps = [e.step for e in events if isinstance(e, Progress) and e.phase == "distilling"]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_throttling_keeps_the_last_step_and_everything_else() -> None:
+    passed: list[Event] = []
+    listen = throttled(passed.append, every_seconds=1000)
+    for event in [PhaseStarted("distilling"), *(Progress("distilling", n, 5) for n in range(1, 6))]:
+        listen(event)
+    assert passed == [
+        PhaseStarted("distilling"),
+        Progress("distilling", 1, 5),
+        Progress("distilling", 5, 5),
+    ]
+
+
+def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None:
+    bundle = load_bundle(whole)
+    assert bundle.manifest.config == small_config()
+    assert bundle.manifest.fingerprint == "f" * 64
+    assert bundle.summary.U.shape == (4, 2)
+    assert bundle.summary.T.shape == (8, 2)
+    assert bundle.summary.G.shape == (2, 2, 8)
+    assert bundle.summary.V.shape == (len(bundle.item_ids), 8)
+    assert bundle.manifest.numbers_stored == {
+        "learned": 4 * 2 + 8 * 2 + 2 * 2 * 8,
+        "V": len(bundle.item_ids) * 8,
+    }
+    assert {row["name"] for row in bundle.manifest.results} == {"full data", "TD3 summary"}
+    assert {row["protocol"] for row in bundle.manifest.results} == {"full", "sampled-100"}
+    assert "seconds" not in (whole / "manifest.json").read_text()
+
+
+@pytest.mark.parametrize("name", sorted(MEDIA_TYPES))
+def test_a_damaged_or_incomplete_bundle_is_refused(whole: Path, tmp_path: Path, name: str) -> None:
+    for file, content in bytes_of(whole).items():
+        (tmp_path / file).write_bytes(content)
+    damaged = bytearray((tmp_path / name).read_bytes())
+    damaged[len(damaged) // 2] ^= 0xFF
+    (tmp_path / name).write_bytes(damaged)
+    with pytest.raises(BundleError):
+        load_bundle(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(BundleError, match=name):
+        load_bundle(tmp_path)
+
+
+def test_a_manifest_cannot_name_files_elsewhere(whole: Path, tmp_path: Path) -> None:
+    for file, content in bytes_of(whole).items():
+        (tmp_path / file).write_bytes(content)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["checksums"]["../secret"] = "0" * 64
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="secret"):
+        load_bundle(tmp_path)
+
+
+def test_a_log_that_the_filter_empties_is_refused(log: Interactions, tmp_path: Path) -> None:
+    strict = small_config(data={"min_user_interactions": 1000})
+    with pytest.raises(LogError) as refused:
+        run(log, tmp_path, strict)
+    assert refused.value.code == "too_little_data"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_where_there_is_none_is_refused(log: Interactions, tmp_path: Path) -> None:
+    with pytest.raises(DeviceError, match="cuda"):
+        run(log, tmp_path, small_config(device="cuda"))
+
+
+def test_learners_may_start_from_the_teachers_early_epochs(
+    log: Interactions, whole: Path, tmp_path: Path
+) -> None:
+    run(log, tmp_path, small_config(outer={"start": "teacher"}))
+    assert bytes_of(tmp_path) != bytes_of(whole)
+
+
+def test_too_few_items_for_negatives_is_said_and_leaves_the_full_protocol(tmp_path: Path) -> None:
+    lines = ["user_id,item_id,timestamp"]
+    lines += [f"u{user},i{(user + n) % 20},{n}" for user in range(20) for n in range(8)]
+    path = tmp_path / "tiny.csv"
+    path.write_text("\n".join(lines) + "\n")
+    events: list[Event] = []
+    outcome = run(read_log(path), tmp_path / "out", listener=events.append)
+    assert {row["protocol"] for row in outcome.rows} == {"full"}
+    assert any("sampled-100" in str(event) for event in events)
+
+
+CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+
+
+@CUDA
+def test_a_run_on_cuda(log: Interactions, tmp_path: Path) -> None:
+    outcome = run(log, tmp_path, small_config(device="cuda"))
+    assert load_bundle(tmp_path).manifest == outcome.manifest
+
+
+Make = Callable[[], DistillConfig]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: small_config(outer={"window": 9}), "outer.window"),
+        (lambda: small_config(summary={"length": 10}), "summary.length"),
+        (lambda: small_config(backbone={"heads": 3}), "multiple of heads"),
+        (lambda: small_config(outer={"windows": 3}), "windows"),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused(make: Make, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
