@@ -30,6 +30,7 @@ from typing import Any
 import httpx
 from celery import Celery
 from kombu.exceptions import OperationalError
+from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -340,6 +341,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _settings(given: dict[str, Any]) -> Settings:
+    """What was given on the command line, over the environment, over the defaults."""
+    try:
+        data_dir = given.get("data_dir") or Settings().data_dir
+        return Settings(**{**given, "data_dir": Path(data_dir).absolute()})
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ServeError("settings that cannot be: " + "; ".join(wrong)) from error
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the service; returns the exit code."""
     logging.basicConfig(
@@ -352,10 +363,9 @@ def main(arguments: list[str] | None = None) -> int:
         for name in ("data_dir", "host", "port", "broker_url", "database_url")
         if (value := getattr(options, name)) is not None
     }
-    given["data_dir"] = Path(given.get("data_dir") or Settings().data_dir).absolute()
-    settings = Settings(**given)
-    embedded_broker = "broker_url" not in settings.model_fields_set
     try:
+        settings = _settings(given)
+        embedded_broker = "broker_url" not in settings.model_fields_set
         if not (options.allow_remote or _is_loopback(settings.host)):
             raise ServeError(
                 f"{settings.host} can be reached by others, and there is no authentication yet: "

@@ -90,7 +90,10 @@ class LearnerConfig(_Part):
     weight_decay: NonNegativeFloat = 5e-5
     objective: Literal["all-positions", "last-and-augmented"] = Field(
         default="all-positions",
-        description="Targets of a step: every position, or the last and one random position.",
+        description="Targets of a step: every position, or the last and some random ones.",
+    )
+    augmented: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=1, description="Random positions a sequence, under last-and-augmented."
     )
 
 

@@ -23,7 +23,7 @@ TABLE_STD = 0.02
 
 @dataclass(frozen=True)
 class StepNoise:
-    """Random draws of one inner step: dropout masks, and an augmented target a sequence."""
+    """Random draws of one inner step: dropout masks, and augmented targets (B, k), or None."""
 
     dropout: Tensor | None
     augmented: Tensor | None
@@ -49,16 +49,16 @@ def summary_loss(
 ) -> Tensor:
     """The inner loss on soft sequences (B, zeta, d): each position predicts the next one.
 
-    With `noise.augmented` set, only the last position and one drawn position a sequence count;
-    the encoder is causal, so one pass serves both.
+    With `noise.augmented` set, only the last position and the drawn positions of a sequence count;
+    the encoder is causal, so one pass serves all.
     """
     hidden = backbone.encode(parameters_P, X_BTD[:, :-1], noise.dropout)
     target = X_BTD[:, 1:]
     if noise.augmented is not None:
-        rows = torch.arange(len(X_BTD), device=X_BTD.device)
-        at = noise.augmented - 1
-        hidden = torch.cat([hidden[:, -1], hidden[rows, at]])
-        target = torch.cat([target[:, -1], target[rows, at]])
+        rows = torch.arange(len(X_BTD), device=X_BTD.device)[:, None]
+        last = torch.full_like(noise.augmented[:, :1], target.shape[1])
+        at = torch.cat([last, noise.augmented], 1) - 1
+        hidden, target = hidden[rows, at], target[rows, at]
     width = hidden.shape[-1]
     return cross_entropy(hidden.reshape(-1, width), target.reshape(-1, width), table_ND).mean()
 
@@ -88,7 +88,11 @@ class SummaryTraining:
         if self.config.objective == "last-and-augmented":
             first = min(FIRST_AUGMENTED, length - 2)
             augmented = torch.randint(
-                first, length - 1, (batch,), generator=generator, device=generator.device
+                first,
+                length - 1,
+                (batch, self.config.augmented),
+                generator=generator,
+                device=generator.device,
             )
         return StepNoise(self.backbone.dropout(batch, length - 1, generator), augmented)
 

@@ -13,7 +13,7 @@ from td3engine.learner import Learned, SummaryTraining, learn
 from td3engine.summary import Summary
 from tests.td3engine.oracles import default_double, dense_summary, distance, normal, seeded
 
-MU, ZETA, WIDTH, ITEMS = 5, 8, 4, 9
+MU, ZETA, WIDTH, ITEMS = 7, 8, 4, 9  # 20 steps of 2 do not come round to user 0
 SUMMARY = Summary(
     U=normal(0, MU, 2), T=normal(1, ZETA, 3), G=normal(2, 2, 3, WIDTH), V=normal(3, ITEMS, WIDTH)
 )

@@ -58,6 +58,7 @@ class World:
 def make_world(
     *,
     objective: Objective = "all-positions",
+    augmented: int = 1,
     dropout: float = 0.0,
     weight_decay: float = 5e-5,
     layers: int = 1,
@@ -66,7 +67,9 @@ def make_world(
 ) -> World:
     shape = BackboneConfig(hidden=WIDTH, layers=layers, heads=heads, inner=5, dropout=dropout)
     backbone = build_backbone(shape, history)
-    learner = LearnerConfig(batch=BATCH, lr=0.01, weight_decay=weight_decay, objective=objective)
+    learner = LearnerConfig(
+        batch=BATCH, lr=0.01, weight_decay=weight_decay, objective=objective, augmented=augmented
+    )
     E = normal(3, ITEMS, WIDTH)
     start = backbone.initial(seeded(4)).double()
     return World(
@@ -107,9 +110,12 @@ def dense_loss(
     if not augmented:
         return divergence.mean()
     assert noise.augmented is not None
-    last = torch.stack([row[ZETA - 2] for row in divergence])
-    drawn = [row[position - 1] for row, position in zip(divergence, noise.augmented, strict=True)]
-    return (last.mean() + torch.stack(drawn).mean()) / 2
+    chosen = [
+        row[position - 1]
+        for row, drawn in zip(divergence, noise.augmented.tolist(), strict=True)
+        for position in [ZETA - 1, *drawn]
+    ]
+    return torch.stack(chosen).mean()
 
 
 def textbook_gradients(world: World, state: LearnerState, steps: Steps) -> tuple[Tensor, ...]:
@@ -154,7 +160,7 @@ def test_meta_gradient_is_the_textbooks(
 
 
 def test_meta_gradient_of_a_deeper_learner_with_several_heads() -> None:
-    world = make_world(layers=2, heads=2, dropout=0.2, objective="last-and-augmented")
+    world = make_world(layers=2, heads=2, dropout=0.2, objective="last-and-augmented", augmented=3)
     assert_same_meta_gradient(world, warm(world), world.steps(3, 4))
 
 
@@ -308,10 +314,10 @@ def test_training_can_be_cut_anywhere_and_leaves_its_inputs_alone() -> None:
     assert not fresh.second.any()
 
 
-@pytest.mark.parametrize("objective", ["all-positions", "last-and-augmented"])
-def test_inner_loss_by_prefixes(objective: Objective) -> None:
+@pytest.mark.parametrize("drawn", [None, [[5], [6], [3]], [[5, 6], [6, 6], [3, 1]]])
+def test_inner_loss_by_prefixes(drawn: list[list[int]] | None) -> None:
     """Each target predicted by a pass of its own over its own prefix; one causal pass does all."""
-    world = make_world(objective=objective)
+    world = make_world()
     S = dense_summary(world.factors[0], world.factors[1], world.factors[2], world.E)[:3]
     X = S @ world.E
 
@@ -320,15 +326,11 @@ def test_inner_loss_by_prefixes(objective: Objective) -> None:
         # Cross-entropy, so KL and entropy together: what I-2 leaves of it.
         return -(S[row, position] * functional.log_softmax(hidden @ world.E.T, -1)).sum()
 
-    if objective == "all-positions":
-        noise = StepNoise(None, None)
-        wanted = torch.stack([predict(row, at) for row in range(3) for at in range(1, ZETA)])
-    else:
-        drawn = [5, 6, 3]
-        noise = StepNoise(None, torch.tensor(drawn))
-        pairs = [*enumerate(drawn), *((row, ZETA - 1) for row in range(3))]
-        wanted = torch.stack([predict(row, at) for row, at in pairs])
-    assert distance(world.training.loss(world.start, X, noise), wanted.mean()) < 1e-12
+    targets = [[*row, ZETA - 1] for row in drawn] if drawn else [[*range(1, ZETA)]] * 3
+    wanted = [predict(row, position) for row in range(3) for position in targets[row]]
+    noise = StepNoise(None, torch.tensor(drawn) if drawn else None)
+    found = world.training.loss(world.start, X, noise)
+    assert distance(found, torch.stack(wanted).mean()) < 1e-12
 
 
 def test_batches_run_around_the_users_in_fixed_order() -> None:
@@ -344,19 +346,19 @@ def test_batches_run_around_the_users_in_fixed_order() -> None:
 @pytest.mark.parametrize(
     ("length", "positions"), [(12, range(5, 11)), (7, [5]), (6, [4]), (4, [2])]
 )
-def test_augmented_positions_are_uniform(length: int, positions: Sequence[int]) -> None:
+@pytest.mark.parametrize("augmented", [1, 3])
+def test_augmented_positions_are_uniform(
+    length: int, positions: Sequence[int], augmented: int
+) -> None:
     """From [5, zeta-1); the one before the last where a summary is shorter than that."""
-    world = make_world(objective="last-and-augmented", history=length)
-    drawn = torch.cat(
-        [
-            step.noise.augmented
-            for step in world.training.steps(0, 600, MU, length, seeded(1))
-            if step.noise.augmented is not None
-        ]
-    )
-    assert len(drawn) == 600 * BATCH
-    counts = torch.bincount(drawn, minlength=length).tolist()
-    share = len(drawn) / len(positions)
+    world = make_world(objective="last-and-augmented", augmented=augmented, history=length)
+    drawn: list[Tensor] = []
+    for step in world.training.steps(0, 600, MU, length, seeded(1)):
+        assert step.noise.augmented is not None
+        assert step.noise.augmented.shape == (BATCH, augmented)
+        drawn.append(step.noise.augmented)
+    counts = torch.bincount(torch.cat(drawn).flatten(), minlength=length).tolist()
+    share = 600 * BATCH * augmented / len(positions)
     for position, count in enumerate(counts):
         expected = share if position in positions else 0
         assert abs(count - expected) <= 5 * expected**0.5 * (len(positions) > 1)
