@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from td3engine.bundle import MEDIA_TYPES
 from td3engine.config import DistillConfig
-from td3engine.errors import CheckpointMismatchError, DeviceError, Interrupted
+from td3engine.errors import Interrupted, UnusableError
 from td3engine.events import Event, Note, Phase, PhaseStarted, Progress
 from td3engine.interactions import LogError, read_normalised
 from td3engine.run import Control, Outcome, Run, throttled
@@ -50,10 +50,8 @@ def run_job(data: Path, config: Path, out: Path, checkpoint_seconds: float) -> i
         return _refuse(error.code, error.message)
     except ValidationError as error:
         return _refuse("invalid_config", str(error))
-    except CheckpointMismatchError as error:
-        return _refuse("checkpoint_mismatch", str(error))
-    except DeviceError as error:
-        return _refuse("no_device", str(error))
+    except UnusableError as error:
+        return _refuse(error.code, str(error))
     _say_result(out, outcome)
     return 0
 

@@ -84,31 +84,36 @@ class SummaryConfig(_Part):
 class LearnerConfig(_Part):
     """The inner loop: how a learner trains on the summary (section 4)."""
 
-    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(default=200, description="T_inner")
+    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(default=100, description="T_inner")
+    scratch_steps: Annotated[int, Field(ge=2, le=100_000)] = Field(
+        default=300, description="Steps of a learner that trains an item table of its own."
+    )
     batch: PositiveInt = Field(default=15, description="mu_b: synthetic sequences a step.")
-    lr: PositiveFloat = 0.005
+    lr: PositiveFloat = 0.01
     weight_decay: NonNegativeFloat = 5e-5
     objective: Literal["all-positions", "last-and-augmented"] = Field(
-        default="all-positions",
+        default="last-and-augmented",
         description="Targets of a step: every position, or the last and some random ones.",
     )
     augmented: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=1, description="Random positions a sequence, under last-and-augmented."
+        default=8,
+        description="Random positions a sequence, under last-and-augmented; each counts as much as "
+        "the last (1 is the paper's augmentation).",
     )
 
 
 class OuterConfig(_Part):
     """The outer loop: how the summary is trained (section 5)."""
 
-    steps: PositiveInt = 300
-    window: PositiveInt = Field(default=40, description="W: inner steps that are differentiated.")
+    steps: PositiveInt = 200
+    window: PositiveInt = Field(default=20, description="W: inner steps that are differentiated.")
     lr: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 1e-4
     clip: PositiveFloat = Field(default=1.0, description="Largest global norm of the gradient.")
     feature_weight: NonNegativeFloat = Field(
         default=1.0, description="lambda: weight of the feature alignment with the teacher."
     )
-    batch: PositiveInt = Field(default=256, description="Real user windows an outer step.")
+    batch: PositiveInt = Field(default=128, description="Real user windows an outer step.")
     pool: PositiveInt = Field(default=5, description="Learners of different ages kept at once.")
     start: Literal["scratch", "teacher"] = Field(
         default="scratch",

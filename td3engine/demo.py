@@ -36,6 +36,8 @@ Result = TypeVar("Result")
 class DemoError(UnusableError):
     """The demo could not do its work; the message says what failed."""
 
+    code = "demo_failed"
+
 
 def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Console) -> None:
     """Run the whole demo in a new folder below `out`.

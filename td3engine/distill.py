@@ -22,6 +22,7 @@ from torch import Tensor
 from td3engine.backbones import Backbone
 from td3engine.catalogue import log_sum_exp
 from td3engine.config import DistillConfig
+from td3engine.errors import DivergedError
 from td3engine.interactions import Split
 from td3engine.learner import SummaryTraining, encode_last, learn_shared
 from td3engine.ranking import evaluate
@@ -117,7 +118,12 @@ class Distillation:
         )
         self.optimizer.zero_grad()
         X_UTD.backward(to_X)
-        torch.nn.utils.clip_grad_norm_(self.factors, outer.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.factors, outer.clip)
+        if not torch.isfinite(norm):
+            raise DivergedError(
+                f"the meta-gradient of outer step {self.done + 1} is not finite: a smaller "
+                "learner.lr, outer.lr or outer.window may help"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = cosine(outer.lr, self.done, outer.steps)
         self.optimizer.step()

@@ -2,23 +2,43 @@
 
 
 class UnusableError(ValueError):
-    """Something that was handed in cannot be used; the message says what and why."""
+    """Something that was handed in cannot be used; the message says what and why.
+
+    Attributes:
+        code: stable, for programs.
+    """
+
+    code = "unusable"
 
 
 class BundleError(UnusableError):
     """A summary's files are missing, damaged, or not a summary."""
 
+    code = "bad_bundle"
+
 
 class CheckpointMismatchError(UnusableError):
     """The checkpoint in the folder belongs to another log or configuration."""
+
+    code = "checkpoint_mismatch"
 
 
 class WrongLogError(UnusableError):
     """A log is not the one that a summary was made from."""
 
+    code = "wrong_log"
+
 
 class DeviceError(UnusableError):
     """The configured device is not there."""
+
+    code = "no_device"
+
+
+class DivergedError(UnusableError):
+    """Training produced numbers that are not finite; the settings cannot work on this log."""
+
+    code = "diverged"
 
 
 class Interrupted(Exception):

@@ -1,8 +1,8 @@
 """How good is it: learners trained on a summary, or on the baselines, measured on test.
 
 Every row follows one rule, so that none is tuned harder than another: fresh learners, up to
-`learner.steps` steps, the best state by validation NDCG@10 (`full`), figures on test, mean and
-standard deviation over learner seeds.
+`learner.steps` steps (`scratch_steps` where they train an item table), the best state by
+validation NDCG@10 (`full`), figures on test, mean and standard deviation over learner seeds.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,11 +29,7 @@ RANDOM_USER_EPOCHS_A_LOOK = 10
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A split log, ready to ask questions of learners.
-
-    Attributes:
-        learner_steps: overrides `config.learner.steps` where given to `prepare`.
-    """
+    """A split log, ready to ask questions of learners."""
 
     split: Split
     config: DistillConfig
@@ -143,7 +139,7 @@ def random_user_rows(
         training = LogTraining(
             benchmark.split,
             benchmark.backbone,
-            _as_epochs(learner, len(windows)),
+            _as_epochs(learner, mode, len(windows)),
             lambda _: windows,
             benchmark.validation,
             history=benchmark.config.learner_history,
@@ -172,9 +168,10 @@ def random_users(split: Split, config: DistillConfig, seed: int) -> WindowIndex:
     return WindowIndex(start, ends[users])
 
 
-def _as_epochs(learner: LearnerConfig, windows: int) -> TeacherConfig:
+def _as_epochs(learner: LearnerConfig, mode: Mode, windows: int) -> TeacherConfig:
     """The inner loop's budget (steps, batch, Adam) said in epochs over so many real windows."""
-    epochs = max(1, learner.steps * learner.batch // windows)
+    steps = learner.steps if mode == "shared-items" else learner.scratch_steps
+    epochs = max(1, steps * learner.batch // windows)
     look = max(1, min(RANDOM_USER_EPOCHS_A_LOOK, epochs))
     return TeacherConfig(
         max_epochs=epochs,

@@ -141,15 +141,16 @@ def learn(
     """
     parameters = backbone.initial(draw)
     C_UTD = query(*summary.learned)
+    steps = config.steps if mode == "shared-items" else config.scratch_steps
     if mode == "shared-items":
         advance = _shared_items(summary, backbone, config, C_UTD, parameters, draw)
     else:
         advance = _from_scratch(summary, backbone, config, C_UTD, parameters, draw)
     best: Learned | None = None
     best_value, seconds = -1.0, 0.0
-    for first in range(0, config.steps, VALIDATE_EVERY):
+    for first in range(0, steps, VALIDATE_EVERY):
         began = time.perf_counter()
-        found, table = advance(min(VALIDATE_EVERY, config.steps - first))
+        found, table = advance(min(VALIDATE_EVERY, steps - first))
         seconds += time.perf_counter() - began
         value = validate(found, table) if validate else float(first)
         if best is None or value > best_value:

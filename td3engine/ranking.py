@@ -44,7 +44,8 @@ def metrics(ranks: Tensor) -> Metrics:
 def rank_among_unseen(hidden_QD: Tensor, table_ND: Tensor, asked: Questions) -> Tensor:
     """Rank of each target among all unseen items, int64 (Q). Ties count against the model.
 
-    Counting ties as lost keeps a model that scores everything alike from looking perfect.
+    Counting ties as lost keeps a model that scores everything alike from looking perfect; written
+    as "not below", it does the same to a model whose scores are NaN.
     """
     ranks = torch.empty(len(asked.targets), dtype=torch.int64)
     at_once = max(1, SCORES_AT_ONCE // asked.n_items)
@@ -58,23 +59,28 @@ def rank_among_unseen(hidden_QD: Tensor, table_ND: Tensor, asked: Questions) -> 
         # The target's own column is masked too, whether or not it was met before: it is counted
         # once, as the target.
         scores.scatter_(1, asked.targets[rows, None], -torch.inf)
-        ranks[rows] = (scores >= target).sum(1)
+        ranks[rows] = (~(scores < target)).sum(1)
     return ranks
 
 
 def rank_among_sampled(hidden_QD: Tensor, table_ND: Tensor, asked: Questions, seed: int) -> Tensor:
     """Rank of each target among 100 uniform items from outside the user's history, int64 (Q)."""
-    negatives = sample_negatives(asked, seed)
-    hidden = hidden_QD.cpu()
-    table = table_ND.cpu()
-    scores = torch.einsum("qd,qnd->qn", hidden, table[negatives])
-    target = (hidden * table[asked.targets]).sum(-1, keepdim=True)
-    return (scores >= target).sum(1)
+    candidates = torch.cat([asked.targets[:, None], sample_negatives(asked, seed)], 1)
+    hidden, table = hidden_QD.cpu(), table_ND.cpu()
+    ranks = torch.empty(len(candidates), dtype=torch.int64)
+    at_once = max(1, SCORES_AT_ONCE // (candidates.shape[1] * table.shape[1]))
+    for first in range(0, len(ranks), at_once):
+        rows = slice(first, first + at_once)
+        # Not a matrix product: its kernels round a column by where it lies, which breaks ties.
+        scores = (hidden[rows, None] * table[candidates[rows]]).sum(-1)
+        ranks[rows] = (~(scores[:, 1:] < scores[:, :1])).sum(1)
+    return ranks
 
 
 def available_protocols(asked: Questions) -> tuple[Protocol, ...]:
     """Both, unless the catalogue is so small that a user has fewer than 100 negatives left."""
-    met = torch.bincount(asked.user_rows, minlength=1).max()
+    different = torch.unique(asked.user_rows * asked.n_items + asked.user_items)
+    met = torch.bincount(different // asked.n_items, minlength=1).max()
     return PROTOCOLS if asked.n_items - int(met) >= NEGATIVES else ("full",)
 
 

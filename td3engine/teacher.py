@@ -17,6 +17,7 @@ from torch import Tensor
 
 from td3engine.backbones import Backbone
 from td3engine.config import TeacherConfig
+from td3engine.errors import DivergedError
 from td3engine.interactions import Split
 from td3engine.learner import encode_last, new_table
 from td3engine.ranking import evaluate
@@ -167,9 +168,12 @@ class LogTraining:
         return F.cross_entropy(hidden[real] @ self.table.T, targets[real])
 
     def _validate(self) -> None:
+        """Keep the model if it is the best so far."""
         parameters, table = self.parameters.detach(), self.table.detach()
         scorer = encode_last(self.backbone, parameters, table)
         validation = evaluate(scorer, table, self.asked, "full")["ndcg@10"]
+        if not torch.isfinite(parameters).all() or not torch.isfinite(table).all():
+            raise DivergedError(f"training on real sequences diverged in epoch {self.epoch}")
         if validation > self.best["validation"]:
             self.stale = 0
             self.best = {

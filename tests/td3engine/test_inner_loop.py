@@ -27,7 +27,14 @@ def _float64() -> Iterator[None]:
 
 
 def make_config(steps: int) -> LearnerConfig:
-    return LearnerConfig(steps=steps, batch=2, lr=0.01, weight_decay=0.02)
+    return LearnerConfig(
+        steps=steps,
+        scratch_steps=steps,
+        batch=2,
+        lr=0.01,
+        weight_decay=0.02,
+        objective="all-positions",
+    )
 
 
 def textbook(mode: Mode, steps: int) -> tuple[Tensor, Tensor]:

@@ -151,11 +151,6 @@ def test_protocols_that_a_catalogue_allows() -> None:
     assert available_protocols(ask(histories, targets, 102)) == ("full",)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG in td3engine.ranking.available_protocols: it counts events where sample_negatives"
-    " counts different items, so repeated items cost a log its sampled-100 figures",
-)
 def test_repeated_items_take_no_protocol_away() -> None:
     asked = ask([[7, 7, 7]], [8], 102)
     assert sample_negatives(asked, 0).shape == (1, NEGATIVES)
@@ -210,11 +205,6 @@ def test_a_model_that_scores_all_items_alike_is_last_in_full(width: int) -> None
     assert rank_among_unseen(hidden, table, asked).tolist() == [148] * 64
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG in td3engine.ranking.rank_among_sampled: target and negatives are scored by two"
-    " kernels that round differently, so about a third of exact ties become wins (rank 0)",
-)
 def test_a_model_that_scores_all_items_alike_is_last_in_sampled() -> None:
     asked = ask([[0]] * 64, [1] * 64, 150)
     for width in (4, 32, 33):
@@ -222,11 +212,6 @@ def test_a_model_that_scores_all_items_alike_is_last_in_sampled() -> None:
         assert rank_among_sampled(hidden, table, asked, 0).tolist() == [100] * 64
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="BUG in td3engine.ranking: comparisons with NaN are false, so a model that diverged"
-    " ranks every target first (HR = NDCG = MRR = 1) and would be chosen as the best",
-)
 @pytest.mark.parametrize("protocol", ranking.PROTOCOLS)
 @pytest.mark.parametrize("where", ["hidden", "table", "target's row"])
 def test_a_model_that_diverged_is_not_perfect(protocol: ranking.Protocol, where: str) -> None:

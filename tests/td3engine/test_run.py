@@ -10,7 +10,13 @@ import torch
 
 from td3engine.bundle import MEDIA_TYPES, load_bundle
 from td3engine.config import DistillConfig
-from td3engine.errors import BundleError, CheckpointMismatchError, DeviceError, Interrupted
+from td3engine.errors import (
+    BundleError,
+    CheckpointMismatchError,
+    DeviceError,
+    DivergedError,
+    Interrupted,
+)
 from td3engine.events import Event, Phase, PhaseStarted, Progress
 from td3engine.interactions import Interactions, LogError, read_log
 from td3engine.run import CHECKPOINT_FILE, Control, Outcome, Run, throttled
@@ -106,7 +112,8 @@ def test_phases_and_progress_in_order(log: Interactions, tmp_path: Path) -> None
 def test_throttling_keeps_the_last_step_and_everything_else() -> None:
     passed: list[Event] = []
     listen = throttled(passed.append, every_seconds=1000)
-    for event in [PhaseStarted("distilling"), *(Progress("distilling", n, 5) for n in range(1, 6))]:
+    steps: list[Event] = [Progress("distilling", n, 5) for n in range(1, 6)]
+    for event in [PhaseStarted("distilling"), *steps]:
         listen(event)
     assert passed == [
         PhaseStarted("distilling"),
@@ -161,6 +168,14 @@ def test_a_log_that_the_filter_empties_is_refused(log: Interactions, tmp_path: P
     with pytest.raises(LogError) as refused:
         run(log, tmp_path, strict)
     assert refused.value.code == "too_little_data"
+
+
+def test_settings_that_diverge_are_said_so(log: Interactions, tmp_path: Path) -> None:
+    wild = small_config(learner={"lr": 1e30}, backbone={"dropout": 0})
+    with pytest.raises(DivergedError, match="outer step 1 "):
+        run(log, tmp_path, wild)
+    with pytest.raises(DivergedError, match="epoch 1"):
+        run(log, tmp_path, small_config(teacher={"lr": 1e30}))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
