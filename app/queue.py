@@ -6,12 +6,14 @@ from typing import Any
 
 from celery import Celery
 from kombu.exceptions import OperationalError
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.store import jobs
 from app.store.engine import Store
 
 TASK = "td3.run_job"
 QUEUE = "td3"
+_ANSWER_SECONDS = 5.0  # a broker that takes longer to answer a publisher counts as down
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,10 @@ class JobQueue:
 
     def __init__(self, broker_url: str) -> None:
         self._app = Celery("td3", set_as_current=False)
-        self._app.conf.update(celery_settings(broker_url))
+        settings = celery_settings(broker_url)
+        # A consumer may wait long for work; a request must not hang on a frozen broker.
+        settings["broker_transport_options"]["socket_timeout"] = _ANSWER_SECONDS
+        self._app.conf.update(settings)
 
     def publish(self, store: Store, job_id: str) -> bool:
         """Send the id of a queued job. False (and a warning) when the broker cannot be reached.
@@ -52,8 +57,11 @@ class JobQueue:
         except OperationalError as error:
             logger.warning("%s: not sent, the broker does not answer: %s", job_id, error)
             return False
-        with store.write() as session:
-            jobs.mark_published(session, job_id, datetime.now(UTC))
+        try:
+            with store.write() as session:
+                jobs.mark_published(session, job_id, datetime.now(UTC))
+        except SQLAlchemyError as error:  # the job is on its way: at worst it is sent twice
+            logger.warning("%s: sent, but could not be marked so: %s", job_id, error)
         return True
 
     def depth(self) -> int:
@@ -63,9 +71,12 @@ class JobQueue:
             kombu.exceptions.OperationalError: the broker does not answer.
         """
         with self._app.connection_for_read() as connection:
-            connection.ensure_connection(max_retries=1, timeout=5)
-            channel = connection.channel()
-            return int(channel.queue_declare(QUEUE, durable=True).message_count)
+            try:
+                connection.ensure_connection(max_retries=1, timeout=_ANSWER_SECONDS)
+                channel = connection.channel()
+                return int(channel.queue_declare(QUEUE, durable=True).message_count)
+            except (*connection.connection_errors, *connection.channel_errors) as error:
+                raise OperationalError(str(error)) from error
 
     def close(self) -> None:
         """Close the connections to the broker."""

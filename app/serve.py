@@ -1,9 +1,9 @@
-"""The whole service on one machine: `python -m app.serve --data-dir DIR`.
+"""The whole service on one machine: `td3 serve`, or `python -m app.serve`.
 
 Starts an embedded Valkey (unless a broker is given), brings the tables up to date, starts the API
 and a worker, and prints `listening on URL` to stdout once requests can be served. A process that
 ends unexpectedly is started again; one that ends three times within a minute stops everything, with
-exit code 1. SIGINT or SIGTERM stops all in order (API, worker, Valkey), a second one at once.
+exit code 1. SIGINT or SIGTERM stops the API and the workers, then Valkey; a second one at once.
 `service.json` in the data folder has the URL and the process ids while the service runs.
 """
 
@@ -176,7 +176,8 @@ class Service:
 
     def _api_complaint(self) -> str | None:
         try:
-            answer = httpx.get(f"{self.url}/readyz", timeout=5)
+            # Not by way of a proxy that the environment may name: it is a process of ours.
+            answer = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False)
         except httpx.TransportError as error:
             return str(error)
         return None if answer.is_success else answer.text
@@ -197,11 +198,13 @@ class Service:
         self.signals += 1
 
     def _stop(self) -> None:
-        """In an order in which nobody misses anybody: API, workers, and Valkey last."""
+        """The API and all workers at once, each with its grace period; then Valkey."""
         logger.info("stopping")
         before = self.signals
         broker = [child for child in self.children if child.name == "Valkey"]
         others = [child for child in self.children if child.name != "Valkey"]
+        for child in others:
+            child.terminate()
         for child in [*others, *broker]:
             child.stop(hurry=lambda: self.signals > before)
 
@@ -322,23 +325,28 @@ def _is_loopback(host: str) -> bool:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m app.serve",
+        prog="td3 serve",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="All other settings are environment variables TD3_... (docs/api.md).",
+        epilog="All other settings are environment variables TD3_... (docs/operations.md).",
     )
     parser.add_argument("--data-dir", type=Path, help="folder for everything (default: td3-data)")
     parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, help="port; 0 takes a free one (default: 8000)")
     parser.add_argument("--broker-url", help="Redis or Valkey to use (default: an embedded one)")
     parser.add_argument("--database-url", help="default: SQLite in the data folder")
-    parser.add_argument("--workers", type=int, default=1, help="jobs at once (default: 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="jobs at once; 0: the API only (default: 1)"
+    )
     parser.add_argument(
         "--allow-remote",
         action="store_true",
         help="listen on an address that others reach; there is no authentication yet",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.workers < 0:
+        parser.error("argument --workers: must be 0 or more")
+    return options
 
 
 def _settings(given: dict[str, Any]) -> Settings:

@@ -44,6 +44,7 @@ class Child:
         self.open_files = tuple(open_files)
         self._process: subprocess.Popen[bytes] | None = None
         self._ends: deque[float] = deque(maxlen=MOST_ENDS)
+        self._deadline: float | None = None  # to be gone by, once it was asked to stop
 
     @property
     def pid(self) -> int:
@@ -82,12 +83,19 @@ class Child:
         self.start()
         return True
 
+    def terminate(self) -> float:
+        """SIGTERM, once; returns when its grace period ends (by the monotonic clock)."""
+        if self._deadline is None:
+            self._deadline = time.monotonic() + self.grace_seconds
+            if self._process is not None:
+                self._process.terminate()
+        return self._deadline
+
     def stop(self, hurry: Callable[[], bool]) -> None:
         """SIGTERM, a grace period (none once `hurry()` is true), then SIGKILL to what is left."""
+        deadline = self.terminate()
         if self._process is None:
             return
-        self._process.terminate()
-        deadline = time.monotonic() + self.grace_seconds
         while not self._has_ended() and time.monotonic() < deadline and not hurry():
             time.sleep(0.05)
         if not self._has_ended():

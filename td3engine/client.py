@@ -9,6 +9,7 @@ with Client("http://127.0.0.1:8000") as client:
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -24,6 +25,7 @@ from td3engine.config import Preset
 SUMMARY_FILES = ("manifest.json", "items.parquet", "summary.safetensors")
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 _LONGEST_WAIT_SECONDS = 60
+_THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
 # The service sends a heartbeat every 15 seconds, and answers a wait within a minute.
 _TIMEOUT = httpx.Timeout(90, connect=10)
 _RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause
@@ -124,7 +126,9 @@ class Client:
     """
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.Client(base_url=url, timeout=_TIMEOUT)
+        # A proxy that the environment names cannot reach a service on this machine.
+        elsewhere = httpx.URL(url).host not in _THIS_MACHINE
+        self._http = httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=elsewhere)
 
     def __enter__(self) -> Self:
         return self
@@ -211,7 +215,7 @@ class Client:
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             left = _LONGEST_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
-            seconds = max(0, min(_LONGEST_WAIT_SECONDS, round(left)))
+            seconds = max(0, min(_LONGEST_WAIT_SECONDS, math.ceil(left)))
             headers = {"Prefer": f"wait={seconds}"}
             job = _read(Job, self._http.get(f"/jobs/{job_id}", headers=headers))
             if job.is_over:
@@ -225,24 +229,29 @@ class Client:
         A connection that breaks is made again where it stopped, so no event is lost or doubled.
 
         Raises:
-            httpx.TransportError: it cannot be made again for about half a minute.
+            httpx.TransportError, ServiceError: it cannot be made again, or the service answers
+                with a 5xx, for about half a minute.
         """
         failures = 0
+        first, longest = _RECONNECT_SECONDS
         while True:
             headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
             try:
                 with self._http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
                     if _check(answer).status_code == httpx.codes.NO_CONTENT:
                         return  # the job is over, and this was all
+                    failures, before = 0, after
                     for data in _server_sent_data(answer.iter_lines()):
                         event = Event.model_validate_json(data)
-                        after, failures = event.sequence, 0
+                        after = event.sequence
                         yield event
-            except httpx.TransportError:
+                if after == before:  # the server stops: it ends every stream at once
+                    time.sleep(first)
+            except (httpx.TransportError, ServiceError) as error:
                 failures += 1
-                if failures > _RECONNECT_TRIES:
+                refused = isinstance(error, ServiceError) and error.problem.status < 500
+                if refused or failures > _RECONNECT_TRIES:
                     raise
-                first, longest = _RECONNECT_SECONDS
                 time.sleep(min(first * 2**failures, longest))
 
     def cancel(self, job_id: str) -> Job:
@@ -256,9 +265,10 @@ class Client:
             DownloadError: the bytes are not those that the job made.
         """
         job = self.job(job_id)
-        artifacts = {artifact.name: artifact for artifact in job.artifacts}
-        if not job.is_over or not artifacts:  # the service says best why there is no summary
+        if job.status != "succeeded":  # the service says best why there is no summary
             _check(self._http.get(f"/jobs/{job_id}/summary"))
+            job = self.job(job_id)  # it has become one meanwhile
+        artifacts = {artifact.name: artifact for artifact in job.artifacts}
         folder.mkdir(parents=True, exist_ok=True)
         return [self._download(artifacts[name], folder / name) for name in SUMMARY_FILES]
 

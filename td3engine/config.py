@@ -60,7 +60,7 @@ class TeacherConfig(_Part):
     """Training of the full-data model, whose item table becomes V."""
 
     max_epochs: PositiveInt = 200
-    batch: PositiveInt = Field(default=128, description="User windows a step.")
+    batch: PositiveInt = Field(default=64, description="User windows a step.")
     lr: PositiveFloat = 0.003
     weight_decay: NonNegativeFloat = 0.0
     patience: PositiveInt = Field(
@@ -90,6 +90,9 @@ class LearnerConfig(_Part):
     )
     batch: PositiveInt = Field(default=15, description="mu_b: synthetic sequences a step.")
     lr: PositiveFloat = 0.01
+    schedule: Literal["constant", "linear"] = Field(
+        default="linear", description="Learning rate over a learner's steps; linear ends at zero."
+    )
     weight_decay: NonNegativeFloat = 5e-5
     objective: Literal["all-positions", "last-and-augmented"] = Field(
         default="last-and-augmented",

@@ -63,13 +63,19 @@ def summary_loss(
     return cross_entropy(hidden.reshape(-1, width), target.reshape(-1, width), table_ND).mean()
 
 
+def adam_rule(config: LearnerConfig, steps: int) -> AdamRule:
+    """The configured Adam of a learner that takes so many steps."""
+    decay_steps = steps if config.schedule == "linear" else None
+    return AdamRule(config.lr, config.weight_decay, decay_steps)
+
+
 class SummaryTraining:
     """The inner loop's recipe: which rows, which noise, which loss, which Adam."""
 
     def __init__(self, backbone: Backbone, table_ND: Tensor, config: LearnerConfig) -> None:
         self.backbone = backbone
         self.config = config
-        self.rule = AdamRule(config.lr, config.weight_decay)
+        self.rule = adam_rule(config, config.steps)
         self.loss: LearnerLoss[StepNoise] = partial(summary_loss, backbone, table_ND)
 
     def steps(
@@ -192,17 +198,20 @@ def _from_scratch(
     parameters = parameters_P.requires_grad_()
     E_ND = new_table(len(summary.V), summary.V.shape[1], draw).requires_grad_()
     optimizer = torch.optim.Adam([parameters, E_ND], lr=config.lr, weight_decay=config.weight_decay)
+    rule = adam_rule(config, config.scratch_steps)
     age = 0
 
     def advance(count: int) -> tuple[Tensor, Tensor]:
         nonlocal age
         for step in training.steps(age, count, users, length, draw):
+            for group in optimizer.param_groups:
+                group["lr"] = rule.lr_at(age)
             X_BTD = soft_sequences(C_UTD[step.rows], summary.V, E_ND)
             loss = summary_loss(backbone, E_ND, parameters, X_BTD, step.noise)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        age += count
+            age += 1
         return parameters.detach(), E_ND.detach()
 
     return advance

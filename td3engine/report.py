@@ -62,7 +62,11 @@ def make_row(
 
 
 def results_tables(rows: Sequence[Row]) -> list[Table]:
-    """One table a protocol, narrow enough for a terminal of 80 columns."""
+    """One table a protocol, narrow enough for a terminal of 80 columns.
+
+    `train s` is wall time of one learner up to its best state, `stored` the numbers (or, of real
+    sequences, the interactions) that its training data consist of.
+    """
     return [
         _table(protocol, [row for row in rows if row["protocol"] == protocol])
         for protocol in dict.fromkeys(row["protocol"] for row in rows)
@@ -74,11 +78,12 @@ def _table(protocol: Protocol, rows: Sequence[Row]) -> Table:
         title=f"On the test events, protocol `{protocol}`",
         title_justify="left",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         pad_edge=False,
     )
     for name in ("trained on", "mode"):
         table.add_column(name, no_wrap=True)
-    for name in ("HR@10", "NDCG@10", "train s", "numbers"):
+    for name in ("HR@10", "NDCG@10", "train s", "stored"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(

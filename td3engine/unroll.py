@@ -21,10 +21,24 @@ Noise = TypeVar("Noise")
 
 @dataclass(frozen=True)
 class AdamRule:
-    """Learning rate and L2 penalty of a learner's Adam (the rest is at Adam's defaults)."""
+    """A learner's Adam: rate, L2 penalty, schedule (the rest is at Adam's defaults).
+
+    Attributes:
+        lr: learning rate of the first step.
+        weight_decay: L2 penalty.
+        decay_steps: the rate falls linearly and would reach zero after so many steps; None keeps
+            it constant.
+    """
 
     lr: float
     weight_decay: float
+    decay_steps: int | None = None
+
+    def lr_at(self, age: int) -> float:
+        """Learning rate of the step that follows `age` steps."""
+        if self.decay_steps is None:
+            return self.lr
+        return self.lr * max(0.0, 1 - age / self.decay_steps)
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ def adam(state: LearnerState, gradient_P: Tensor, rule: AdamRule) -> LearnerStat
     second = (state.second * BETA2).addcmul_(g, g, value=1 - BETA2)
     denominator = (second / (1 - BETA2**age)).sqrt_().add_(EPSILON)
     parameters = torch.addcdiv(
-        state.parameters, first, denominator, value=-rule.lr / (1 - BETA1**age)
+        state.parameters, first, denominator, value=-rule.lr_at(state.age) / (1 - BETA1**age)
     )
     return LearnerState(parameters, first, second, age)
 
@@ -91,7 +105,7 @@ def _adam_reverse(
     g = gradient_P.add(before.parameters, alpha=rule.weight_decay)
     root = (after.second / unbias2).sqrt_()
     denominator = root + EPSILON
-    scaled = adjoint.parameters * (rule.lr / unbias1) / denominator
+    scaled = adjoint.parameters * (rule.lr_at(before.age) / unbias1) / denominator
     to_first = adjoint.first - scaled
     # d(1/denominator)/d(second). Where the second moment is zero so was every gradient, and the
     # parameter does not move for a small change either way: the one-sided limit taken is zero.

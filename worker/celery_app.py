@@ -23,6 +23,8 @@ from worker.supervisor import run_job
 celery_app = Celery("td3")
 celery_app.conf.update(
     celery_settings(get_settings().broker_url),
+    # However long the broker is away: the job in hand does not need it, and the janitor goes on.
+    broker_connection_max_retries=None,
     task_acks_late=False,
     worker_pool="threads",
     worker_concurrency=1,

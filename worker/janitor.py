@@ -48,16 +48,15 @@ class Janitor:
 
     def republish(self) -> None:
         """Queued jobs that nobody took are sent again: their id may have been lost on the way."""
+        now = datetime.now(UTC)
+        after = timedelta(seconds=self._settings.republish_after_seconds)
         with self._store.read() as session:
-            waiting = jobs.unclaimed(
-                session,
-                older_than=timedelta(seconds=self._settings.republish_after_seconds),
-                now=datetime.now(UTC),
-            )
-        # As many ids at the broker as jobs wait: the workers are just busy. Without this the queue
-        # would grow by every waiting job once a minute. Ids of jobs that wait no longer may hide a
-        # lost one, but only until the next idle worker has drained them.
-        if not waiting or self._queue.depth() >= len(waiting):
+            queued = jobs.unclaimed(session, older_than=timedelta(0), now=now)
+            waiting = jobs.unclaimed(session, older_than=after, now=now)
+        # As many ids at the broker as jobs are queued (those just sent too): the workers are just
+        # busy. Without this the queue would grow by every waiting job once a minute. Ids of jobs
+        # that wait no longer may hide a lost one, but only until a worker has drained them.
+        if not waiting or self._queue.depth() >= len(queued):
             return
         for job_id in waiting:
             logger.warning("%s: waited long, sent again", job_id)

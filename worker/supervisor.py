@@ -204,7 +204,14 @@ class _Attempt:
         if self.pulse.cancel.is_set():
             return
         # The engine may put the next one in its place meanwhile: what is open stays what it was.
-        sha256, size = self.pulse.patiently(lambda: blobs.put_file(self.store, out / event.path))
+        try:
+            sha256, size = self.pulse.patiently(
+                lambda: blobs.put_file(self.store, out / event.path)
+            )
+        except FileNotFoundError:
+            # We are late (the database was away): the engine has finished, and removed it.
+            self.log.info("checkpoint at %s step %d is gone already", event.phase, event.step)
+            return
         if not self._write(
             lambda session: jobs.set_checkpoint(
                 session, self.lease, sha256, datetime.now(UTC), phase=event.phase, step=event.step

@@ -1,6 +1,7 @@
 """`learn`, the training that a summary's user does, against the textbook in both modes."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from td3engine.config import BackboneConfig, LearnerConfig, Mode
 from td3engine.learner import Learned, SummaryTraining, learn
 from td3engine.summary import Summary
 from tests.td3engine.oracles import default_double, dense_summary, distance, normal, seeded
+
+Schedule = Literal["constant", "linear"]
 
 MU, ZETA, WIDTH, ITEMS = 7, 8, 4, 9  # 20 steps of 2 do not come round to user 0
 SUMMARY = Summary(
@@ -26,12 +29,13 @@ def _float64() -> Iterator[None]:
         yield
 
 
-def make_config(steps: int) -> LearnerConfig:
+def make_config(steps: int, schedule: Schedule = "linear") -> LearnerConfig:
     return LearnerConfig(
         steps=steps,
         scratch_steps=steps,
         batch=2,
         lr=0.01,
+        schedule=schedule,
         weight_decay=0.02,
         objective="all-positions",
     )
@@ -50,6 +54,7 @@ def textbook(mode: Mode, steps: int) -> tuple[Tensor, Tensor]:
     optimizer = torch.optim.Adam(trained, lr=0.01, weight_decay=0.02)
     drawn = SummaryTraining(BACKBONE, SUMMARY.V, make_config(steps)).steps(0, steps, MU, ZETA, draw)
     for number, step in enumerate(drawn):
+        optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / steps)
         rows = S[[(2 * number) % MU, (2 * number + 1) % MU]]
         hidden = BACKBONE.encode(parameters, rows[:, :-1] @ E, step.noise.dropout)
         loss = -(rows[:, 1:] * functional.log_softmax(hidden @ E.T, -1)).sum(-1).mean()
@@ -83,8 +88,9 @@ def test_learn_returns_the_best_state_that_validation_saw(mode: Mode) -> None:
         seen.append(Learned(parameters.clone(), table.clone(), 0.0))
         return next(values)
 
-    found = learn(SUMMARY, BACKBONE, make_config(45), mode, seeded(9), validate)
-    forty = learn(SUMMARY, BACKBONE, make_config(40), mode, seeded(9))
+    config = make_config(45, "constant")
+    found = learn(SUMMARY, BACKBONE, config, mode, seeded(9), validate)
+    forty = learn(SUMMARY, BACKBONE, make_config(40, "constant"), mode, seeded(9))
     assert len(seen) == 3
     assert torch.equal(found.parameters, seen[1].parameters)
     assert torch.equal(found.parameters, forty.parameters)

@@ -28,6 +28,7 @@ Steps = Sequence[InnerStep[StepNoise]]
 MU, ZETA, WIDTH, ITEMS = 5, 8, 4, 9
 BATCH = 2  # does not divide MU: batches wrap around the users
 EXACT = 1e-8
+LEARNER_STEPS = 40  # of the learning rate's schedule; the tests stay well within
 
 
 @dataclass(frozen=True)
@@ -64,11 +65,18 @@ def make_world(
     layers: int = 1,
     heads: int = 1,
     history: int = ZETA - 1,
+    schedule: Literal["constant", "linear"] = "linear",
 ) -> World:
     shape = BackboneConfig(hidden=WIDTH, layers=layers, heads=heads, inner=5, dropout=dropout)
     backbone = build_backbone(shape, history)
     learner = LearnerConfig(
-        batch=BATCH, lr=0.01, weight_decay=weight_decay, objective=objective, augmented=augmented
+        steps=LEARNER_STEPS,
+        batch=BATCH,
+        lr=0.01,
+        schedule=schedule,
+        weight_decay=weight_decay,
+        objective=objective,
+        augmented=augmented,
     )
     E = normal(3, ITEMS, WIDTH)
     start = backbone.initial(seeded(4)).double()
@@ -136,7 +144,8 @@ def textbook_gradients(world: World, state: LearnerState, steps: Steps) -> tuple
         moved = v > 0
         root = torch.where(moved, torch.where(moved, v, 1.0) / (1 - 0.999**age), 0.0)
         root = torch.where(moved, torch.where(moved, root, 1.0).sqrt(), 0.0)
-        parameters = parameters - config.lr * (m / (1 - 0.9**age)) / (root + 1e-8)
+        left = 1 - (age - 1) / LEARNER_STEPS if config.schedule == "linear" else 1
+        parameters = parameters - config.lr * left * (m / (1 - 0.9**age)) / (root + 1e-8)
     return torch.autograd.grad(world.real_loss(parameters), factors)
 
 
@@ -157,6 +166,18 @@ def test_meta_gradient_is_the_textbooks(
     world = make_world(objective=objective, dropout=dropout, weight_decay=weight_decay)
     state = warm(world, age) if age else LearnerState.fresh(world.start)
     assert_same_meta_gradient(world, state, world.steps(age, window))
+
+
+def test_meta_gradient_at_a_constant_rate() -> None:
+    world = make_world(schedule="constant", weight_decay=0.01)
+    assert_same_meta_gradient(world, warm(world), world.steps(3, 6))
+
+
+def test_the_rate_falls_linearly_to_zero_or_stays() -> None:
+    assert [AdamRule(0.4, 0, 4).lr_at(age) for age in range(6)] == pytest.approx(
+        [0.4, 0.3, 0.2, 0.1, 0, 0]
+    )
+    assert AdamRule(0.4, 0).lr_at(1000) == 0.4
 
 
 def test_meta_gradient_of_a_deeper_learner_with_several_heads() -> None:

@@ -70,6 +70,10 @@ class Engine:
         step = self.done[-1] if self.done else 0
         say("checkpoint", path=str(self.checkpoint_path), phase="distilling", step=step)
 
+    def do_forget(self) -> None:
+        """A checkpoint that is gone before the worker looks."""
+        say("checkpoint", path="gone.pt", phase="distilling", step=1)
+
     def do_mark(self, name: str) -> None:
         (self.control / name).write_text(str(os.getpid()))
 

@@ -1,13 +1,20 @@
 """The janitor's chores, one by one, without a worker."""
 
 import logging
+import socket
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import redis
+from kombu.exceptions import OperationalError
+from sqlalchemy import update
+from sqlalchemy.exc import SQLAlchemyError
 
 from app.queue import QUEUE, JobQueue
 from app.settings import Settings
+from app.store import jobs
+from app.store.models import Job
 from tests.worker.conftest import Script, Service
 from worker.folders import sweep_work_folders, work_folder
 from worker.janitor import Janitor
@@ -37,6 +44,47 @@ def test_waiting_jobs_do_not_flood_the_broker(
     for _ in range(5):
         janitor.republish()
     assert service.queue.depth() == 5  # nobody knows which one it was: all were sent again, once
+
+
+def test_new_jobs_do_not_hide_a_lost_one(service: Service, tmp_path: Path) -> None:
+    janitor = Janitor(service.store, service.queue, Settings(data_dir=tmp_path / "data"))
+    lost = service.make_job(SCRIPT, publish=False)
+    with service.store.write() as session:
+        long_ago = datetime.now(UTC) - timedelta(hours=1)
+        session.execute(update(Job).values(updated_at=long_ago))
+    for _ in range(2):
+        service.make_job(SCRIPT)
+    janitor.republish()
+    assert service.job(lost).published_at is not None
+    assert service.queue.depth() == 3
+
+
+def test_a_broker_that_is_frozen_holds_up_nobody_for_long(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.queue._ANSWER_SECONDS", 0.1)
+    path = tmp_path / "frozen.sock"
+    with socket.socket(socket.AF_UNIX) as frozen:
+        frozen.bind(str(path))
+        frozen.listen()
+        queue = JobQueue(f"redis+socket://{path}")
+        assert not queue.publish(service.store, service.make_job(SCRIPT, publish=False))
+        with pytest.raises(OperationalError):
+            queue.depth()
+        queue.close()
+
+
+def test_a_job_that_was_sent_and_could_not_be_marked_was_sent(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job_id = service.make_job(SCRIPT, publish=False)
+
+    def fail(*_: object) -> None:
+        raise SQLAlchemyError("the database is away")
+
+    monkeypatch.setattr(jobs, "mark_published", fail)
+    assert service.queue.publish(service.store, job_id)
+    assert service.queue.depth() == 1
 
 
 def test_a_broker_that_is_gone_hinders_no_other_chore(

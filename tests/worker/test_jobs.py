@@ -153,6 +153,14 @@ def test_a_worker_that_cannot_go_on_says_so(service: Service) -> None:
     assert "FileNotFoundError" in error["message"]
 
 
+def test_a_checkpoint_that_is_gone_already_costs_nothing(service: Service) -> None:
+    """The engine removes its checkpoint when it is done; a worker may be late to read of it."""
+    job_id = service.make_job([["step", 1], ["forget"], ["result"]], max_attempts=1)
+    service.start_worker()
+    job = service.wait_status(job_id, "succeeded", "failed")
+    assert (job.status, job.error) == ("succeeded", None)
+
+
 def test_a_worker_that_shuts_down_gives_its_job_back(any_service: Service) -> None:
     job_id = any_service.make_job(WAITING, max_attempts=1)
     worker = any_service.start_worker()

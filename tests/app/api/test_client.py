@@ -132,6 +132,34 @@ def test_events_go_on_where_the_connection_broke(
     assert seen == list(range(1, 9))
 
 
+def test_events_survive_a_service_that_fails_for_a_while(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("td3engine.client._RECONNECT_SECONDS", (0.0, 0.0))
+    job_id = service.new_job()["id"]
+    service.fail(service.claim(job_id), {"code": "x", "message": "x"})
+    failed: list[int] = []
+
+    def fail(answer: httpx.Response) -> httpx.Response:
+        if len(failed) < 3:
+            failed.append(answer.status_code)
+            return httpx.Response(503)
+        return answer
+
+    with _client_through(service, fail) as client:
+        assert [event.sequence for event in client.events(job_id)] == [1, 2, 3]
+        with pytest.raises(ServiceError):
+            next(client.events("job_none"))
+
+
+def test_a_proxy_is_not_asked_for_this_machine(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with Client(service.url) as client:
+        assert list(client.jobs()) == []
+
+
 def test_damaged_download_is_not_kept(service: Service, tmp_path: Path) -> None:
     job_id = service.new_job()["id"]
     service.succeed(service.claim(job_id), tmp_path)

@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from app.launch import launch_command
-from app.serve import main
+from app.serve import Service, main
+from app.settings import Settings
 from app.supervise import MOST_ENDS, Child, ServeError
 from tests.app.api.conftest import LOG, wait_for
 
@@ -171,6 +172,28 @@ def test_child_that_does_not_stop_is_killed() -> None:
     child.start()
     child.stop(hurry=lambda: False)
     assert not Path(f"/proc/{child.pid}").exists()
+
+
+def test_all_are_asked_to_stop_before_any_is_waited_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first one ends only when the second was asked."""
+    asked, up = tmp_path / "asked", tmp_path / "up"
+    waits = f"trap 'while ! test -e {asked}; do sleep 0.02; done; exit' TERM"
+    tells = f"trap 'touch {asked}; exit' TERM"
+    service = Service(Settings(data_dir=tmp_path), workers=2)
+    for number, trap in enumerate((waits, tells)):
+        program = f"{trap}; touch {up}{number}; while :; do sleep 0.02; done"
+        service._add(Child("it", ["sh", "-c", program], environment=os.environ, grace_seconds=10))
+    wait_for(lambda: len(list(tmp_path.glob("up*"))) == 2)
+    service._stop()
+    assert asked.exists()
+    assert "did not stop in time" not in caplog.text
+
+
+def test_impossible_number_of_workers() -> None:
+    with pytest.raises(SystemExit):
+        main(["--workers", "-1"])
 
 
 def test_launched_process_dies_with_its_parent() -> None:
