@@ -106,9 +106,9 @@ def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
     """
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+        if set(manifest.checksums) != {FACTORS_FILE, ITEMS_FILE}:
+            raise BundleError(f"{MANIFEST_FILE} has checksums of {sorted(manifest.checksums)}")
         for name, expected in manifest.checksums.items():
-            if name not in MEDIA_TYPES:
-                raise BundleError(f"{MANIFEST_FILE} names an unknown file {name!r}")
             if _sha256(folder / name) != expected:
                 raise BundleError(f"{folder / name} is not the file that its manifest describes")
         factors = safetensors.torch.load_file(folder / FACTORS_FILE)

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from td3engine.bundle import MEDIA_TYPES
 from td3engine.config import DistillConfig
-from td3engine.errors import Interrupted, UnusableError
+from td3engine.errors import CheckpointMismatchError, Interrupted, UnusableError
 from td3engine.events import Event, Note, Phase, PhaseStarted, Progress
 from td3engine.interactions import LogError, read_normalised
-from td3engine.run import Control, Outcome, Run, throttled
+from td3engine.run import CHECKPOINT_FILE, Control, Outcome, Run, throttled
 
 EXIT_UNUSABLE = 65  # EX_DATAERR: a retry cannot help
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped after a checkpoint
@@ -42,7 +42,14 @@ def run_job(data: Path, config: Path, out: Path, checkpoint_seconds: float) -> i
         settings = DistillConfig.model_validate_json(config.read_bytes())
         with data.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
-        outcome = Run(read_normalised(data), fingerprint, settings, out, control).run()
+        log = read_normalised(data)
+        try:
+            outcome = Run(log, fingerprint, settings, out, control).run()
+        except CheckpointMismatchError as mismatch:
+            # Written by another release, whose configuration has other fields: begin anew.
+            _say("log", level="warning", message=f"{mismatch}; starting anew")
+            (out / CHECKPOINT_FILE).unlink()
+            outcome = Run(log, fingerprint, settings, out, control).run()
     except Interrupted as stopped:
         _say("log", level="info", message=str(stopped))
         return EXIT_INTERRUPTED

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
+import httpx
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from td3engine import __version__
+from td3engine.client import ServiceError
 from td3engine.config import MODES, DistillConfig, Preset, build_config
 from td3engine.errors import Interrupted, UnusableError
 from td3engine.interactions import LogError
@@ -56,10 +59,14 @@ def distill(
 
     Ctrl-C keeps a checkpoint in the folder; the same command goes on from there.
     """
-    from td3engine.commands import distill_log
-
     config = _config(preset, settings or [], seed)
-    _exit_on_error(lambda: distill_log(log, config, out, console))
+
+    def work() -> None:
+        from td3engine.commands import distill_log
+
+        distill_log(log, config, out, console)
+
+    _exit_on_error(work)
 
 
 @app.command()
@@ -76,10 +83,14 @@ def train(
     ] = None,
 ) -> None:
     """Train learners on SUMMARY and measure them on the test events of LOG."""
-    from td3engine.commands import train_on_summary
-
     modes = MODES if mode == "both" else (mode,)
-    _exit_on_error(lambda: train_on_summary(summary, log, modes, seeds, save, console))
+
+    def work() -> None:
+        from td3engine.commands import train_on_summary
+
+        train_on_summary(summary, log, modes, seeds, save, console)
+
+    _exit_on_error(work)
 
 
 @app.command()
@@ -97,10 +108,14 @@ def demo(
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """The main job, end to end: real service, real log, summary, table of results."""
-    from td3engine.demo import run_demo
-
     config = _config(preset, settings or [], seed)
-    _exit_on_error(lambda: run_demo(data, out, config, console))
+
+    def work() -> None:
+        from td3engine.demo import run_demo
+
+        run_demo(data, out, config, console)
+
+    _exit_on_error(work)
 
 
 @app.command(
@@ -161,15 +176,16 @@ def _exit_on_error(command: Callable[[], None]) -> None:
     """Turn what a user can mend into one line and exit code 65, and an interrupt into 130."""
     try:
         command()
-    except (LogError, UnusableError, FileNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        _fail(f"{error.name} is missing: pip install 'td3engine[engine,service,embedded]'", 65)
+    except (LogError, UnusableError, ServiceError, httpx.TransportError, OSError) as error:
         _fail(str(error), 65)
     except Interrupted as stopped:
-        errors.print(f"[yellow]{stopped}[/]; the same command goes on from the checkpoint")
-        raise typer.Exit(130) from stopped
+        _fail(f"{stopped}; the same command goes on from the checkpoint", 130)
 
 
 def _fail(message: str, code: int = 2) -> NoReturn:
-    errors.print(f"[red]error:[/] {message}", highlight=False)
+    errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)
 
 

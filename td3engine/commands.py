@@ -2,7 +2,8 @@
 
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
@@ -11,9 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from td3engine import events
-from td3engine.bundle import Bundle, load_bundle
+from td3engine.bundle import MANIFEST_FILE, Bundle, load_bundle
 from td3engine.config import DistillConfig, Mode
-from td3engine.errors import WrongLogError
+from td3engine.errors import OutputExistsError, WrongLogError
 from td3engine.evaluation import Benchmark, summary_rows
 from td3engine.interactions import Interactions, read_log, write_normalised
 from td3engine.learner import learn
@@ -22,11 +23,11 @@ from td3engine.run import Control, Run, pick_device, split_log
 from td3engine.seeding import Purpose, generator
 
 PHASE_NAMES = {
-    "preparing": "reading the log",
-    "pretraining": "training the teacher",
+    "preparing": "reading",
+    "pretraining": "teacher",
     "distilling": "distilling",
-    "evaluating": "measuring on test",
-    "publishing": "storing the summary",
+    "evaluating": "measuring",
+    "publishing": "storing",
 }
 
 
@@ -35,10 +36,10 @@ class PhaseBars:
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
-            TextColumn("{task.description:<20}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.fields[steps]:>9}"),
-            TextColumn("{task.fields[quality]:<32}"),
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=14),
+            TextColumn("{task.fields[steps]:>8}"),
+            TextColumn("{task.fields[quality]:<19}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
             console=console,
@@ -69,7 +70,7 @@ class PhaseBars:
             completed=step,
             total=total,
             steps=f"{step}/{total}",
-            quality="" if not best else f"validation NDCG@10 {best:.4f}",
+            quality="" if not best else f"val NDCG@10 {best:.4f}",
             left="" if left is None else f"{left:.0f} s left",
         )
 
@@ -77,8 +78,9 @@ class PhaseBars:
         """Complete the running phase's bar."""
         if self.current is not None:
             task = self.tasks[self.current]
-            total = self.progress.tasks[self.progress.task_ids.index(task)].completed or 1
-            self.progress.update(task, total=total, completed=total, left="")
+            # Early stopping ends the teacher before its last epoch: complete is what it did.
+            done = self.progress.tasks[self.progress.task_ids.index(task)].completed or 1
+            self.progress.update(task, total=done, completed=done, left="")
             self.progress.stop_task(task)
             self.current = None
 
@@ -90,11 +92,13 @@ class PhaseBars:
             case events.Progress():
                 self.show(event.phase, event.step, event.total, event.seconds_left, event.metrics)
             case events.Note(message):
-                self.progress.console.print(f"[yellow]note:[/] {message}")
+                self.progress.console.print(f"note: {message}", markup=False)
 
 
 def distill_log(log: Path, config: DistillConfig, out: Path, console: Console) -> None:
     """Distil with a progress bar, then print the results and where the summary is."""
+    if (out / MANIFEST_FILE).exists():
+        raise OutputExistsError(f"{out} holds a summary already; take another folder")
     interactions, fingerprint = read_with_fingerprint(log)
     bars = PhaseBars(console)
     with bars.progress, _interrupts() as stop:
@@ -158,19 +162,22 @@ def _print_results(rows: Sequence[Row], console: Console) -> None:
         console.print(table)
 
 
-class _interrupts:  # noqa: N801 (used as a context manager function)
-    """Within the block, SIGINT and SIGTERM only set a flag; a second SIGINT interrupts at once."""
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Within the block SIGINT and SIGTERM only raise a flag, which the given function reads; a
+    second one interrupts at once.
+    """
+    asked = False
 
-    def __enter__(self) -> Callable[[], bool]:
-        self.asked = False
-        self.before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        return lambda: self.asked
-
-    def _ask(self, *_: object) -> None:
-        if self.asked:
+    def ask(*_: object) -> None:
+        nonlocal asked
+        if asked:
             raise KeyboardInterrupt
-        self.asked = True
+        asked = True
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
             signal.signal(number, handler)

@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Preset = Literal["fast", "balanced", "quality"]
 Mode = Literal["shared-items", "from-scratch"]
 MODES: tuple[Mode, ...] = ("shared-items", "from-scratch")
-PositiveInt = Annotated[int, Field(gt=0)]
+# The bound only keeps a slip of the keyboard from becoming an allocation; none of these knobs has a
+# use anywhere near it.
+PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
+Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -60,7 +63,9 @@ class TeacherConfig(_Part):
     """Training of the full-data model, whose item table becomes V."""
 
     max_epochs: PositiveInt = 200
-    batch: PositiveInt = Field(default=64, description="User windows a step.")
+    batch: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        default=64, description="User windows a step."
+    )
     lr: PositiveFloat = 0.003
     weight_decay: NonNegativeFloat = 0.0
     patience: PositiveInt = Field(
@@ -74,10 +79,10 @@ class SummaryConfig(_Part):
 
     users: Annotated[int, Field(ge=1, le=10_000)] = Field(default=30, description="mu")
     length: Annotated[int, Field(ge=4, le=1000)] = Field(default=50, description="zeta")
-    user_rank: PositiveInt = Field(default=8, description="d1")
-    time_rank: PositiveInt = Field(default=8, description="d2")
+    user_rank: Rank = Field(default=8, description="d1")
+    time_rank: Rank = Field(default=8, description="d2")
     initial_std: PositiveFloat = Field(
-        default=0.3, description="Standard deviation of U and T before distilling."
+        default=0.5, description="Standard deviation of U and T before distilling."
     )
 
 
@@ -116,8 +121,12 @@ class OuterConfig(_Part):
     feature_weight: NonNegativeFloat = Field(
         default=1.0, description="lambda: weight of the feature alignment with the teacher."
     )
-    batch: PositiveInt = Field(default=128, description="Real user windows an outer step.")
-    pool: PositiveInt = Field(default=5, description="Learners of different ages kept at once.")
+    batch: Annotated[int, Field(ge=1, le=65_536)] = Field(
+        default=128, description="Real user windows an outer step."
+    )
+    pool: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=5, description="Learners of different ages kept at once."
+    )
     start: Literal["scratch", "teacher"] = Field(
         default="scratch",
         description="Fresh encoder weights, or a checkpoint of the teacher's early training.",

@@ -140,7 +140,8 @@ def _service(folder: Path, seconds: dict[str, float]) -> Iterator[str]:
             # A group of its own: Ctrl-C reaches this process alone, which then stops the service
             # in order.
             start_new_session=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            # A service of its own, whatever TD3_ settings another one has in this shell.
+            env={name: value for name, value in os.environ.items() if not name.startswith("TD3_")},
         )
         try:
             url = _listening(process, log)

@@ -29,6 +29,12 @@ class WrongLogError(UnusableError):
     code = "wrong_log"
 
 
+class OutputExistsError(UnusableError):
+    """The folder to write to holds a finished summary."""
+
+    code = "output_exists"
+
+
 class DeviceError(UnusableError):
     """The configured device is not there."""
 

@@ -38,10 +38,20 @@ class Benchmark:
     test: Questions
     protocols: Sequence[Protocol]
     device: torch.device
+    between: Callable[[], None]
 
     @classmethod
-    def prepare(cls, split: Split, config: DistillConfig, device: torch.device) -> "Benchmark":
-        """For learners: as long as a summary's sequences train them to read."""
+    def prepare(
+        cls,
+        split: Split,
+        config: DistillConfig,
+        device: torch.device,
+        between: Callable[[], None] = lambda: None,
+    ) -> "Benchmark":
+        """For learners, which read as many events as a summary's sequences train them to.
+
+        `between` is called every few steps of a learner and may raise, to end the work early.
+        """
         test = questions(split, "test", config.learner_history)
         return cls(
             split=split,
@@ -51,10 +61,12 @@ class Benchmark:
             test=test,
             protocols=available_protocols(test),
             device=device,
+            between=between,
         )
 
     def validate(self, parameters_P: Tensor, table_ND: Tensor) -> float:
         """Validation NDCG@10 under `full`."""
+        self.between()
         scorer = encode_last(self.backbone, parameters_P, table_ND)
         return evaluate(scorer, table_ND, self.validation, "full")["ndcg@10"]
 

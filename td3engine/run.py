@@ -95,6 +95,7 @@ class Run:
         self._phase: Phase = "preparing"
         self._phase_began = time.perf_counter()
         self._last_checkpoint = time.monotonic()
+        self._state: Callable[[], dict[str, Any]] = dict
 
     def run(self) -> Outcome:
         """Distil, measure, write the bundle into the folder.
@@ -111,11 +112,11 @@ class Run:
         kept = self._read_checkpoint()
         self.seconds = dict(kept.get("seconds", {}))
         self.split = split_log(self.log, self.config)
-        teacher = self._pretrain(kept)
-        summary, chosen = self._distil(teacher, kept)
+        teacher, teacher_state = self._pretrain(kept)
+        summary, chosen = self._distil(teacher, teacher_state, kept)
         return self._evaluate(teacher, summary, chosen)
 
-    def _pretrain(self, kept: dict[str, Any]) -> Trained:
+    def _pretrain(self, kept: dict[str, Any]) -> tuple[Trained, dict[str, Any]]:
         self._enter("pretraining")
         history = self.config.data.max_history
         training = LogTraining(
@@ -135,10 +136,11 @@ class Run:
         for best in training.epochs():
             pace(training.epoch, best)
             self._between_steps(training.epoch, lambda: {"teacher": training.state()})
-        self._teacher_state = training.state()
-        return training.result()
+        return training.result(), training.state()
 
-    def _distil(self, teacher: Trained, kept: dict[str, Any]) -> tuple[Summary, dict[str, float]]:
+    def _distil(
+        self, teacher: Trained, teacher_state: dict[str, Any], kept: dict[str, Any]
+    ) -> tuple[Summary, dict[str, float]]:
         self._enter("distilling")
         distillation = Distillation(
             self.split,
@@ -152,18 +154,21 @@ class Run:
             distillation.restore(kept["distillation"])
         pace = self._pace(self.config.outer.steps, distillation.done)
 
-        def state() -> dict[str, Any]:
-            return {"teacher": self._teacher_state, "distillation": distillation.state()}
-
+        self._state = lambda: {"teacher": teacher_state, "distillation": distillation.state()}
         for best in distillation.steps():
             pace(distillation.done, best)
-            self._between_steps(distillation.done, state)
-        self._write_checkpoint(distillation.done, state())
+            self._between_steps(distillation.done, self._state)
+        self._write_checkpoint(distillation.done, self._state())
         return distillation.result()
 
     def _evaluate(self, teacher: Trained, summary: Summary, chosen: dict[str, float]) -> Outcome:
         self._enter("evaluating")
-        benchmark = Benchmark.prepare(self.split, self.config, self.device)
+        benchmark = Benchmark.prepare(
+            self.split,
+            self.config,
+            self.device,
+            between=lambda: self._between_steps(self.config.outer.steps, self._state),
+        )
         if "sampled-100" not in benchmark.protocols:
             self.control.listener(
                 Note("too few items for 100 negatives a user: no `sampled-100` figures")
@@ -247,10 +252,7 @@ class Run:
         kept: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
         mine = (self.fingerprint, self.config.model_dump_json())
         if (kept["fingerprint"], kept["config"]) != mine:
-            raise CheckpointMismatchError(
-                f"{path} belongs to another log or configuration; "
-                "take another folder, or remove the file to start anew"
-            )
+            raise CheckpointMismatchError(f"{path} belongs to another log or configuration")
         return kept
 
 

