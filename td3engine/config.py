@@ -113,7 +113,7 @@ class LearnerConfig(_Part):
 class OuterConfig(_Part):
     """The outer loop: how the summary is trained (section 5)."""
 
-    steps: PositiveInt = 200
+    steps: PositiveInt = 160
     window: PositiveInt = Field(default=20, description="W: inner steps that are differentiated.")
     lr: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 1e-4

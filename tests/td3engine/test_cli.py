@@ -48,6 +48,9 @@ def test_distil_then_train(log: Path, tmp_path: Path) -> None:
     assert "from-scratch" in done.output
     assert "shared-items" in done.output
     assert safetensors.torch.load_file(model)["items"].shape[1] == 8
+    done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *settings()])
+    assert done.exit_code == 65
+    assert "already" in done.output
     other = write_small_log(tmp_path / "other.csv", users=3)
     done = runner.invoke(cli.app, ["train", str(out), "--log", str(other)])
     assert done.exit_code == 65
@@ -62,6 +65,7 @@ def test_distil_then_train(log: Path, tmp_path: Path) -> None:
         ("outer.stepps=3", "outer.stepps"),
         ("seed.x=3", "seed is a value"),
         ("outer.window=4000", "outer.window"),
+        ("[/]=1", "[/]"),
     ],
 )
 def test_a_wrong_setting_is_named(log: Path, tmp_path: Path, setting: str, said: str) -> None:
@@ -81,6 +85,12 @@ def test_a_missing_file_is_one_line(tmp_path: Path, command: str, log: Path) -> 
     done = runner.invoke(cli.app, arguments)
     assert done.exit_code == 65
     assert "absent" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_folder_in_place_of_a_log_is_one_line(tmp_path: Path) -> None:
+    done = runner.invoke(cli.app, ["distill", str(tmp_path), "--out", str(tmp_path / "o")])
+    assert done.exit_code == 65
     assert "Traceback" not in done.output
 
 
@@ -136,6 +146,21 @@ def test_the_child_leaves_with_a_checkpoint_on_sigterm(log: Path, tmp_path: Path
     assert process.returncode == 75, err
     assert [json.loads(line)["event"] for line in out.splitlines()][-2:] == ["checkpoint", "log"]
     assert (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+def test_the_child_begins_anew_over_a_checkpoint_of_another_configuration(
+    log: Path, tmp_path: Path
+) -> None:
+    before = small_config(outer={"steps": 1_000_000})
+    process = child(tmp_path, log, before.model_dump_json())
+    assert process.stdout is not None
+    assert any('"checkpoint"' in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    process = child(tmp_path, log, small_config().model_dump_json())
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert any("starting anew" in line for line in out.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,10 @@ def read_bytes(folder: Path, content: bytes, name: str = "log.csv", **options: A
         ("log.csv", CSV.replace(b",", b";")),
         ("upload", CSV.replace(b",", b"|")),
         ("x.inter", b"user_id:token\titem_id:token\ttime:float\nu\ti\t1\nv\tj\t2\nu\tk\t0\n"),
-        ("log.csv.gz", gzip.compress(CSV)),
+        ("log.csv.gz", gzip.compress(CSV, mtime=0)),
         ("log.csv.zst", zstandard.compress(CSV)),
-        ("log.csv.gz", gzip.compress(CSV[:30]) + gzip.compress(CSV[30:])),
-        ("misnamed.csv", gzip.compress(CSV)),
+        ("log.csv.gz", gzip.compress(CSV[:30], mtime=0) + gzip.compress(CSV[30:], mtime=0)),
+        ("misnamed.csv", gzip.compress(CSV, mtime=0)),
         ("unpacked-on-the-way.csv.gz", CSV),
         ("Extra.CSV", b"x,TIME,Item,note,UserID\n,1,i,a,u\n,2,j,,v\n,0,k,c,u\n"),
     ],
@@ -146,7 +146,9 @@ def test_the_format_goes_by_the_name_without_its_packing() -> None:
 def test_a_log_larger_than_a_block_is_read_whole(tmp_path: Path) -> None:
     count = 100_000
     lines = (b"user %d,item %d,%d\n" % (n % 977, n % 89, n) for n in range(count))
-    log = read_bytes(tmp_path, gzip.compress(b"user,item,time\n" + b"".join(lines), 1), "x.csv.gz")
+    log = read_bytes(
+        tmp_path, gzip.compress(b"user,item,time\n" + b"".join(lines), 1, mtime=0), "x.csv.gz"
+    )
     assert describe(log).model_dump() == {
         "users": 977, "items": 89, "interactions": count, "time_min": 0, "time_max": count - 1,
     }  # fmt: skip
@@ -219,7 +221,7 @@ def test_packing_and_format_leave_the_fingerprint_alone(tmp_path: Path) -> None:
         write_normalised(read_bytes(tmp_path, content, name), target)
         for name, content in [
             ("a.csv", CSV),
-            ("a.csv.gz", gzip.compress(CSV)),
+            ("a.csv.gz", gzip.compress(CSV, mtime=0)),
             ("a.csv.zst", zstandard.compress(CSV)),
             ("a.tsv", CSV.replace(b",", b"\t")),
             ("a.csv", CSV.replace(b",1\n", b",1.0\n")),

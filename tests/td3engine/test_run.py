@@ -19,7 +19,7 @@ from td3engine.errors import (
 )
 from td3engine.events import Event, Phase, PhaseStarted, Progress
 from td3engine.interactions import Interactions, LogError, read_log
-from td3engine.run import CHECKPOINT_FILE, Control, Outcome, Run, throttled
+from td3engine.run import CHECKPOINT_FILE, RESULT_SEEDS, Control, Outcome, Run, throttled
 from tests.td3engine.small import small_config, write_small_log
 
 
@@ -56,11 +56,12 @@ def test_same_seed_same_bytes_and_another_seed_others(
     assert bytes_of(tmp_path / "other") != bytes_of(whole)
 
 
-@pytest.mark.parametrize("looks", [1, 2, 4, 5, 7, 9, 10])
+@pytest.mark.parametrize("looks", [1, 2, 4, 5, 7, 9, 10, 11, 13])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(
     log: Interactions, whole: Path, tmp_path: Path, looks: int
 ) -> None:
-    # `stop` is asked after each of 4 epochs and 6 outer steps: stop at the given look, once.
+    # `stop` is asked after each of 4 epochs, 6 outer steps and 3 looks at learners that measure:
+    # stop at the given look, once.
     asked = 0
 
     def stop() -> bool:
@@ -88,7 +89,7 @@ def test_checkpoints_come_when_due_and_are_announced_complete(
     run(log, tmp_path, checkpointed=checkpointed, checkpoint_seconds=0)
     assert seen == [("pretraining", n) for n in (1, 2, 3, 4)] + [
         ("distilling", n) for n in (1, 2, 3, 4, 5, 6, 6)
-    ]
+    ] + [("evaluating", 6)] * len(RESULT_SEEDS)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(
