@@ -115,6 +115,11 @@ class OuterConfig(_Part):
 
     steps: PositiveInt = 160
     window: PositiveInt = Field(default=20, description="W: inner steps that are differentiated.")
+    recompute: bool = Field(
+        default=False,
+        description="Re-compute each inner step's graph on the way back instead of keeping it: "
+        "memory no longer grows with the window, time does.",
+    )
     lr: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 1e-4
     clip: PositiveFloat = Field(default=1.0, description="Largest global norm of the gradient.")

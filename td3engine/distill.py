@@ -30,7 +30,7 @@ from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, gather, training_windows
 from td3engine.summary import Summary, query, soft_sequences
 from td3engine.teacher import Trained, real_targets
-from td3engine.unroll import LearnerState, meta_gradient, train
+from td3engine.unroll import LearnerState, Tape, meta_gradient, train
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,13 @@ class Distillation:
         start = learn_shared(self.training, leaf, pooled.state, draw, pooled.owed)
         users, length, _ = leaf.shape
         window = self.training.steps(start.age, outer.window, users, length, draw)
-        states = train(start, leaf, window, self.training.loss, self.training.rule)
+        tapes: list[Tape] | None = None if outer.recompute else []
+        states = train(start, leaf, window, self.training.loss, self.training.rule, tapes)
         self.pool[nth] = Pooled(states[-1], owed=0)
 
         outer_gradient = self._real_gradient(states[-1].parameters, rng)
         to_X = meta_gradient(
-            states, leaf, window, self.training.loss, self.training.rule, outer_gradient
+            states, leaf, window, self.training.loss, self.training.rule, outer_gradient, tapes
         )
         self.optimizer.zero_grad()
         X_UTD.backward(to_X)

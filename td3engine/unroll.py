@@ -1,9 +1,9 @@
 """RaT-BPTT: differentiate a real loss through a window of a learner's training (section 5).
 
-The window runs forward without a graph and keeps each state. The reverse pass then goes through the
-steps from last to first, re-computes one step's gradient with a graph, and carries the adjoint of
-(parameters, moments) back through Adam by hand. So memory holds one step's graph, whatever the
-window, and Adam's part costs a dozen kernels on flat vectors instead of a tape.
+The window runs forward and keeps each state. The reverse pass goes through the steps from last to
+first: it takes a step's gradient with its graph (kept from the forward pass; or re-computed, and
+then memory holds one step's graph whatever the window) and carries the adjoint of (parameters,
+moments) back through Adam by hand, a dozen kernels on flat vectors instead of a tape.
 Derived for Adam from the chain rule below; tests compare it with a plain autograd unroll.
 """
 
@@ -119,17 +119,37 @@ def _adam_reverse(
     )
 
 
+@dataclass(frozen=True)
+class Tape:
+    """One step's loss gradient (P), with its graph back to the parameters (P) and the batch."""
+
+    parameters: Tensor
+    batch: Tensor
+    gradient: Tensor
+
+
 def train(
     state: LearnerState,
     X_UTD: Tensor,
     steps: Sequence[InnerStep[Noise]],
     loss: LearnerLoss[Noise],
     rule: AdamRule,
+    tapes: list[Tape] | None = None,
 ) -> list[LearnerState]:
-    """Train through `steps` without a graph; all states, `state` first."""
+    """Train through `steps`; all states, `state` first.
+
+    Given a list for `tapes`, each step's graph is kept there for `meta_gradient`; without one, no
+    graph outlives its step.
+    """
     states = [state]
     for step in steps:
-        gradient, _ = _loss_gradient(states[-1].parameters, X_UTD[step.rows], step, loss)
+        if tapes is None:
+            parameters = states[-1].parameters.detach().requires_grad_()
+            value = loss(parameters, X_UTD[step.rows], step.noise)
+            (gradient,) = torch.autograd.grad(value, parameters)
+        else:
+            tapes.append(_tape(states[-1].parameters, X_UTD, step, loss))
+            gradient = tapes[-1].gradient.detach()
         states.append(adam(states[-1], gradient, rule))
     return states
 
@@ -141,6 +161,7 @@ def meta_gradient(
     loss: LearnerLoss[Noise],
     rule: AdamRule,
     outer_gradient_P: Tensor,
+    tapes: list[Tape] | None = None,
 ) -> Tensor:
     """dL/dX (mu, zeta, d) of a real loss L, through all `steps`.
 
@@ -151,6 +172,7 @@ def meta_gradient(
         loss: the learner's loss.
         rule: the learner's Adam.
         outer_gradient_P: dL/d(parameters) at the last state.
+        tapes: what `train` kept, and is used up here; None re-computes each step's graph.
     """
     zeros = torch.zeros_like(outer_gradient_P)
     adjoint = _Adjoint(outer_gradient_P, zeros, zeros)
@@ -158,26 +180,21 @@ def meta_gradient(
     for before, after, step in zip(
         reversed(states[:-1]), reversed(states[1:]), reversed(steps), strict=True
     ):
-        parameters = before.parameters.detach().requires_grad_()
-        batch = X_UTD[step.rows].detach().requires_grad_()
-        gradient, _ = _loss_gradient(parameters, batch, step, loss, differentiable=True)
-        to_gradient, adjoint = _adam_reverse(before, after, gradient.detach(), rule, adjoint)
-        to_parameters, to_batch = torch.autograd.grad(gradient, (parameters, batch), to_gradient)
+        tape = tapes.pop() if tapes is not None else _tape(before.parameters, X_UTD, step, loss)
+        to_gradient, adjoint = _adam_reverse(before, after, tape.gradient.detach(), rule, adjoint)
+        to_parameters, to_batch = torch.autograd.grad(
+            tape.gradient, (tape.parameters, tape.batch), to_gradient
+        )
         adjoint = _Adjoint(adjoint.parameters + to_parameters, adjoint.first, adjoint.second)
         X_gradient.index_add_(0, step.rows, to_batch)
     return X_gradient
 
 
-def _loss_gradient(
-    parameters_P: Tensor,
-    batch_BTD: Tensor,
-    step: InnerStep[Noise],
-    loss: LearnerLoss[Noise],
-    *,
-    differentiable: bool = False,
-) -> tuple[Tensor, Tensor]:
-    if not differentiable:
-        parameters_P = parameters_P.detach().requires_grad_()
-    value = loss(parameters_P, batch_BTD, step.noise)
-    (gradient,) = torch.autograd.grad(value, parameters_P, create_graph=differentiable)
-    return gradient, value.detach()
+def _tape(
+    parameters_P: Tensor, X_UTD: Tensor, step: InnerStep[Noise], loss: LearnerLoss[Noise]
+) -> Tape:
+    parameters = parameters_P.detach().requires_grad_()
+    batch = X_UTD[step.rows].detach().requires_grad_()
+    value = loss(parameters, batch, step.noise)
+    (gradient,) = torch.autograd.grad(value, parameters, create_graph=True)
+    return Tape(parameters, batch, gradient)

@@ -185,6 +185,14 @@ def test_cuda_where_there_is_none_is_refused(log: Interactions, tmp_path: Path) 
         run(log, tmp_path, small_config(device="cuda"))
 
 
+def test_recomputing_graphs_changes_the_cost_and_not_the_summary(
+    log: Interactions, whole: Path, tmp_path: Path
+) -> None:
+    run(log, tmp_path, small_config(outer={"recompute": True}))
+    name = "summary.safetensors"
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_learners_may_start_from_the_teachers_early_epochs(
     log: Interactions, whole: Path, tmp_path: Path
 ) -> None:

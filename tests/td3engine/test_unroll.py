@@ -19,7 +19,15 @@ from td3engine.backbones import Backbone, build_backbone
 from td3engine.config import BackboneConfig, LearnerConfig
 from td3engine.learner import StepNoise, SummaryTraining
 from td3engine.summary import query, soft_sequences
-from td3engine.unroll import AdamRule, InnerStep, LearnerState, adam, meta_gradient, train
+from td3engine.unroll import (
+    AdamRule,
+    InnerStep,
+    LearnerState,
+    Tape,
+    adam,
+    meta_gradient,
+    train,
+)
 from tests.td3engine.oracles import dense_kl, dense_summary, distance, leaves, normal, seeded
 
 Objective = Literal["all-positions", "last-and-augmented"]
@@ -166,6 +174,21 @@ def test_meta_gradient_is_the_textbooks(
     world = make_world(objective=objective, dropout=dropout, weight_decay=weight_decay)
     state = warm(world, age) if age else LearnerState.fresh(world.start)
     assert_same_meta_gradient(world, state, world.steps(age, window))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_kept_graphs_give_what_recomputed_ones_do(dropout: float) -> None:
+    world = make_world(dropout=dropout, weight_decay=0.01)
+    X, steps = world.soft(world.factors), world.steps(3, 6)
+    loss, rule = world.training.loss, world.training.rule
+    state, outer = warm(world), normal(8, len(world.start))
+    tapes: list[Tape] = []
+    kept = train(state, X, steps, loss, rule, tapes)
+    states = train(state, X, steps, loss, rule)
+    assert torch.equal(kept[-1].parameters, states[-1].parameters)
+    found = meta_gradient(kept, X, steps, loss, rule, outer, tapes)
+    assert torch.equal(found, meta_gradient(states, X, steps, loss, rule, outer))
+    assert tapes == []
 
 
 def test_meta_gradient_at_a_constant_rate() -> None:
