@@ -113,14 +113,14 @@ class LearnerConfig(_Part):
 class OuterConfig(_Part):
     """The outer loop: how the summary is trained (section 5)."""
 
-    steps: PositiveInt = 160
+    steps: PositiveInt = 200
     window: PositiveInt = Field(default=20, description="W: inner steps that are differentiated.")
     recompute: bool = Field(
         default=False,
         description="Re-compute each inner step's graph on the way back instead of keeping it: "
         "memory no longer grows with the window, time does.",
     )
-    lr: PositiveFloat = 0.03
+    lr: PositiveFloat = 0.02
     weight_decay: NonNegativeFloat = 1e-4
     clip: PositiveFloat = Field(default=1.0, description="Largest global norm of the gradient.")
     feature_weight: NonNegativeFloat = Field(
@@ -180,9 +180,9 @@ class DistillConfig(_Part):
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {
-    "fast": {"outer": {"steps": 100}},
+    "fast": {"outer": {"steps": 80, "lr": 0.03, "validate_every": 20}},
     "balanced": {},
-    "quality": {"outer": {"steps": 1000}},
+    "quality": {"outer": {"steps": 600, "validation_learners": 3}},
 }
 
 
