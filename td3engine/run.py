@@ -219,7 +219,9 @@ class Run:
         def report(step: int, best: float) -> None:
             spent = time.perf_counter() - began
             left = None if may_end_early else spent / (step - already) * (total - step)
-            self.control.listener(Progress(phase, step, total, left, {"ndcg@10": best}))
+            # Nothing is known before the first look at validation.
+            metrics = {"ndcg@10": best} if best > 0 else {}
+            self.control.listener(Progress(phase, step, total, left, metrics))
 
         return report
 
