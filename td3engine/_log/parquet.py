@@ -33,7 +33,8 @@ def read_parquet(path: Path, columns: ColumnNames, limits: Limits) -> Interactio
         row = error.row + 1
         problem = f"row {row}, column {name!r} {error.problem}"
         raise LogError(error.code, problem, line=row, column=name) from error
-    except (pa.ArrowException, OSError) as error:
+    # pyarrow decodes a damaged column name only when it is asked for, and without translating.
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise LogError("bad_format", f"the file is not valid Parquet: {error}") from error
 
 

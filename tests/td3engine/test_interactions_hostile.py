@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from td3engine._log import text
@@ -200,6 +200,7 @@ def test_bad_parquet_files(tmp_path: Path) -> None:
     edits=st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=4)), max_size=4),
     cut=st.none() | st.integers(0, 10**6),
 )
+@example(kind="parquet", edits=[(7066, b"\x80")], cut=None)  # a column name that is not UTF-8
 @settings(max_examples=300, deadline=None)
 def test_no_damage_leads_to_anything_but_rows_or_a_log_error(
     tmp_path_factory: pytest.TempPathFactory,
