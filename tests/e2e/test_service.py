@@ -199,7 +199,13 @@ def demo(folder: Path, log: Path, steps: int) -> subprocess.Popen[str]:
             for key, value in values.items():
                 command += ["--set", f"{part}.{key}={value}"]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # Settings of some other service, which the demo's own must not take.
+        env={**os.environ, "TD3_DATABASE_URL": "sqlite:////proc/nowhere/td3.sqlite3"},
     )
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from td3engine import cli
 from td3engine.bundle import MEDIA_TYPES
+from td3engine.client import Problem, ServiceError
 from td3engine.interactions import read_log, write_normalised
 from tests.td3engine.small import SMALL, small_config, write_small_log
 
@@ -91,6 +92,19 @@ def test_a_missing_file_is_one_line(tmp_path: Path, command: str, log: Path) -> 
 def test_a_folder_in_place_of_a_log_is_one_line(tmp_path: Path) -> None:
     done = runner.invoke(cli.app, ["distill", str(tmp_path), "--out", str(tmp_path / "o")])
     assert done.exit_code == 65
+    assert "Traceback" not in done.output
+
+
+def test_what_a_service_refuses_is_one_line_of_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise ServiceError(Problem(status=422, detail="no item column", code="missing_column"))
+
+    monkeypatch.setattr("td3engine.demo.run_demo", refused)
+    done = runner.invoke(cli.app, ["demo", "--out", str(tmp_path)])
+    assert done.exit_code == 65
+    assert "no item column (missing_column)" in done.output
     assert "Traceback" not in done.output
 
 
