@@ -14,7 +14,7 @@ from rich.markup import escape
 
 from td3engine import __version__
 from td3engine.client import ServiceError
-from td3engine.config import MODES, DistillConfig, Preset, build_config
+from td3engine.config import MODES, BackboneName, DistillConfig, Preset, build_config
 from td3engine.errors import Interrupted, UnusableError
 from td3engine.interactions import LogError
 
@@ -28,6 +28,9 @@ app = typer.Typer(
 )
 errors = Console(stderr=True)
 console = Console()
+
+ExportFormat = Literal["soft", "csv", "inter"]
+Sampling = Literal["guided", "independent"]
 
 LogArgument = Annotated[
     Path,
@@ -77,6 +80,10 @@ def train(
         Literal["shared-items", "from-scratch", "both"],
         typer.Option(help="Learners start from the summary's item table, or from nothing."),
     ] = "both",
+    backbone: Annotated[
+        BackboneName | None,
+        typer.Option(help="Train this model in place of the one that distilled."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Learners to train.")] = 3,
     save: Annotated[
         Path | None, typer.Option(help="Write the first learner of the first mode (.safetensors).")
@@ -88,7 +95,60 @@ def train(
     def work() -> None:
         from td3engine.commands import train_on_summary
 
-        train_on_summary(summary, log, modes, seeds, save, console)
+        train_on_summary(summary, log, modes, backbone, seeds, save, console)
+
+    _exit_on_error(work)
+
+
+@app.command()
+def export(
+    summary: Annotated[Path, typer.Argument(help="Folder of a summary.")],
+    out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
+    kind: Annotated[
+        ExportFormat,
+        typer.Option(
+            "--format",
+            help="[b]soft[/]: probabilities (Parquet). [b]csv[/], [b]inter[/]: sampled sequences.",
+        ),
+    ] = "csv",
+    top_k: Annotated[int, typer.Option(min=1, help="soft: items a position.")] = 200,
+    renormalise: Annotated[
+        bool, typer.Option("--renormalise", help="soft: make these sum to one.")
+    ] = False,
+    copies: Annotated[int, typer.Option(min=1, help="Sequences a synthetic user.")] = 20,
+    sampling: Annotated[
+        Sampling,
+        typer.Option(help="By a learner trained on the summary, or each position by itself."),
+    ] = "guided",
+    guidance: Annotated[
+        float, typer.Option(min=0, max=1, help="guided: weight of the learner.")
+    ] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Below 1: more of what is probable.")] = 0.6,
+    repeats: Annotated[
+        bool, typer.Option(help="Whether an item may come twice in a sequence.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Write SUMMARY in a form that other trainers read (docs/exports.md)."""
+
+    def work() -> None:
+        from td3engine.commands import export_hard, export_soft
+
+        if kind == "soft":
+            export_soft(summary, out, top_k, renormalise, console)
+        else:
+            weight = guidance if sampling == "guided" else None
+            export_hard(
+                summary,
+                out,
+                kind,
+                copies=copies,
+                temperature=temperature,
+                guidance=weight,
+                repeats=repeats,
+                seed=seed,
+                console=console,
+            )
 
     _exit_on_error(work)
 

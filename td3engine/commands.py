@@ -1,10 +1,12 @@
-"""What `td3 distill` and `td3 train` do, apart from parsing their arguments."""
+"""What `td3 distill`, `td3 train` and `td3 export` do, apart from parsing their arguments."""
 
+import json
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 import torch
@@ -13,9 +15,18 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from td3engine import events
 from td3engine.bundle import MANIFEST_FILE, Bundle, load_bundle
-from td3engine.config import DistillConfig, Mode
+from td3engine.config import BackboneName, DistillConfig, Mode
 from td3engine.errors import OutputExistsError, WrongLogError
 from td3engine.evaluation import Benchmark, summary_rows
+from td3engine.export import (
+    refuse_unwritable,
+    sample_sequences,
+    soft_top_k,
+    train_guide,
+    write_csv,
+    write_inter,
+    write_soft,
+)
 from td3engine.interactions import Interactions, read_log, write_normalised
 from td3engine.learner import learn
 from td3engine.report import Row, results_tables
@@ -110,13 +121,19 @@ def distill_log(log: Path, config: DistillConfig, out: Path, console: Console) -
 
 
 def train_on_summary(
-    folder: Path, log: Path, modes: Sequence[Mode], seeds: int, save: Path | None, console: Console
+    folder: Path,
+    log: Path,
+    modes: Sequence[Mode],
+    backbone: BackboneName | None,
+    seeds: int,
+    save: Path | None,
+    console: Console,
 ) -> None:
     """Train learners on a summary and print their test figures."""
     bundle = load_bundle(folder)
     config = bundle.manifest.config
     device = pick_device(config)
-    benchmark = prepare_for(bundle, read_log(log), device)
+    benchmark = prepare_for(bundle, read_log(log), device, backbone)
     summary = bundle.summary.to(device)
     rows = []
     for mode in modes:
@@ -130,12 +147,70 @@ def train_on_summary(
         )
         named = benchmark.backbone.named(learned.parameters)
         tensors = {name: view.contiguous().cpu() for name, view in named.items()}
-        save.write_bytes(safetensors.torch.save(tensors | {"items": learned.table.cpu()}))
+        width = config.backbone.hidden
+        tensors["items"] = learned.table[:, :width].contiguous().cpu()
+        if benchmark.backbone.biased:
+            tensors["item_bias"] = learned.table[:, width].contiguous().cpu()
+        save.write_bytes(safetensors.torch.save(tensors))
         console.print(f"model: {save}", soft_wrap=True)
 
 
-def prepare_for(bundle: Bundle, log: Interactions, device: torch.device) -> Benchmark:
-    """The log as a benchmark for learners of this summary.
+def export_soft(folder: Path, out: Path, k: int, renormalise: bool, console: Console) -> None:
+    """Write the most probable items of every position, and say what they leave out."""
+    refuse_unwritable(out)
+    bundle = load_bundle(folder)
+    table = soft_top_k(bundle.summary, bundle.item_ids, k, renormalise=renormalise)
+    write_soft(table, out)
+    said = json.loads(table.schema.metadata[b"td3"])
+    held = (
+        f"{said['held_mean']:.1%} of the probability on average, {said['held_least']:.1%} at least"
+    )
+    counts = f"{said['k']} of {said['items']} items a position"
+    console.print(f"{out}: {counts}, which hold {held}", soft_wrap=True, markup=False)
+
+
+def export_hard(
+    folder: Path,
+    out: Path,
+    kind: Literal["csv", "inter"],
+    *,
+    copies: int,
+    temperature: float,
+    guidance: float | None,
+    repeats: bool,
+    seed: int,
+    console: Console,
+) -> None:
+    """Write sampled sequences; `guidance` None samples every position by itself."""
+    refuse_unwritable(out)
+    bundle = load_bundle(folder)
+    config = bundle.manifest.config
+    summary = bundle.summary.to(pick_device(config))
+    with console.status(f"sampling {copies} sequences for each of {len(summary.U)} users"):
+        guide = None
+        if guidance is not None:
+            guide = train_guide(summary, config, weight=guidance, seed=seed)
+        sequences = sample_sequences(
+            summary,
+            copies=copies,
+            temperature=temperature,
+            guide=guide,
+            repeats=repeats,
+            seed=seed,
+        )
+    write = {"csv": write_csv, "inter": write_inter}[kind]
+    write(sequences, bundle.item_ids, copies, out)
+    counts = f"{len(sequences)} sequences of {sequences.shape[1]} events"
+    console.print(f"{out}: {counts}", soft_wrap=True, markup=False)
+
+
+def prepare_for(
+    bundle: Bundle,
+    log: Interactions,
+    device: torch.device,
+    backbone: BackboneName | None = None,
+) -> Benchmark:
+    """The log as a benchmark for learners of this summary, of another backbone if one is named.
 
     Raises:
         WrongLogError: after the filter the log's items are not those of the summary.
@@ -147,6 +222,9 @@ def prepare_for(bundle: Bundle, log: Interactions, device: torch.device) -> Benc
             f"the log has {split.n_items} items after the filter and the summary has "
             f"{len(bundle.item_ids)}, or their ids differ: this is not the log it was made from"
         )
+    if backbone is not None:
+        model = config.backbone.model_copy(update={"name": backbone})
+        config = config.model_copy(update={"backbone": model})
     return Benchmark.prepare(split, config, device)
 
 

@@ -5,13 +5,17 @@ summary carries them, so a summary always says how it was made. Section numbers 
 (docs/method.md).
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Preset = Literal["fast", "balanced", "quality"]
+Preset = Literal["fast", "balanced", "quality", "auto"]
+BackboneName = Literal["sasrec", "gru4rec", "narm", "bert4rec"]
+BACKBONES: tuple[BackboneName, ...] = ("sasrec", "gru4rec", "narm", "bert4rec")
 Mode = Literal["shared-items", "from-scratch"]
 MODES: tuple[Mode, ...] = ("shared-items", "from-scratch")
+AutoKnob = Literal["summary.users", "summary.length", "learner.batch", "outer.steps"]
+AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 # The bound only keeps a slip of the keyboard from becoming an allocation; none of these knobs has a
 # use anywhere near it.
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
@@ -36,19 +40,25 @@ class DataConfig(_Part):
     max_history: Annotated[int, Field(ge=2, le=1000)] = Field(
         default=50, description="L: longest history a model reads."
     )
+    validation_users: PositiveInt = Field(
+        default=5000,
+        description="Most users that a look at validation asks; test figures always ask all.",
+    )
 
 
 class BackboneConfig(_Part):
     """The recommender that is the teacher and the learner."""
 
-    name: Literal["sasrec"] = "sasrec"
+    name: BackboneName = "sasrec"
     hidden: Annotated[int, Field(ge=4, le=1024)] = Field(
         default=32, description="d: width of item embeddings and hidden states."
     )
     layers: Annotated[int, Field(ge=1, le=16)] = 1
-    heads: Annotated[int, Field(ge=1, le=16)] = 1
+    heads: Annotated[int, Field(ge=1, le=16)] = Field(
+        default=1, description="Attention heads, of SASRec and BERT4Rec."
+    )
     inner: Annotated[int, Field(ge=4, le=8192)] = Field(
-        default=64, description="Width of the feed-forward layer."
+        default=64, description="Width of the feed-forward layer, or of the GRU."
     )
     dropout: Probability = 0.2
 
@@ -79,8 +89,8 @@ class SummaryConfig(_Part):
 
     users: Annotated[int, Field(ge=1, le=10_000)] = Field(default=30, description="mu")
     length: Annotated[int, Field(ge=4, le=1000)] = Field(default=50, description="zeta")
-    user_rank: Rank = Field(default=8, description="d1")
-    time_rank: Rank = Field(default=8, description="d2")
+    user_rank: Rank = Field(default=16, description="d1")
+    time_rank: Rank = Field(default=16, description="d2")
     initial_std: PositiveFloat = Field(
         default=0.5, description="Standard deviation of U and T before distilling."
     )
@@ -89,12 +99,12 @@ class SummaryConfig(_Part):
 class LearnerConfig(_Part):
     """The inner loop: how a learner trains on the summary (section 4)."""
 
-    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(default=100, description="T_inner")
+    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(default=200, description="T_inner")
     scratch_steps: Annotated[int, Field(ge=2, le=100_000)] = Field(
-        default=300, description="Steps of a learner that trains an item table of its own."
+        default=200, description="Steps of a learner that trains an item table of its own."
     )
     batch: PositiveInt = Field(default=15, description="mu_b: synthetic sequences a step.")
-    lr: PositiveFloat = 0.01
+    lr: PositiveFloat = 0.02
     schedule: Literal["constant", "linear"] = Field(
         default="linear", description="Learning rate over a learner's steps; linear ends at zero."
     )
@@ -103,28 +113,49 @@ class LearnerConfig(_Part):
         default="last-and-augmented",
         description="Targets of a step: every position, or the last and some random ones.",
     )
-    augmented: Annotated[int, Field(ge=1, le=1000)] = Field(
+    augmented: Annotated[int, Field(ge=0, le=1000)] = Field(
         default=8,
         description="Random positions a sequence, under last-and-augmented; each counts as much as "
-        "the last (1 is the paper's augmentation).",
+        "the last (1 is the paper's augmentation, 0 does without).",
     )
+
+    def steps_in(self, mode: Mode) -> int:
+        """Steps of a learner in this mode."""
+        return self.steps if mode == "shared-items" else self.scratch_steps
 
 
 class OuterConfig(_Part):
     """The outer loop: how the summary is trained (section 5)."""
 
-    steps: PositiveInt = 200
+    steps: PositiveInt = 300
+    shared_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=100,
+        description="Of these steps the first ones, when distilling for `from-scratch`, that "
+        "distil for `shared-items`: a cheap start.",
+    )
     window: PositiveInt = Field(default=20, description="W: inner steps that are differentiated.")
     recompute: bool = Field(
         default=False,
         description="Re-compute each inner step's graph on the way back instead of keeping it: "
         "memory no longer grows with the window, time does.",
     )
-    lr: PositiveFloat = 0.02
+    lr: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 1e-4
-    clip: PositiveFloat = Field(default=1.0, description="Largest global norm of the gradient.")
+    normalise: bool = Field(
+        default=True,
+        description="Scale each step's gradient to norm 1, so that windows late in a learner's "
+        "training, whose gradients are small, count as much as early ones; else clip it.",
+    )
+    clip: PositiveFloat = Field(
+        default=1.0, description="Largest global norm of a gradient that is not normalised."
+    )
     feature_weight: NonNegativeFloat = Field(
-        default=1.0, description="lambda: weight of the feature alignment with the teacher."
+        default=30.0, description="lambda: weight of the feature alignment with the teacher."
+    )
+    among: Literal["all", "unseen"] = Field(
+        default="unseen",
+        description="Items that a real target competes with: all, or those that its user has not "
+        "had before, as in the measurement.",
     )
     batch: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=128, description="Real user windows an outer step."
@@ -147,6 +178,16 @@ class OuterConfig(_Part):
 class DistillConfig(_Part):
     """All that decides what a distillation does; with the log it fixes the summary's bytes."""
 
+    auto: tuple[AutoKnob, ...] = Field(
+        default=(),
+        description="Knobs that the run sets by the log's statistics, in place of what stands "
+        "here; preset `auto` lists all that a request does not give itself.",
+    )
+    mode: Mode = Field(
+        default="shared-items",
+        description="The learners that the summary is distilled for: they share the teacher's item "
+        "table, or train one from scratch.",
+    )
     data: DataConfig = DataConfig()
     backbone: BackboneConfig = BackboneConfig()
     teacher: TeacherConfig = TeacherConfig()
@@ -161,17 +202,33 @@ class DistillConfig(_Part):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        if self.outer.window > self.learner.steps:
+        if self.mode == "from-scratch":
+            self._window_fits("scratch_steps", self.learner.scratch_steps)
+        if self.mode == "shared-items" or self.outer.shared_steps:
+            self._window_fits("steps", self.learner.steps)
+        if self.mode == "from-scratch" and self.outer.shared_steps >= self.outer.steps:
             raise ValueError(
-                f"outer.window ({self.outer.window}) must not exceed "
-                f"learner.steps ({self.learner.steps})"
+                f"outer.shared_steps ({self.outer.shared_steps}) must be less than outer.steps "
+                f"({self.outer.steps})"
             )
-        if self.learner_history > self.data.max_history:
+        if self.mode == "from-scratch" and self.outer.start == "teacher":
+            raise ValueError(
+                "outer.start 'teacher' gives a learner weights that fit the teacher's item table, "
+                "which a learner from scratch does not have"
+            )
+        length_is_given = "summary.length" not in self.auto
+        if length_is_given and self.learner_history > self.data.max_history:
             raise ValueError(
                 f"summary.length ({self.summary.length}) must not exceed data.max_history + 1 "
                 f"({self.data.max_history + 1}): there is no position for more"
             )
         return self
+
+    def _window_fits(self, knob: str, steps: int) -> None:
+        if self.outer.window > steps:
+            raise ValueError(
+                f"outer.window ({self.outer.window}) must not exceed learner.{knob} ({steps})"
+            )
 
     @property
     def learner_history(self) -> int:
@@ -180,9 +237,10 @@ class DistillConfig(_Part):
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {
-    "fast": {"outer": {"steps": 80, "lr": 0.03, "validate_every": 20}},
+    "fast": {"outer": {"steps": 120, "shared_steps": 60, "validate_every": 20}},
     "balanced": {},
-    "quality": {"outer": {"steps": 600, "validation_learners": 3}},
+    "quality": {"outer": {"steps": 800, "shared_steps": 300, "validation_learners": 3}},
+    "auto": {},
 }
 
 
@@ -194,7 +252,42 @@ def build_config(
     Raises:
         pydantic.ValidationError: an unknown key or a value outside its limits, with its path.
     """
-    return DistillConfig.model_validate(merge(PRESETS[preset], overrides or {}))
+    given = merge(PRESETS[preset], overrides or {})
+    if preset == "auto":
+        left = [knob for knob in AUTO_KNOBS if not _has(given, knob)]
+        given = merge({"auto": left}, given)
+    return DistillConfig.model_validate(given)
+
+
+def sized_by_data(
+    config: DistillConfig, *, users: int, interactions: int, training_interactions: int
+) -> DistillConfig:
+    """The configuration with its `auto` knobs set for a log of this size (after the filter).
+
+    Sequences grow with the fourth root of the interactions, from 30 at 100 thousand; a sequence
+    is three times as long as a training history is on average, within 20 and what a model reads;
+    a learner's step takes half of the sequences; larger logs get more outer steps.
+    """
+    if not config.auto:
+        return config
+    growth = (interactions / 100_000) ** 0.25
+    found = config.model_dump()
+    found["auto"] = ()
+    longest = config.data.max_history + 1
+    outer = config.outer
+    # From scratch, at least as many steps of its own as shared ones.
+    fewest = max(100, 2 * outer.shared_steps if config.mode == "from-scratch" else 0)
+    sized: dict[AutoKnob, int] = {
+        "summary.users": min(max(round(30 * growth), 20), 100),
+        "summary.length": min(max(round(3 * training_interactions / users), 20), 50, longest),
+        "outer.steps": max(fewest, min(round(outer.steps * growth), 2 * outer.steps)),
+    }
+    for knob in config.auto:
+        if knob in sized:
+            _set(found, knob, sized[knob])
+    if "learner.batch" in config.auto:
+        _set(found, "learner.batch", -(-found["summary"]["users"] // 2))
+    return DistillConfig.model_validate(found)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -206,3 +299,13 @@ def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
         )
     return merged
+
+
+def _has(settings: dict[str, Any], knob: AutoKnob) -> bool:
+    part, name = knob.split(".")
+    return isinstance(settings.get(part), dict) and name in settings[part]
+
+
+def _set(settings: dict[str, Any], knob: AutoKnob, value: int) -> None:
+    part, name = knob.split(".")
+    settings[part][name] = value

@@ -3,7 +3,8 @@
 One outer step, top to bottom (`Distillation.step`): X from the factors, once (I-1); a learner of
 some age from the pool; a window of its training on X (RaT-BPTT); its loss on real sequences, plus
 feature alignment with the teacher; that gradient back through the window to X, and by one
-attention backward to U, T, G; clip; Adam.
+attention backward to U, T, G, scaled to norm 1; Adam. Where learners train a part of the scoring
+table (from scratch, or an item bias) X changes with them: the probabilities S take its place.
 
 RaT is *Random Truncated* back-propagation through time (Feng, Vedantam, Kempe, ICLR 2024). The
 pool replaces the warm-up steps of the published code: each learner keeps the end of its window as
@@ -17,20 +18,31 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.backbones import Backbone
-from td3engine.catalogue import log_sum_exp
-from td3engine.config import DistillConfig
+from td3engine.config import DistillConfig, Mode
 from td3engine.errors import DivergedError
 from td3engine.interactions import Split
-from td3engine.learner import SummaryTraining, encode_last, learn_shared
+from td3engine.learner import (
+    SummaryTraining,
+    advance,
+    encode_last,
+    learn,
+    read_dense,
+    read_ready,
+    recommender,
+)
+from td3engine.model import Draws, cross_entropy, unseen_cross_entropy
 from td3engine.ranking import evaluate
 from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, gather, training_windows
 from td3engine.summary import Summary, query, soft_sequences
-from td3engine.teacher import Trained, real_targets
+from td3engine.teacher import Trained
 from td3engine.unroll import LearnerState, Tape, meta_gradient, train
+
+SMALLEST_NORM = 1e-12
 
 
 @dataclass(frozen=True)
@@ -72,15 +84,33 @@ class Distillation:
         self.asked, self.device = asked, device
         # A summary of length zeta trains zeta - 1 positions: learners read no more than that.
         self.history = config.learner_history
-        self.training = SummaryTraining(backbone, teacher.table, config.learner)
-        self.summary = initial_summary(config, teacher.table)
+        # A biased backbone's table has one more column.
+        self.V_ND = teacher.table[:, : config.backbone.hidden]
+        self.summary = initial_summary(config, self.V_ND)
         self.factors = [factor.clone().requires_grad_() for factor in self.summary.learned]
-        self.optimizer = torch.optim.Adam(
-            self.factors, lr=config.outer.lr, weight_decay=config.outer.weight_decay
-        )
         self.done = 0
-        self.pool = [self._fresh(nth, staggered=True) for nth in range(config.outer.pool)]
         self.best: dict[str, Any] = {"validation": -1.0, "step": 0}
+        self._distil_for("shared-items" if self.shared_steps else config.mode)
+
+    @property
+    def shared_steps(self) -> int:
+        """The first outer steps, when a summary for learners from scratch is distilled for learners
+        that share the item table: a cheap start."""
+        return self.config.outer.shared_steps if self.config.mode == "from-scratch" else 0
+
+    def _distil_for(self, mode: Mode) -> None:
+        """Begin with fresh learners of this mode, and a fresh optimizer."""
+        outer, learner = self.config.outer, self.config.learner
+        self.mode: Mode = mode
+        self.model = recommender(self.backbone, self.V_ND, mode)
+        self.inner_steps = learner.steps_in(mode)
+        read = read_ready if self.model.scores_are_fixed else read_dense
+        self.training = SummaryTraining(self.model, learner, self.inner_steps, read)
+        trained = [factor for factor in self.factors if factor.requires_grad]
+        self.optimizer = torch.optim.Adam(trained, lr=outer.lr, weight_decay=outer.weight_decay)
+        # Numbers of learners: of the first pool, of later ones by their step, of a second pool.
+        first = 0 if self.done == 0 else outer.pool + outer.steps
+        self.pool = [self.fresh(first + nth, staggered=True) for nth in range(outer.pool)]
 
     def steps(self) -> Iterator[float]:
         """Distil to the end, yielding the best validation NDCG@10 after each outer step."""
@@ -88,46 +118,75 @@ class Distillation:
         while self.done < outer.steps:
             self.step()
             self.done += 1
-            if self.done % outer.validate_every == 0 or self.done == outer.steps:
+            looks = self.done % outer.validate_every == 0 and self.mode == self.config.mode
+            if looks or self.done == outer.steps:
                 self._validate()
             yield max(self.best["validation"], 0.0)
 
     def step(self) -> None:
         """One outer step; the module's docstring tells it in words."""
-        outer, learner = self.config.outer, self.config.learner
+        outer = self.config.outer
+        if self.mode != self.config.mode and self.done == self.shared_steps:
+            self._distil_for(self.config.mode)
         draw = generator(self.config.seed, Purpose.OUTER_STEP, self.done, self.device.type)
         rng = numpy_generator(self.config.seed, Purpose.OUTER_STEP, self.done)
 
-        C_UTD = query(*self.factors)
-        X_UTD = soft_sequences(C_UTD, self.teacher.table, self.teacher.table)
-        leaf = X_UTD.detach()
+        read_from = self._read_from(query(*self.factors))
+        leaf = read_from.detach()
 
         nth = int(rng.integers(outer.pool))
-        pooled = self.pool[nth]
-        if pooled.state.age + pooled.owed + outer.window > learner.steps:
-            pooled = self._fresh(outer.pool + self.done, staggered=False)
-        start = learn_shared(self.training, leaf, pooled.state, draw, pooled.owed)
+        pooled = self.learner(nth)
+        start = advance(self.training, leaf, pooled.state, draw, pooled.owed)
         users, length, _ = leaf.shape
         window = self.training.steps(start.age, outer.window, users, length, draw)
         tapes: list[Tape] | None = None if outer.recompute else []
         states = train(start, leaf, window, self.training.loss, self.training.rule, tapes)
         self.pool[nth] = Pooled(states[-1], owed=0)
 
-        outer_gradient = self._real_gradient(states[-1].parameters, rng)
-        to_X = meta_gradient(
+        outer_gradient = self._real_gradient(states[-1].parameters, rng, draw)
+        to_leaf = meta_gradient(
             states, leaf, window, self.training.loss, self.training.rule, outer_gradient, tapes
         )
         self.optimizer.zero_grad()
-        X_UTD.backward(to_X)
-        norm = torch.nn.utils.clip_grad_norm_(self.factors, outer.clip)
+        read_from.backward(to_leaf)
+        self._scale_gradient()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        self.optimizer.step()
+
+    def _scale_gradient(self) -> None:
+        """Normalise or clip the factors' gradient, whose norm is finite."""
+        outer = self.config.outer
+        gradients = [factor.grad for factor in self.factors if factor.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise DivergedError(
                 f"the meta-gradient of outer step {self.done + 1} is not finite: a smaller "
                 "learner.lr, outer.lr or outer.window may help"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = cosine(outer.lr, self.done, outer.steps)
-        self.optimizer.step()
+        wanted = 1.0 if outer.normalise else min(float(norm), outer.clip)
+        for gradient in gradients:
+            gradient.mul_(wanted / (norm + SMALLEST_NORM))
+
+    def learner(self, nth: int) -> Pooled:
+        """The pool's nth learner, or a new one in its place if it has no window left to train."""
+        outer, pooled = self.config.outer, self.pool[nth]
+        if pooled.state.age + pooled.owed + outer.window <= self.inner_steps:
+            return pooled
+        return self.fresh(outer.pool + self.done, staggered=False)
+
+    def _rate(self) -> float:
+        """The outer rate: a cosine schedule for each mode that is distilled for."""
+        outer, shared = self.config.outer, self.shared_steps
+        if self.mode != self.config.mode:
+            return cosine(outer.lr, self.done, shared)
+        return cosine(outer.lr, self.done - shared, outer.steps - shared)
+
+    def _read_from(self, C_UTD: Tensor) -> Tensor:
+        """What a learner's batches are cut from: X (mu, zeta, d), or S (mu, zeta, n)."""
+        if self.model.scores_are_fixed:
+            return soft_sequences(C_UTD, self.V_ND, self.V_ND)
+        return (C_UTD @ self.V_ND.T).softmax(-1)
 
     def result(self) -> tuple[Summary, dict[str, float]]:
         """The best summary by validation, and {"ndcg@10", "step"} of that choice.
@@ -143,6 +202,7 @@ class Distillation:
     def state(self) -> dict[str, Any]:
         """Everything that the next outer step depends on, for a checkpoint."""
         return {
+            "mode": self.mode,
             "factors": [factor.detach() for factor in self.factors],
             "optimizer": self.optimizer.state_dict(),
             "done": self.done,
@@ -161,6 +221,8 @@ class Distillation:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
+        if state["mode"] != self.mode:
+            self._distil_for(state["mode"])
         with torch.no_grad():
             for factor, kept in zip(self.factors, state["factors"], strict=True):
                 factor.copy_(kept)
@@ -174,53 +236,57 @@ class Distillation:
             for kept in state["pool"]
         ]
 
-    def _fresh(self, index: int, *, staggered: bool) -> Pooled:
+    def fresh(self, index: int, *, staggered: bool) -> Pooled:
         """A new learner; the first ones are spread over all ages, later ones start young."""
         outer = self.config.outer
         draw = generator(self.config.seed, Purpose.POOL, index, self.device.type)
         rng = numpy_generator(self.config.seed, Purpose.POOL, index)
-        latest = self.config.learner.steps - outer.window
+        latest = self.inner_steps - outer.window
         owed = int(rng.integers(0, (latest if staggered else min(outer.window, latest)) + 1))
         if outer.start == "teacher":
             early = self.teacher.early
-            return Pooled(LearnerState.fresh(early[int(rng.integers(len(early)))]), owed)
-        return Pooled(LearnerState.fresh(self.backbone.initial(draw)), owed)
+            encoder_P = early[int(rng.integers(len(early)))]
+            return Pooled(LearnerState.fresh(self.model.with_table(encoder_P, draw)), owed)
+        return Pooled(LearnerState.fresh(self.model.initial(draw)), owed)
 
-    def _real_gradient(self, parameters_P: Tensor, rng: np.random.Generator) -> Tensor:
-        """Gradient (P) of the surrogate objective on a real batch: CE + lambda * MSE(features)."""
+    def _real_gradient(
+        self, theta: Tensor, rng: np.random.Generator, draw: torch.Generator
+    ) -> Tensor:
+        """Gradient of the surrogate objective on a real batch: CE + lambda * MSE(features)."""
         outer = self.config.outer
         index = training_windows(self.split, self.history, rng)
         chosen = rng.choice(len(index), min(outer.batch, len(index)), replace=False)
-        items, lengths = gather(
-            self.split, index.start[chosen], index.end[chosen], self.history + 1
-        )
-        items = items.to(self.device)
-        real = real_targets(lengths.to(self.device), self.history)
-        table = self.teacher.table
-        embedded = table[items[:, :-1]]
-        parameters = parameters_P.detach().requires_grad_()
-        hidden_KD = self.backbone.encode(parameters, embedded, None)[real]
-        target_KD = table[items[:, 1:][real]]
-        loss = (log_sum_exp(hidden_KD, table) - (hidden_KD * target_KD).sum(-1)).mean()
-        if outer.feature_weight:
+        rows = gather(self.split, index.start[chosen], index.end[chosen])
+        items, lengths = (part.to(self.device) for part in rows)
+        draws = Draws(self.backbone.asked(lengths, draw), dropout=None)
+        theta = theta.detach().requires_grad_()
+        encoder_P, table_NF = self.model.parts(theta)
+        embedded = F.embedding(items, table_NF)
+        hidden_KF = self.model.states(encoder_P, embedded, lengths, draws)
+        if outer.among == "unseen":
+            loss = unseen_cross_entropy(hidden_KF, embedded, table_NF, items, draws.asked)
+        else:
+            targets_KF = embedded[draws.asked.rows, draws.asked.at]
+            loss = cross_entropy(hidden_KF, targets_KF, table_NF).mean()
+        if outer.feature_weight and self.mode == "shared-items":
             with torch.no_grad():
-                features = self.backbone.encode(self.teacher.parameters, embedded, None)[real]
-            loss = loss + outer.feature_weight * (hidden_KD - features).square().mean()
-        (gradient,) = torch.autograd.grad(loss, parameters)
+                features_KF = self.model.states(
+                    self.teacher.parameters, self.teacher.table[items], lengths, draws
+                )
+            apart_KD = (hidden_KF - features_KF)[:, : self.model.width]
+            loss = loss + outer.feature_weight * apart_KD.square().mean()
+        (gradient,) = torch.autograd.grad(loss, theta)
         return gradient
 
     def _validate(self) -> None:
         """Keep the summary if learners trained on it do better than on any before."""
         current = self.summary.with_learned(*(factor.detach().clone() for factor in self.factors))
-        table = self.teacher.table
-        X_UTD = soft_sequences(query(*current.learned), table, table)
         found = []
         for nth in range(self.config.outer.validation_learners):
             draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
-            start = LearnerState.fresh(self.backbone.initial(draw))
-            end = learn_shared(self.training, X_UTD, start, draw, self.config.learner.steps)
-            scorer = encode_last(self.backbone, end.parameters, table)
-            found.append(evaluate(scorer, table, self.asked, "full")["ndcg@10"])
+            learned = learn(current, self.backbone, self.config.learner, self.config.mode, draw)
+            scorer = encode_last(self.backbone, learned.parameters, learned.table)
+            found.append(evaluate(scorer, learned.table, self.asked, "full")["ndcg@10"])
         validation = sum(found) / len(found)
         if validation > self.best["validation"]:
             self.best = {

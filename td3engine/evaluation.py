@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from td3engine.backbones import Backbone, build_backbone
 from td3engine.config import DistillConfig, LearnerConfig, Mode, TeacherConfig
 from td3engine.interactions import Split
-from td3engine.learner import Learned, encode_last, learn
+from td3engine.learner import Learned, encode_last, learn, recommender
 from td3engine.ranking import Metrics, Protocol, available_protocols, evaluate
 from td3engine.report import Row, make_row
 from td3engine.seeding import Purpose, generator, numpy_generator
@@ -25,6 +26,7 @@ from td3engine.teacher import LogTraining, Trained
 
 TrainOne = Callable[[int], Learned]
 RANDOM_USER_EPOCHS_A_LOOK = 10
+REAL_USER_RATES = (1.0, 0.5, 0.25)  # of learner.lr
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ class Benchmark:
             split=split,
             config=config,
             backbone=build_backbone(config.backbone, config.data.max_history),
-            validation=questions(split, "validation", config.learner_history),
+            validation=questions(
+                split, "validation", config.learner_history, config.data.validation_users
+            ),
             test=test,
             protocols=available_protocols(test),
             device=device,
@@ -84,33 +88,60 @@ def rows(
     mode: Mode,
     train_one: TrainOne,
     seeds: Sequence[int],
+    *,
     numbers_stored: int,
+    sequences: int,
 ) -> list[Row]:
-    """One row a protocol: train a learner a seed, measure each on test."""
+    """One row a protocol: train a learner a seed, measure each on test.
+
+    Args:
+        benchmark: the log and its questions.
+        name: of the row.
+        mode: of the learners.
+        train_one: gives a trained learner for a seed.
+        seeds: one learner each.
+        numbers_stored: what the training data consist of, in numbers (of real rows, interactions).
+        sequences: how many rows of training data there are.
+    """
     learned = [train_one(seed) for seed in seeds]
     measured = [benchmark.measure(one.parameters, one.table) for one in learned]
     seconds = float(np.mean([one.seconds for one in learned]))
     return [
-        make_row(name, mode, protocol, [m[protocol] for m in measured], seconds, numbers_stored)
-        for protocol in benchmark.protocols
-    ]
-
-
-def teacher_rows(benchmark: Benchmark, teacher: Trained) -> list[Row]:
-    """The full-data model alone: reads `max_history` events, trained on every interaction."""
-    asked = questions(benchmark.split, "test", benchmark.config.data.max_history)
-    scorer = encode_last(benchmark.backbone, teacher.parameters, teacher.table)
-    return [
         make_row(
-            "full data",
-            "from-scratch",
+            name,
+            mode,
             protocol,
-            [evaluate(scorer, teacher.table, asked, protocol)],
-            teacher.seconds,
-            len(benchmark.split.histories),
+            [m[protocol] for m in measured],
+            train_seconds=seconds,
+            numbers_stored=numbers_stored,
+            sequences=sequences,
         )
         for protocol in benchmark.protocols
     ]
+
+
+def teacher_rows(benchmark: Benchmark, teachers: Sequence[Trained]) -> list[Row]:
+    """The full-data models alone: read `max_history` events, trained on every interaction."""
+    split = benchmark.split
+    asked = questions(split, "test", benchmark.config.data.max_history)
+    rows = []
+    for protocol in benchmark.protocols:
+        measured = []
+        for teacher in teachers:
+            scorer = encode_last(benchmark.backbone, teacher.parameters, teacher.table)
+            measured.append(evaluate(scorer, teacher.table, asked, protocol))
+        rows.append(
+            make_row(
+                "full data",
+                "from-scratch",
+                protocol,
+                measured,
+                train_seconds=float(np.mean([teacher.seconds for teacher in teachers])),
+                numbers_stored=len(split.histories),
+                sequences=split.n_users,
+            )
+        )
+    return rows
 
 
 def summary_rows(
@@ -123,7 +154,15 @@ def summary_rows(
         learner = benchmark.config.learner
         return learn(summary, benchmark.backbone, learner, mode, draw, benchmark.validate)
 
-    return rows(benchmark, name, mode, train_one, seeds, summary.numbers_stored)
+    return rows(
+        benchmark,
+        name,
+        mode,
+        train_one,
+        seeds,
+        numbers_stored=summary.numbers_stored,
+        sequences=len(summary.U),
+    )
 
 
 def zero_step_rows(benchmark: Benchmark, V_ND: Tensor, seeds: Sequence[int]) -> list[Row]:
@@ -131,58 +170,120 @@ def zero_step_rows(benchmark: Benchmark, V_ND: Tensor, seeds: Sequence[int]) -> 
 
     def train_one(seed: int) -> Learned:
         draw = generator(seed, Purpose.LEARNER, device=benchmark.device.type)
-        return Learned(benchmark.backbone.initial(draw), V_ND, 0.0)
+        model = recommender(benchmark.backbone, V_ND, "shared-items")
+        return Learned(*model.parts(model.initial(draw)), 0.0)
 
-    return rows(benchmark, "zero steps", "shared-items", train_one, seeds, V_ND.numel())
+    return rows(
+        benchmark,
+        "zero steps",
+        "shared-items",
+        train_one,
+        seeds,
+        numbers_stored=V_ND.numel(),
+        sequences=0,
+    )
 
 
 def random_user_rows(
     benchmark: Benchmark, mode: Mode, V_ND: Tensor, seeds: Sequence[int]
 ) -> list[Row]:
-    """As many real users as the summary has sequences, each with its last zeta training events.
+    """As many real users as the summary has sequences, a new draw of users a seed."""
+    split, config = benchmark.split, benchmark.config
+    return real_user_rows(
+        benchmark,
+        "random users",
+        mode,
+        V_ND,
+        {seed: random_users(split, config, seed) for seed in seeds},
+    )
 
-    A new draw of users a seed. `shared-items` gives them the trained item table as well.
+
+def real_user_rows(
+    benchmark: Benchmark, name: str, mode: Mode, V_ND: Tensor, chosen: dict[int, WindowIndex]
+) -> list[Row]:
+    """Learners trained on some real windows, those of each seed.
+
+    They have a summary's budget: as many steps of as many sequences. Its learning rate is tuned for
+    summaries, so smaller ones are tried here as well, and validation chooses. `shared-items` gives
+    them the trained item table.
     """
-    learner = benchmark.config.learner
-    chosen = {seed: random_users(benchmark.split, benchmark.config, seed) for seed in seeds}
 
     def train_one(seed: int) -> Learned:
         windows = chosen[seed]
-        training = LogTraining(
-            benchmark.split,
-            benchmark.backbone,
-            _as_epochs(learner, mode, len(windows)),
-            lambda _: windows,
-            benchmark.validation,
-            history=benchmark.config.learner_history,
-            width=benchmark.config.backbone.hidden,
-            seed=seed,
-            device=benchmark.device,
-            frozen_table=V_ND if mode == "shared-items" else None,
-        )
-        for _ in training.epochs():
-            pass
-        found = training.result()
-        return Learned(found.parameters, found.table, found.seconds)
+        tried = [_train_on(benchmark, windows, mode, V_ND, seed, rate) for rate in REAL_USER_RATES]
+        best = max(tried, key=lambda one: one.validation)
+        return Learned(best.parameters, best.table, best.seconds)
 
     events = float(np.mean([(w.end - w.start).sum() for w in chosen.values()]))
-    stored = round(events) + (V_ND.numel() if mode == "shared-items" else 0)
-    return rows(benchmark, "random users", mode, train_one, seeds, stored)
+    return rows(
+        benchmark,
+        name,
+        mode,
+        train_one,
+        list(chosen),
+        numbers_stored=round(events) + (V_ND.numel() if mode == "shared-items" else 0),
+        sequences=max(len(windows) for windows in chosen.values()),
+    )
+
+
+def _train_on(
+    benchmark: Benchmark, windows: WindowIndex, mode: Mode, V_ND: Tensor, seed: int, rate: float
+) -> Trained:
+    """A model of these windows alone, at a part of the learner's rate."""
+    learner = benchmark.config.learner
+    training = LogTraining(
+        benchmark.split,
+        recommender(benchmark.backbone, V_ND, mode),
+        _as_epochs(learner.model_copy(update={"lr": rate * learner.lr}), mode, len(windows)),
+        lambda _: windows,
+        benchmark.validation,
+        seed=seed,
+        device=benchmark.device,
+    )
+    for _ in training.epochs():
+        benchmark.between()
+    return training.result()
 
 
 def random_users(split: Split, config: DistillConfig, seed: int) -> WindowIndex:
     """The last `summary.length` training events of `summary.users` uniform users."""
-    ends = split.training_ends
-    able = np.flatnonzero(ends - split.offsets[:-1] >= 2)
+    able = _trainable(split)
     rng = numpy_generator(seed, Purpose.BASELINE_USERS)
-    users = rng.choice(able, min(config.summary.users, len(able)), replace=False)
-    start = np.maximum(split.offsets[:-1][users], ends[users] - config.summary.length)
-    return WindowIndex(start, ends[users])
+    return _last_events(
+        split, config, rng.choice(able, min(config.summary.users, len(able)), replace=False)
+    )
+
+
+def longest_histories(split: Split, config: DistillConfig) -> WindowIndex:
+    """The same of the users with the most training events; ties go to the first."""
+    able = _trainable(split)
+    most = np.argsort(-(split.training_ends - split.offsets[:-1])[able], kind="stable")
+    return _last_events(split, config, able[most[: config.summary.users]])
+
+
+def most_recent(split: Split, config: DistillConfig) -> WindowIndex:
+    """The same of the users whose last training event is latest; ties go to the first."""
+    able = _trainable(split)
+    latest = split.times[split.training_ends[able] - 1]
+    return _last_events(
+        split, config, able[np.argsort(-latest, kind="stable")[: config.summary.users]]
+    )
+
+
+def _trainable(split: Split) -> NDArray[np.int64]:
+    """Users with a transition to train on."""
+    return np.flatnonzero(split.training_ends - split.offsets[:-1] >= 2)
+
+
+def _last_events(split: Split, config: DistillConfig, users: NDArray[np.int64]) -> WindowIndex:
+    ends = split.training_ends[users]
+    start = np.maximum(split.offsets[:-1][users], ends - config.summary.length)
+    return WindowIndex(start, ends)
 
 
 def _as_epochs(learner: LearnerConfig, mode: Mode, windows: int) -> TeacherConfig:
     """The inner loop's budget (steps, batch, Adam) said in epochs over so many real windows."""
-    steps = learner.steps if mode == "shared-items" else learner.scratch_steps
+    steps = learner.steps_in(mode)
     epochs = max(1, steps * learner.batch // windows)
     look = max(1, min(RANDOM_USER_EPOCHS_A_LOOK, epochs))
     return TeacherConfig(

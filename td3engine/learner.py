@@ -8,9 +8,10 @@ from functools import partial
 import torch
 from torch import Generator, Tensor
 
-from td3engine.backbones import Backbone
-from td3engine.catalogue import log_sum_exp
+from td3engine.backbones import Asked, Backbone
 from td3engine.config import LearnerConfig, Mode
+from td3engine.errors import DivergedError
+from td3engine.model import Draws, Recommender, cross_entropy
 from td3engine.ranking import Scorer
 from td3engine.summary import Summary, query, soft_sequences
 from td3engine.unroll import AdamRule, InnerStep, LearnerLoss, LearnerState, train
@@ -18,49 +19,31 @@ from td3engine.unroll import AdamRule, InnerStep, LearnerLoss, LearnerState, tra
 FIRST_AUGMENTED = 5  # the augmentation predicts no earlier position than this (section 4)
 ENCODED_AT_ONCE = 1024
 VALIDATE_EVERY = 20  # inner steps between two looks at validation, where a caller wants them
-TABLE_STD = 0.02
+
+Read = Callable[[Tensor, Tensor], Tensor]
+"""(a batch of the summary, scoring table F (n, f)) -> its expected rows of F, (B, zeta, f)."""
 
 
-@dataclass(frozen=True)
-class StepNoise:
-    """Random draws of one inner step: dropout masks, and augmented targets (B, k), or None."""
-
-    dropout: Tensor | None
-    augmented: Tensor | None
+def read_ready(X_BTF: Tensor, _table_NF: Tensor) -> Tensor:
+    """For a frozen table: the batch is X, computed once (I-1)."""
+    return X_BTF
 
 
-def cross_entropy(hidden_KD: Tensor, expected_KD: Tensor, table_ND: Tensor) -> Tensor:
-    """KL(target || softmax(h E^T)) less the target's entropy, per row (K) (identity I-2).
-
-    Args:
-        hidden_KD: hidden states h, (K, d).
-        expected_KD: the target's expected embedding S_t E, (K, d); for a real item, its own row.
-        table_ND: the item table E, (n, d).
-    """
-    if table_ND.requires_grad:
-        normaliser = torch.logsumexp(hidden_KD @ table_ND.T, -1)
-    else:
-        normaliser = log_sum_exp(hidden_KD, table_ND)
-    return normaliser - (hidden_KD * expected_KD).sum(-1)
+def read_dense(S_BTN: Tensor, table_NF: Tensor) -> Tensor:
+    """For a trained table: the batch holds the probabilities S; twice differentiable in both."""
+    return S_BTN @ table_NF
 
 
 def summary_loss(
-    backbone: Backbone, table_ND: Tensor, parameters_P: Tensor, X_BTD: Tensor, noise: StepNoise
+    model: Recommender, read: Read, theta: Tensor, batch: Tensor, draws: Draws
 ) -> Tensor:
-    """The inner loss on soft sequences (B, zeta, d): each position predicts the next one.
-
-    With `noise.augmented` set, only the last position and the drawn positions of a sequence count;
-    the encoder is causal, so one pass serves all.
-    """
-    hidden = backbone.encode(parameters_P, X_BTD[:, :-1], noise.dropout)
-    target = X_BTD[:, 1:]
-    if noise.augmented is not None:
-        rows = torch.arange(len(X_BTD), device=X_BTD.device)[:, None]
-        last = torch.full_like(noise.augmented[:, :1], target.shape[1])
-        at = torch.cat([last, noise.augmented], 1) - 1
-        hidden, target = hidden[rows, at], target[rows, at]
-    width = hidden.shape[-1]
-    return cross_entropy(hidden.reshape(-1, width), target.reshape(-1, width), table_ND).mean()
+    """The inner loss on a batch of synthetic sequences: mean over the events that are asked for."""
+    encoder_P, table_NF = model.parts(theta)
+    X_BTF = read(batch, table_NF)
+    lengths = torch.full((len(X_BTF),), X_BTF.shape[1], device=X_BTF.device)
+    hidden_KF = model.states(encoder_P, X_BTF, lengths, draws)
+    expected_KF = X_BTF[draws.asked.rows, draws.asked.at]
+    return cross_entropy(hidden_KF, expected_KF, table_NF).mean()
 
 
 def adam_rule(config: LearnerConfig, steps: int) -> AdamRule:
@@ -70,42 +53,54 @@ def adam_rule(config: LearnerConfig, steps: int) -> AdamRule:
 
 
 class SummaryTraining:
-    """The inner loop's recipe: which rows, which noise, which loss, which Adam."""
+    """The inner loop's recipe: which rows, which draws, which loss, which Adam.
 
-    def __init__(self, backbone: Backbone, table_ND: Tensor, config: LearnerConfig) -> None:
-        self.backbone = backbone
-        self.config = config
-        self.rule = adam_rule(config, config.steps)
-        self.loss: LearnerLoss[StepNoise] = partial(summary_loss, backbone, table_ND)
+    Args:
+        model: the learner.
+        config: batch, objective, Adam.
+        steps: how many steps a learner takes in all.
+        read: how a batch of the summary is read.
+    """
+
+    def __init__(self, model: Recommender, config: LearnerConfig, steps: int, read: Read) -> None:
+        self.model, self.config, self.count = model, config, steps
+        self.rule = adam_rule(config, steps)
+        self.loss: LearnerLoss[Draws] = partial(summary_loss, model, read)
 
     def steps(
         self, age: int, count: int, users: int, length: int, generator: Generator
-    ) -> list[InnerStep[StepNoise]]:
+    ) -> list[InnerStep[Draws]]:
         """The next `count` steps of a learner of this age: rows in fixed cyclic order."""
         batch = min(self.config.batch, users)
         drawn = []
         for step in range(age, age + count):
             rows = torch.arange(step * batch, (step + 1) * batch, device=generator.device) % users
-            drawn.append(InnerStep(rows, self._noise(batch, length, generator)))
+            drawn.append(InnerStep(rows, self._draws(batch, length, generator)))
         return drawn
 
-    def _noise(self, batch: int, length: int, generator: Generator) -> StepNoise:
-        augmented = None
-        if self.config.objective == "last-and-augmented":
-            first = min(FIRST_AUGMENTED, length - 2)
-            augmented = torch.randint(
-                first,
-                length - 1,
-                (batch, self.config.augmented),
-                generator=generator,
-                device=generator.device,
-            )
-        return StepNoise(self.backbone.dropout(batch, length - 1, generator), augmented)
+    def _draws(self, batch: int, length: int, generator: Generator) -> Draws:
+        backbone = self.model.backbone
+        if backbone.causal and self.config.objective == "last-and-augmented":
+            asked = self._last_and_augmented(batch, length, generator)
+        else:
+            lengths = torch.full((batch,), length, device=generator.device)
+            asked = backbone.asked(lengths, generator)
+        return Draws(asked, backbone.dropout(batch, length, generator))
+
+    def _last_and_augmented(self, batch: int, length: int, generator: Generator) -> Asked:
+        """The last event of each row and some drawn ones (section 4)."""
+        first, count = min(FIRST_AUGMENTED, length - 2), self.config.augmented
+        shape, device = (batch, count), generator.device
+        drawn = torch.randint(first, length - 1, shape, generator=generator, device=device)
+        last = drawn.new_full((batch, 1), length - 1)
+        at = torch.cat([last, drawn], 1)
+        rows = torch.arange(batch, device=device).repeat_interleave(count + 1)
+        return Asked(rows, at.reshape(-1))
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A trained model: flat encoder parameters (P), item table (n, d), wall seconds."""
+    """A trained model: flat encoder parameters (P), scoring table F (n, f), wall seconds."""
 
     parameters: Tensor
     table: Tensor
@@ -113,16 +108,15 @@ class Learned:
 
 
 Validate = Callable[[Tensor, Tensor], float]
-"""(encoder parameters, item table) -> validation NDCG@10."""
+"""(encoder parameters, scoring table) -> validation NDCG@10."""
 
 
-def learn_shared(
-    training: SummaryTraining, X_UTD: Tensor, start: LearnerState, draw: Generator, count: int
+def advance(
+    training: SummaryTraining, leaf: Tensor, start: LearnerState, draw: Generator, count: int
 ) -> LearnerState:
-    """`count` more steps of a learner whose item table is the summary's V, frozen."""
-    users, length, _ = X_UTD.shape
-    steps = training.steps(start.age, count, users, length, draw)
-    return train(start, X_UTD, steps, training.loss, training.rule)[-1]
+    """`count` more steps of a learner; `leaf` (mu, zeta, .) is what its batches are cut from."""
+    steps = training.steps(start.age, count, len(leaf), leaf.shape[1], draw)
+    return train(start, leaf, steps, training.loss, training.rule)[-1]
 
 
 def learn(
@@ -143,96 +137,78 @@ def learn(
             item table E and reads X = softmax(C V^T) E, re-computed at each step.
         draw: of the initial weights, dropout and augmentation.
         validate: if given, asked every `VALIDATE_EVERY` steps, and the best state is returned;
-            its time is not counted.
+            its time is not counted. Without it, the last state.
+
+    Raises:
+        DivergedError: the learner's parameters are no longer finite.
     """
-    parameters = backbone.initial(draw)
-    C_UTD = query(*summary.learned)
-    steps = config.steps if mode == "shared-items" else config.scratch_steps
-    if mode == "shared-items":
-        advance = _shared_items(summary, backbone, config, C_UTD, parameters, draw)
-    else:
-        advance = _from_scratch(summary, backbone, config, C_UTD, parameters, draw)
+    training, leaf = training_on(summary, backbone, config, mode)
+    return learn_from(training, leaf, draw, validate)
+
+
+def learn_from(
+    training: SummaryTraining, leaf: Tensor, draw: Generator, validate: Validate | None = None
+) -> Learned:
+    """`learn`, for a recipe and what its batches are cut from, (mu, zeta, .)."""
+    model = training.model
+    state = LearnerState.fresh(model.initial(draw))
     best: Learned | None = None
     best_value, seconds = -1.0, 0.0
-    for first in range(0, steps, VALIDATE_EVERY):
+    while state.age < training.count:
         began = time.perf_counter()
-        found, table = advance(min(VALIDATE_EVERY, steps - first))
+        count = min(VALIDATE_EVERY, training.count - state.age)
+        state = advance(training, leaf, state, draw, count)
         seconds += time.perf_counter() - began
-        value = validate(found, table) if validate else float(first)
+        if not torch.isfinite(state.parameters).all():
+            raise DivergedError(
+                f"a learner diverged within {state.age} steps: a smaller learner.lr may help"
+            )
+        encoder_P, table_NF = model.parts(state.parameters)
+        value = validate(encoder_P, table_NF) if validate else float(state.age)
         if best is None or value > best_value:
-            best_value, best = value, Learned(found.clone(), table.clone(), seconds)
-    assert best is not None  # config.steps is at least 2
+            best_value, best = value, Learned(encoder_P, table_NF, seconds)
+    assert best is not None  # a learner takes at least 2 steps
     return best
 
 
-def _shared_items(
-    summary: Summary,
-    backbone: Backbone,
-    config: LearnerConfig,
-    C_UTD: Tensor,
-    parameters_P: Tensor,
-    draw: Generator,
-) -> Callable[[int], tuple[Tensor, Tensor]]:
-    training = SummaryTraining(backbone, summary.V, config)
-    X_UTD = soft_sequences(C_UTD, summary.V, summary.V)
-    state = LearnerState.fresh(parameters_P)
+def training_on(
+    summary: Summary, backbone: Backbone, config: LearnerConfig, mode: Mode
+) -> tuple[SummaryTraining, Tensor]:
+    """The recipe of learners on this summary, and what their batches are cut from: X where the
+    scoring table is fixed, else the queries C, read by attention with key V at each step."""
+    C_UTD = query(*summary.learned)
+    model = recommender(backbone, summary.V, mode)
+    if model.scores_are_fixed:
+        X_UTD = soft_sequences(C_UTD, summary.V, summary.V)
+        return SummaryTraining(model, config, config.steps_in(mode), read_ready), X_UTD
 
-    def advance(count: int) -> tuple[Tensor, Tensor]:
-        nonlocal state
-        state = learn_shared(training, X_UTD, state, draw, count)
-        return state.parameters, summary.V
+    def read(C_BTD: Tensor, table_NF: Tensor) -> Tensor:
+        return soft_sequences(C_BTD, summary.V, table_NF)
 
-    return advance
+    return SummaryTraining(model, config, config.steps_in(mode), read), C_UTD
 
 
-def _from_scratch(
-    summary: Summary,
-    backbone: Backbone,
-    config: LearnerConfig,
-    C_UTD: Tensor,
-    parameters_P: Tensor,
-    draw: Generator,
-) -> Callable[[int], tuple[Tensor, Tensor]]:
-    training = SummaryTraining(backbone, summary.V, config)
-    users, length, _ = C_UTD.shape
-    parameters = parameters_P.requires_grad_()
-    E_ND = new_table(len(summary.V), summary.V.shape[1], draw).requires_grad_()
-    optimizer = torch.optim.Adam([parameters, E_ND], lr=config.lr, weight_decay=config.weight_decay)
-    rule = adam_rule(config, config.scratch_steps)
-    age = 0
-
-    def advance(count: int) -> tuple[Tensor, Tensor]:
-        nonlocal age
-        for step in training.steps(age, count, users, length, draw):
-            for group in optimizer.param_groups:
-                group["lr"] = rule.lr_at(age)
-            X_BTD = soft_sequences(C_UTD[step.rows], summary.V, E_ND)
-            loss = summary_loss(backbone, E_ND, parameters, X_BTD, step.noise)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            age += 1
-        return parameters.detach(), E_ND.detach()
-
-    return advance
+def recommender(backbone: Backbone, V_ND: Tensor, mode: Mode) -> Recommender:
+    """A learner of this mode over the items of V."""
+    if mode == "shared-items":
+        return Recommender.sharing(backbone, V_ND)
+    n_items, width = V_ND.shape
+    return Recommender(backbone, n_items, width)
 
 
-def new_table(n_items: int, width: int, draw: Generator) -> Tensor:
-    """A fresh item table (n, d), N(0, 0.02^2)."""
-    return torch.randn(n_items, width, generator=draw, device=draw.device) * TABLE_STD
-
-
-def encode_last(backbone: Backbone, parameters_P: Tensor, table_ND: Tensor) -> Scorer:
-    """A scorer for `ranking.evaluate`: last hidden state of each history, without dropout."""
+def encode_last(backbone: Backbone, parameters_P: Tensor, table_NF: Tensor) -> Scorer:
+    """A scorer for `ranking.evaluate`, which ranks by its states times the scoring table F."""
+    biased = int(backbone.biased)
+    model = Recommender(backbone, len(table_NF), table_NF.shape[1] - biased)
 
     @torch.no_grad()
     def score(items_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        parts = []
-        for first in range(0, len(items_BL), ENCODED_AT_ONCE):
-            items = items_BL[first : first + ENCODED_AT_ONCE].to(table_ND.device)
-            lengths = lengths_B[first : first + ENCODED_AT_ONCE].to(table_ND.device)
-            hidden = backbone.encode(parameters_P, table_ND[items], None)
-            parts.append(hidden[torch.arange(len(items), device=items.device), lengths - 1])
-        return torch.cat(parts)
+        states_BF = table_NF.new_empty(len(items_BL), table_NF.shape[1])
+        # Rows of like length together: a chunk is as wide as its longest.
+        for rows in lengths_B.argsort(stable=True).split(ENCODED_AT_ONCE):
+            lengths = lengths_B[rows].to(table_NF.device)
+            items = items_BL[rows, : int(lengths.max())].to(table_NF.device)
+            states_BF[rows] = model.last(parameters_P, table_NF[items], lengths)
+        return states_BF
 
     return score

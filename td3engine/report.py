@@ -1,7 +1,7 @@
 """Rows of results: made in one place, shown as a table, written as JSON."""
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TypedDict, cast
 
 import numpy as np
 from rich import box
@@ -17,14 +17,27 @@ Row = TypedDict(
         "mode": Mode,
         "protocol": Protocol,
         "seeds": int,
+        "hr@5": float,
+        "hr@5_std": float,
         "hr@10": float,
         "hr@10_std": float,
+        "hr@20": float,
+        "hr@20_std": float,
+        "ndcg@5": float,
+        "ndcg@5_std": float,
         "ndcg@10": float,
         "ndcg@10_std": float,
+        "ndcg@20": float,
+        "ndcg@20_std": float,
+        "mrr@5": float,
+        "mrr@5_std": float,
         "mrr@10": float,
         "mrr@10_std": float,
+        "mrr@20": float,
+        "mrr@20_std": float,
         "train_seconds": float,
         "numbers_stored": int,
+        "sequences": int,
     },
 )
 
@@ -34,31 +47,28 @@ def make_row(
     mode: Mode,
     protocol: Protocol,
     measured: Sequence[Metrics],
+    *,
     train_seconds: float,
     numbers_stored: int,
+    sequences: int,
 ) -> Row:
     """Mean and standard deviation (n - 1; 0 for one seed) of measurements, one a seed."""
-
-    def mean(metric: str) -> float:
-        return float(np.mean([m[metric] for m in measured]))
-
-    def std(metric: str) -> float:
-        return float(np.std([m[metric] for m in measured], ddof=1)) if len(measured) > 1 else 0.0
-
-    return {
+    figures: Metrics = {}
+    for metric in measured[0]:
+        values = [one[metric] for one in measured]
+        figures[metric] = float(np.mean(values))
+        figures[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    row = {
         "name": name,
         "mode": mode,
         "protocol": protocol,
         "seeds": len(measured),
-        "hr@10": mean("hr@10"),
-        "hr@10_std": std("hr@10"),
-        "ndcg@10": mean("ndcg@10"),
-        "ndcg@10_std": std("ndcg@10"),
-        "mrr@10": mean("mrr@10"),
-        "mrr@10_std": std("mrr@10"),
+        **figures,
         "train_seconds": train_seconds,
         "numbers_stored": numbers_stored,
+        "sequences": sequences,
     }
+    return cast(Row, row)
 
 
 def results_tables(rows: Sequence[Row]) -> list[Table]:

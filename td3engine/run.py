@@ -14,12 +14,13 @@ import torch
 
 from td3engine.backbones import build_backbone
 from td3engine.bundle import Manifest, save_bundle
-from td3engine.config import DistillConfig
+from td3engine.config import DistillConfig, sized_by_data
 from td3engine.distill import Distillation
 from td3engine.errors import CheckpointMismatchError, DeviceError, Interrupted
 from td3engine.evaluation import Benchmark, summary_rows, teacher_rows
 from td3engine.events import Event, Listener, Note, Phase, PhaseStarted, Progress
 from td3engine.interactions import Interactions, Split, split
+from td3engine.model import Recommender
 from td3engine.report import Row
 from td3engine.sequences import questions, training_windows
 from td3engine.summary import Summary
@@ -89,6 +90,8 @@ class Run:
         control: Control,
     ) -> None:
         self.log, self.fingerprint, self.config = log, fingerprint, config
+        # As it was asked for: `auto` is settled by the log, and a resumed run is told the same.
+        self.identity = {"fingerprint": fingerprint, "config": config.model_dump_json()}
         self.folder, self.control = folder, control
         self.device = pick_device(config)
         self.seconds: dict[str, float] = {}
@@ -112,21 +115,27 @@ class Run:
         kept = self._read_checkpoint()
         self.seconds = dict(kept.get("seconds", {}))
         self.split = split_log(self.log, self.config)
+        statistics = self.split.statistics()
+        self.config = sized_by_data(
+            self.config,
+            users=statistics.users,
+            interactions=statistics.interactions,
+            training_interactions=statistics.training_interactions,
+        )
         teacher, teacher_state = self._pretrain(kept)
         summary, chosen = self._distil(teacher, teacher_state, kept)
         return self._evaluate(teacher, summary, chosen)
 
     def _pretrain(self, kept: dict[str, Any]) -> tuple[Trained, dict[str, Any]]:
         self._enter("pretraining")
-        history = self.config.data.max_history
+        history, width = self.config.data.max_history, self.config.backbone.hidden
+        backbone = build_backbone(self.config.backbone, history)
         training = LogTraining(
             self.split,
-            build_backbone(self.config.backbone, history),
+            Recommender(backbone, self.split.n_items, width),
             self.config.teacher,
             lambda rng: training_windows(self.split, history, rng),
-            questions(self.split, "validation", history),
-            history=history,
-            width=self.config.backbone.hidden,
+            questions(self.split, "validation", history, self.config.data.validation_users),
             seed=self.config.seed,
             device=self.device,
         )
@@ -147,7 +156,12 @@ class Run:
             self.config,
             build_backbone(self.config.backbone, self.config.data.max_history),
             teacher,
-            questions(self.split, "validation", self.config.learner_history),
+            questions(
+                self.split,
+                "validation",
+                self.config.learner_history,
+                self.config.data.validation_users,
+            ),
             self.device,
         )
         if "distillation" in kept:
@@ -173,8 +187,8 @@ class Run:
             self.control.listener(
                 Note("too few items for 100 negatives a user: no `sampled-100` figures")
             )
-        rows = teacher_rows(benchmark, teacher)
-        rows += summary_rows(benchmark, "TD3 summary", summary, "shared-items", RESULT_SEEDS)
+        rows = teacher_rows(benchmark, [teacher])
+        rows += summary_rows(benchmark, "TD3 summary", summary, self.config.mode, RESULT_SEEDS)
         manifest = save_bundle(
             self.folder,
             summary,
@@ -183,6 +197,7 @@ class Run:
                 config=self.config,
                 fingerprint=self.fingerprint,
                 statistics=self.split.statistics().model_dump(),
+                distilled_for=self.config.mode,
                 validation={
                     "teacher_ndcg@10": teacher.validation,
                     "summary_ndcg@10": chosen["ndcg@10"],
@@ -238,9 +253,8 @@ class Run:
         self._leave()
         target = self.folder / CHECKPOINT_FILE
         part = target.with_suffix(".part")
-        identity = {"fingerprint": self.fingerprint, "config": self.config.model_dump_json()}
         with part.open("wb") as file:
-            torch.save({**identity, "seconds": self.seconds, **state}, file)
+            torch.save({**self.identity, "seconds": self.seconds, **state}, file)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
@@ -252,8 +266,7 @@ class Run:
         if not path.exists():
             return {}
         kept: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        mine = (self.fingerprint, self.config.model_dump_json())
-        if (kept["fingerprint"], kept["config"]) != mine:
+        if any(kept[name] != value for name, value in self.identity.items()):
             raise CheckpointMismatchError(f"{path} belongs to another log or configuration")
         return kept
 

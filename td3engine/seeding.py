@@ -21,6 +21,8 @@ class Purpose(IntEnum):
     LEARNER = 6
     BASELINE_USERS = 7
     POOL = 8
+    EXPORT = 9
+    EXPORT_LEARNER = 10
 
 
 def generator(seed: int, purpose: Purpose, index: int = 0, device: str = "cpu") -> torch.Generator:

@@ -1,7 +1,7 @@
 """Real sequences as tensors: training windows of user histories, and what is asked of a model.
 
-Histories are left-aligned and padded on the right with item 0. The backbones are causal, so a pad
-never reaches an earlier position and no padding mask is needed in them; the loss skips pads.
+Histories are left-aligned and padded on the right with item 0. A causal backbone never looks there;
+one that looks both ways is told the rows' lengths, and no loss asks for a pad.
 """
 
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from td3engine.interactions import Split
+
+SORTED_BATCHES = 32
 
 Role = Literal["validation", "test"]
 
@@ -48,11 +50,26 @@ def training_windows(split: Split, history: int, rng: Generator) -> WindowIndex:
     return WindowIndex(start.astype(np.int64), (last + 1).astype(np.int64))
 
 
-def gather(
-    split: Split, start: NDArray[np.int64], end: NDArray[np.int64], width: int
-) -> tuple[Tensor, Tensor]:
-    """Rows [start, end) as (items, lengths): int64 (B, width) padded with 0, and int64 (B)."""
-    rows = start[:, None] + np.arange(width)
+def batches_of_like_length(
+    index: WindowIndex, batch: int, rng: Generator
+) -> list[NDArray[np.int64]]:
+    """All windows once, in batches that need little padding, as positions in `index`.
+
+    Windows are shuffled, sorted by length within groups of `SORTED_BATCHES` batches, and the
+    batches shuffled again: a batch's companions stay random among windows of about its length.
+    """
+    order = rng.permutation(len(index))
+    lengths = (index.end - index.start)[order]
+    group = np.arange(len(order)) // (batch * SORTED_BATCHES)
+    order = order[np.lexsort((lengths, group))]
+    cut = [order[first : first + batch] for first in range(0, len(order), batch)]
+    return [cut[nth] for nth in rng.permutation(len(cut))]
+
+
+def gather(split: Split, start: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Rows [start, end) as (items, lengths): int64 (B, L) and int64 (B); L is the longest row's
+    length, the others are padded with 0."""
+    rows = start[:, None] + np.arange(int((end - start).max(initial=0)))
     inside = rows < end[:, None]
     items = np.where(inside, split.histories[np.minimum(rows, len(split.histories) - 1)], 0)
     return torch.from_numpy(items.astype(np.int64)), torch.from_numpy(
@@ -65,7 +82,7 @@ class Questions:
     """One ranking question a user: what comes after this history?
 
     Attributes:
-        items: the last events before the target, int64 (Q, history), right-padded with 0.
+        items: the last events before the target, int64 (Q, L), right-padded with 0.
         lengths: events in each row, int64 (Q).
         targets: the held-out item, int64 (Q).
         seen_rows, seen_items: pairs (question, item) of everything the user met before the target.
@@ -82,12 +99,18 @@ class Questions:
     n_items: int
 
 
-def questions(split: Split, role: Role, history: int) -> Questions:
-    """The leave-one-out questions of all users that have one (at least three events)."""
+def questions(split: Split, role: Role, history: int, at_most: int | None = None) -> Questions:
+    """The leave-one-out questions of all users that have one (at least three events).
+
+    With `at_most`, of that many users, drawn once and for all: a sample that every model of a log
+    is compared on.
+    """
     users = split.evaluated
+    if at_most is not None and at_most < len(users):
+        users = np.sort(np.random.default_rng(0).choice(users, at_most, replace=False))
     first = split.offsets[:-1][users]
     asked = split.offsets[1:][users] - (1 if role == "test" else 2)
-    items, lengths = gather(split, np.maximum(first, asked - history), asked, history)
+    items, lengths = gather(split, np.maximum(first, asked - history), asked)
     seen_rows, seen_items = _pairs(split, first, asked)
     user_rows, user_items = _pairs(split, first, split.offsets[1:][users])
     return Questions(

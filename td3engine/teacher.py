@@ -12,17 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from td3engine.backbones import Backbone
 from td3engine.config import TeacherConfig
 from td3engine.errors import DivergedError
 from td3engine.interactions import Split
-from td3engine.learner import encode_last, new_table
+from td3engine.learner import encode_last
+from td3engine.model import Draws, Recommender, real_loss
 from td3engine.ranking import evaluate
 from td3engine.seeding import Purpose, generator, numpy_generator
-from td3engine.sequences import Questions, WindowIndex, gather
+from td3engine.sequences import Questions, WindowIndex, batches_of_like_length, gather
 
 WindowsOfEpoch = Callable[[np.random.Generator], WindowIndex]
 EARLY_EPOCHS = 30  # the teacher's first epochs, whose encoders learners may start from (section 5)
@@ -34,7 +33,7 @@ class Trained:
 
     Attributes:
         parameters: the encoder's flat parameters (P).
-        table: the item table (n, d).
+        table: the scoring table F, (n, d), or (n, d + 1) with the item bias last.
         early: encoder parameters after each of the first epochs, (epochs, P).
         validation: best validation NDCG@10.
         seconds: wall time of training up to the best epoch, validation not counted.
@@ -52,43 +51,32 @@ class LogTraining:
 
     Args:
         split: the log.
-        backbone: untrained.
+        model: backbone and item table; a frozen table is given and not trained.
         config: epochs, batch, Adam, early stopping.
         windows: which windows an epoch trains on.
         asked: the validation questions.
-        history: most events that a window feeds the model.
-        width: d, of the item table.
         seed: of weights, order and dropout.
         device: where to compute.
-        frozen_table: item table that is given and not trained (`shared-items`), or None to train
-            one from the start.
     """
 
     def __init__(
         self,
         split: Split,
-        backbone: Backbone,
+        model: Recommender,
         config: TeacherConfig,
         windows: WindowsOfEpoch,
         asked: Questions,
         *,
-        history: int,
-        width: int,
         seed: int,
         device: torch.device,
-        frozen_table: Tensor | None = None,
     ) -> None:
-        self.split, self.backbone, self.config = split, backbone, config
+        self.split, self.model, self.config = split, model, config
         self.windows, self.asked, self.seed, self.device = windows, asked, seed, device
-        self.history = history
         draw = generator(seed, Purpose.TEACHER_INITIAL, device=device.type)
-        self.parameters = backbone.initial(draw).requires_grad_()
-        if frozen_table is None:
-            self.table = new_table(split.n_items, width, draw).requires_grad_()
-            trained = [self.parameters, self.table]
-        else:
-            self.table, trained = frozen_table, [self.parameters]
-        self.optimizer = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay)
+        self.theta = model.initial(draw).requires_grad_()
+        self.optimizer = torch.optim.Adam(
+            [self.theta], lr=config.lr, weight_decay=config.weight_decay
+        )
         self.epoch = 0
         self.seconds = 0.0
         self.stale = 0
@@ -107,7 +95,7 @@ class LogTraining:
             self.seconds += time.perf_counter() - began
             self.epoch += 1
             if len(self.early) < EARLY_EPOCHS:
-                self.early.append(self.parameters.detach().clone())
+                self.early.append(self.model.parts(self.theta.detach())[0].clone())
             if self.epoch % self.config.validate_every == 0 or self.epoch == self.config.max_epochs:
                 self._validate()
             yield max(self.best["validation"], 0.0)
@@ -125,8 +113,7 @@ class LogTraining:
     def state(self) -> dict[str, Any]:
         """Everything that training depends on, for a checkpoint."""
         return {
-            "parameters": self.parameters.detach(),
-            "table": self.table.detach(),
+            "theta": self.theta.detach(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "seconds": self.seconds,
@@ -138,41 +125,34 @@ class LogTraining:
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         with torch.no_grad():
-            self.parameters.copy_(state["parameters"])
-            if self.table.requires_grad:
-                self.table.copy_(state["table"])
+            self.theta.copy_(state["theta"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.stale = state["epoch"], state["seconds"], state["stale"]
         self.early, self.best = list(state["early"]), dict(state["best"])
+
+    def draws(self, lengths_B: Tensor, draw: torch.Generator) -> Draws:
+        """What a training pass predicts, and its dropout."""
+        return self.model.real_draws(lengths_B, draw)
 
     def _train_epoch(self) -> None:
         rng = numpy_generator(self.seed, Purpose.TEACHER_EPOCH, self.epoch)
         draw = generator(self.seed, Purpose.TEACHER_EPOCH, self.epoch, self.device.type)
         index = self.windows(rng)
-        order = rng.permutation(len(index))
-        for first in range(0, len(order), self.config.batch):
-            chosen = order[first : first + self.config.batch]
-            items, lengths = gather(
-                self.split, index.start[chosen], index.end[chosen], self.history + 1
-            )
-            loss = self._loss(items.to(self.device), lengths.to(self.device), draw)
+        for chosen in batches_of_like_length(index, self.config.batch, rng):
+            items, lengths = gather(self.split, index.start[chosen], index.end[chosen])
+            items, lengths = items.to(self.device), lengths.to(self.device)
+            draws = self.draws(lengths, draw)
+            loss = real_loss(self.model, self.theta, items, lengths, draws)
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
 
-    def _loss(self, items_BL: Tensor, lengths_B: Tensor, draw: torch.Generator) -> Tensor:
-        inputs, targets = items_BL[:, :-1], items_BL[:, 1:]
-        masks = self.backbone.dropout(len(inputs), inputs.shape[1], draw)
-        hidden = self.backbone.encode(self.parameters, F.embedding(inputs, self.table), masks)
-        real = real_targets(lengths_B, inputs.shape[1])
-        return F.cross_entropy(hidden[real] @ self.table.T, targets[real])
-
     def _validate(self) -> None:
         """Keep the model if it is the best so far."""
-        parameters, table = self.parameters.detach(), self.table.detach()
-        scorer = encode_last(self.backbone, parameters, table)
+        parameters, table = self.model.parts(self.theta.detach())
+        scorer = encode_last(self.model.backbone, parameters, table)
         validation = evaluate(scorer, table, self.asked, "full")["ndcg@10"]
-        if not torch.isfinite(parameters).all() or not torch.isfinite(table).all():
+        if not torch.isfinite(self.theta).all():
             raise DivergedError(f"training on real sequences diverged in epoch {self.epoch}")
         if validation > self.best["validation"]:
             self.stale = 0
@@ -184,8 +164,3 @@ class LogTraining:
             }
         else:
             self.stale += 1
-
-
-def real_targets(lengths_B: Tensor, positions: int) -> Tensor:
-    """Which positions of right-padded windows predict a real event, bool (B, positions)."""
-    return torch.arange(positions, device=lengths_B.device) < (lengths_B - 1)[:, None]

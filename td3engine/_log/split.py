@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from td3engine._log.model import Codes, Interactions, LogError
+from td3engine._log.model import Codes, Interactions, LogError, Times
 
 Positions = NDArray[np.int64]
 # Train, validation, test: a user with fewer events cannot be evaluated.
@@ -37,12 +37,14 @@ class Split:
     Attributes:
         histories: int32[M], items of all users, user after user, each by time.
         offsets: int64[U+1]; user u's events are `histories[offsets[u]:offsets[u + 1]]`.
+        times: int64[M], when each of `histories` happened, in the log's own unit.
         item_ids: the id of each item index.
         user_ids: the id of each user index.
     """
 
     histories: Codes
     offsets: Positions
+    times: Times
     item_ids: list[str]
     user_ids: list[str]
 
@@ -115,12 +117,12 @@ def split(
     Raises:
         LogError: `too_little_data` when no row is left, or no user has three events.
     """
-    users, items = log.user_codes, log.item_codes
+    users, items, times = log.user_codes, log.item_codes, log.times
     while True:
         enough_by_user = np.bincount(users, minlength=1)[users] >= min_user_interactions
         kept = enough_by_user & (np.bincount(items, minlength=1)[items] >= min_item_interactions)
         done = bool(kept.all())
-        users, items = users[kept], items[kept]
+        users, items, times = users[kept], items[kept], times[kept]
         if done or not iterative_core:
             break
     kept_users, lengths = np.unique(users, return_counts=True)
@@ -135,6 +137,7 @@ def split(
     return Split(
         histories=histories.astype(np.int32),
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        times=times,
         item_ids=[log.item_ids[code] for code in kept_items],
         user_ids=[log.user_ids[code] for code in kept_users],
     )

@@ -224,7 +224,7 @@ def left_running(folder: Path) -> list[str]:
 
 def test_the_demo_runs_and_writes_its_result(log: Path, tmp_path: Path) -> None:
     process = demo(tmp_path / "demo", log, steps=4)
-    out, _ = process.communicate(timeout=180)
+    out, _ = process.communicate(timeout=400)
     assert process.returncode == 0, out
     result = Path(out.splitlines()[-1])
     content = json.loads(result.read_text())

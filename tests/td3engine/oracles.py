@@ -4,12 +4,14 @@ Nothing here calls the engine (a split of given histories apart), so that a mist
 hide on both sides of a comparison.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from td3engine.interactions import Split
 
@@ -68,12 +70,104 @@ def entropy(target_KN: Tensor) -> Tensor:
     return -(target_KN * target_KN.log()).sum(-1)
 
 
+@dataclass(frozen=True)
+class Textbook:
+    """A recommender by its definition: logits h E^T + b, targets dense, real rows one by one.
+
+    Attributes:
+        encode: (encoder parameters, embedded rows, dropout masks) -> hidden states; causal.
+        size: how many numbers of theta are the encoder's; E and b follow, where they are trained.
+        V: the summary's item table.
+        own_table: trains an item table E of its own; else E is V.
+        biased: trains an item bias b; else b is zero.
+    """
+
+    encode: Callable[[Tensor, Tensor, Tensor | None], Tensor]
+    size: int
+    V: Tensor
+    own_table: bool
+    biased: bool
+
+    def parts(self, theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Encoder parameters, item table E, item bias b."""
+        n, d = self.V.shape
+        rest = theta[self.size :]
+        assert len(rest) == n * d * self.own_table + n * self.biased
+        E = rest[: n * d].reshape(n, d) if self.own_table else self.V
+        b = rest[len(rest) - n :] if self.biased else torch.zeros(n, dtype=theta.dtype)
+        return theta[: self.size], E, b
+
+    def summary_loss(
+        self,
+        theta: Tensor,
+        S_BTN: Tensor,
+        dropout: Tensor | None,
+        places: Sequence[Sequence[int]] | None,
+    ) -> Tensor:
+        """Mean KL of the positions (of each row those given, or all but the first)."""
+        encoder, E, b = self.parts(theta)
+        hidden = self.encode(encoder, (S_BTN @ E)[:, :-1], dropout)
+        # Column t is of predicting position t + 1.
+        divergence = dense_kl(S_BTN[:, 1:], hidden @ E.T + b)
+        if places is None:
+            return divergence.mean()
+        rows = zip(divergence, places, strict=True)
+        return torch.stack([row[place - 1] for row, asked in rows for place in asked]).mean()
+
+    def real_losses(self, theta: Tensor, events: Tensor, unseen: bool = False) -> Tensor:
+        """Cross-entropy of each event of one real row but the first, among all items; or, of each
+        that has not come before in its row, among the items that have not."""
+        _, E, b = self.parts(theta)
+        found = []
+        for at, state in enumerate(self.real_states(theta, events), start=1):
+            before = events[:at].tolist() if unseen else []
+            left = [item for item in range(len(E)) if item not in before]
+            if int(events[at]) in left:
+                scores = E[left] @ state + b[left]
+                place = torch.tensor(left.index(int(events[at])))
+                found.append(functional.cross_entropy(scores, place))
+        return torch.stack(found) if found else theta.new_zeros(0)
+
+    def real_states(self, theta: Tensor, events: Tensor) -> Tensor:
+        """The hidden states that predict those events."""
+        encoder, E, _ = self.parts(theta)
+        return self.encode(encoder, E[events[:-1]][None], None)[0]
+
+    def real_loss(self, theta: Tensor, rows: Sequence[Tensor], unseen: bool = False) -> Tensor:
+        """Mean over all counted events of all rows."""
+        return torch.cat([self.real_losses(theta, events, unseen) for events in rows]).mean()
+
+
+@dataclass(frozen=True)
+class TapeAdam:
+    """A learner in training with everything on autograd's tape; Adam is written out."""
+
+    theta: Tensor
+    m: Tensor
+    v: Tensor
+    age: int
+
+    def step(self, loss: Tensor, lr: float, weight_decay: float) -> "TapeAdam":
+        (g,) = torch.autograd.grad(loss, self.theta, create_graph=True)
+        g = g + weight_decay * self.theta
+        age = self.age + 1
+        m = 0.9 * self.m + 0.1 * g
+        v = 0.999 * self.v + 0.001 * g**2
+        # sqrt() has no derivative at zero: where no gradient has ever come, nothing flows back.
+        moved = v > 0
+        root = torch.where(moved, torch.where(moved, v, 1.0) / (1 - 0.999**age), 0.0)
+        root = torch.where(moved, torch.where(moved, root, 1.0).sqrt(), 0.0)
+        theta = self.theta - lr * (m / (1 - 0.9**age)) / (root + 1e-8)
+        return TapeAdam(theta, m, v, age)
+
+
 def make_split(histories: Sequence[Sequence[int]], n_items: int) -> Split:
     """A split with these users' items, in time order."""
     offsets = np.concatenate([[0], np.cumsum([len(history) for history in histories])])
     return Split(
         histories=np.array([item for history in histories for item in history], dtype=np.int32),
         offsets=offsets.astype(np.int64),
+        times=np.arange(offsets[-1], dtype=np.int64),
         item_ids=[f"i{item}" for item in range(n_items)],
         user_ids=[f"u{user}" for user in range(len(histories))],
     )

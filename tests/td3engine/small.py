@@ -29,7 +29,14 @@ SMALL: dict[str, Any] = {
     "teacher": {"max_epochs": 4, "validate_every": 1, "batch": 16},
     "summary": {"users": 4, "length": 8, "user_rank": 2, "time_rank": 2},
     "learner": {"steps": 8, "scratch_steps": 8, "batch": 4, "augmented": 2},
-    "outer": {"steps": 6, "window": 3, "batch": 8, "pool": 2, "validate_every": 2},
+    "outer": {
+        "steps": 6,
+        "shared_steps": 2,
+        "window": 3,
+        "batch": 8,
+        "pool": 2,
+        "validate_every": 2,
+    },
     "threads": 1,
 }
 

@@ -1,285 +1,249 @@
-"""SASRec against two models that share no code with it: torch's own modules, and plain loops."""
+"""What every backbone promises, asked of all four; and that each of them learns."""
 
-import math
-from collections.abc import Sequence
-
+import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from td3engine import learner
-from td3engine.backbones import Backbone, build_backbone
-from td3engine.config import BackboneConfig
+from td3engine.backbones import Asked, Backbone, build_backbone
+from td3engine.config import BACKBONES, BackboneConfig, BackboneName, TeacherConfig
 from td3engine.learner import encode_last
-from tests.td3engine.oracles import distance, normal, seeded
+from td3engine.model import Recommender
+from td3engine.ranking import evaluate
+from td3engine.sequences import questions, training_windows
+from td3engine.teacher import LogTraining
+from tests.td3engine.backbone_kit import (
+    EXACT,
+    HISTORY,
+    WIDTH,
+    drawn,
+    make_config,
+    make_parameters,
+)
+from tests.td3engine.oracles import distance, leaves, make_split, normal, seeded
 
-WIDTH, INNER, HISTORY = 8, 10, 7
-SHAPES = [(1, 1), (1, 2), (2, 1), (2, 4)]
-EXACT = 1e-10
-
-
-def make_config(layers: int = 1, heads: int = 1, dropout: float = 0.0) -> BackboneConfig:
-    return BackboneConfig(hidden=WIDTH, layers=layers, heads=heads, inner=INNER, dropout=dropout)
-
-
-def make_backbone(layers: int = 1, heads: int = 1, dropout: float = 0.0) -> Backbone:
-    return build_backbone(make_config(layers, heads, dropout), HISTORY)
-
-
-def make_parameters(backbone: Backbone, seed: int = 0) -> Tensor:
-    """Initial ones with noise on all, so that no bias is zero and no norm weight one."""
-    initial = backbone.initial(seeded(seed)).double()
-    return initial + normal(seed + 1, len(initial), std=0.4)
-
-
-class Pieces:
-    """Cuts a flat tensor into shapes, front to back."""
-
-    def __init__(self, flat: Tensor) -> None:
-        self.flat = flat
-
-    def take(self, *shape: int) -> Tensor:
-        size = math.prod(shape)
-        piece, self.flat = self.flat[:size], self.flat[size:]
-        assert len(piece) == size
-        return piece.view(shape)
+CAUSAL: list[BackboneName] = ["sasrec", "gru4rec", "narm"]
+LENGTHS = torch.tensor([3, HISTORY + 1, 2, 5])
+every_backbone = pytest.mark.parametrize("name", BACKBONES)
+every_causal_one = pytest.mark.parametrize("name", CAUSAL)
 
 
-class TorchSASRec(nn.Module):
-    """Built of torch's modules. The order of weights here is the flat vector's order."""
-
-    def __init__(self, config: BackboneConfig, flat: Tensor) -> None:
-        super().__init__()
-        d, inner = config.hidden, config.inner
-        pieces = Pieces(flat)
-        self.position = nn.Embedding.from_pretrained(pieces.take(HISTORY, d))
-        self.norm = nn.LayerNorm(d, dtype=flat.dtype)
-        self._copy(pieces, [self.norm.weight, self.norm.bias])
-        self.layers = nn.ModuleList()
-        for _ in range(config.layers):
-            layer = nn.TransformerEncoderLayer(
-                d, config.heads, inner, dropout=0.0, activation="gelu",
-                batch_first=True, norm_first=False, dtype=flat.dtype,
-            )  # fmt: skip
-            attention = layer.self_attn
-            weights: list[Tensor] = [attention.in_proj_weight, attention.in_proj_bias]
-            weights += [attention.out_proj.weight, attention.out_proj.bias]
-            for part in (layer.norm1, layer.linear1, layer.linear2, layer.norm2):
-                weights += [part.weight, part.bias]
-            self._copy(pieces, weights)
-            self.layers.append(layer)
-        assert not len(pieces.flat)
-
-    @staticmethod
-    def _copy(pieces: Pieces, weights: Sequence[Tensor]) -> None:
-        with torch.no_grad():
-            for weight in weights:
-                weight.copy_(pieces.take(*weight.shape))
-
-    def forward(self, x: Tensor) -> Tensor:
-        length = x.shape[1]
-        x = self.norm(x + self.position(torch.arange(length)))
-        # True: this position may not be read.
-        future = torch.tensor([[key > query for key in range(length)] for query in range(length)])
-        for layer in self.layers:
-            x = layer(x, src_mask=future)
-        return x
+def make_backbone(
+    name: BackboneName, layers: int = 2, heads: int = 2, dropout: float = 0.0
+) -> Backbone:
+    return build_backbone(make_config(name, layers, heads, dropout), HISTORY)
 
 
-@pytest.mark.parametrize(("layers", "heads"), SHAPES)
-@pytest.mark.parametrize("length", [1, 2, HISTORY])
-def test_encode_is_torchs_transformer(layers: int, heads: int, length: int) -> None:
-    backbone = make_backbone(layers, heads)
-    parameters = make_parameters(backbone)
-    reference = TorchSASRec(make_config(layers, heads), parameters)
-    x = normal(5, 3, length, WIDTH)
-    found = backbone.encode(parameters, x, None)
-    assert found.shape == x.shape
-    assert distance(found, reference(x).detach()) < EXACT
+def make_events(seed: int = 5) -> Tensor:
+    return normal(seed, len(LENGTHS), HISTORY + 1, WIDTH)
 
 
-def slow_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    centred = x - x.mean()
-    return centred / (centred.square().mean() + 1e-5).sqrt() * weight + bias
+@every_backbone
+def test_its_attributes(name: BackboneName) -> None:
+    backbone = make_backbone(name)
+    assert backbone.history == HISTORY
+    assert backbone.causal == (name != "bert4rec")
+    assert backbone.biased == (name == "bert4rec")
 
 
-def slow_encode(config: BackboneConfig, parameters: Tensor, x: Tensor, masks: Tensor) -> Tensor:
-    """A position at a time, a head at a time; each dropout takes the next piece of the masks."""
-    batch, length, d = x.shape
-    weights, drops, width = Pieces(parameters), Pieces(masks), config.hidden // config.heads
-    position = weights.take(HISTORY, d)
-    norm = weights.take(d), weights.take(d)
-    keep = drops.take(batch, length, d)
-    at = [(row, place) for row in range(batch) for place in range(length)]
-    h = {(b, i): slow_norm(x[b, i] + position[i], *norm) * keep[b, i] for b, i in at}
-    for _ in range(config.layers):
-        into, into_bias = weights.take(3, d, d), weights.take(3, d)
-        out, out_bias = weights.take(d, d), weights.take(d)
-        first_norm = weights.take(d), weights.take(d)
-        up, up_bias = weights.take(config.inner, d), weights.take(config.inner)
-        down, down_bias = weights.take(d, config.inner), weights.take(d)
-        second_norm = weights.take(d), weights.take(d)
-        attention = drops.take(batch, config.heads, length, length)
-        projection, output = drops.take(batch, length, d), drops.take(batch, length, d)
-        before = h
-        h = {}
-        for b, i in at:
-            mixed = []
-            for head in range(config.heads):
-                own = slice(head * width, (head + 1) * width)
-                q, k, v = (
-                    [into[part] @ before[b, j] + into_bias[part] for j in range(i + 1)]
-                    for part in range(3)
-                )
-                scores = torch.stack([q[i][own] @ key[own] / width**0.5 for key in k])
-                shares = scores.softmax(0) * attention[b, head, i, : i + 1]
-                mixed.append(
-                    sum(share * value[own] for share, value in zip(shares, v, strict=True))
-                )
-            joined = (out @ torch.cat(mixed) + out_bias) * projection[b, i]
-            middle = slow_norm(before[b, i] + joined, *first_norm)
-            inside = up @ middle + up_bias
-            inside = inside * 0.5 * (1 + torch.erf(inside / 2**0.5))
-            outside = (down @ inside + down_bias) * output[b, i]
-            h[b, i] = slow_norm(middle + outside, *second_norm)
-    assert not len(weights.flat)
-    assert not len(drops.flat)
-    return torch.stack([torch.stack([h[b, i] for i in range(length)]) for b in range(batch)])
+@every_backbone
+def test_names_cover_the_flat_vector_once(name: BackboneName) -> None:
+    backbone = make_backbone(name)
+    numbered = torch.arange(backbone.n_parameters)
+    named = backbone.named(numbered)
+    assert torch.equal(torch.cat([view.flatten() for view in named.values()]), numbered)
+    initial = backbone.initial(seeded(0))
+    assert initial.shape == (backbone.n_parameters,)
+    # Views, not copies: a write goes through.
+    next(iter(backbone.named(initial).values())).fill_(7.0)
+    assert initial[0] == 7.0
 
 
-@pytest.mark.parametrize(("layers", "heads"), SHAPES)
-def test_encode_with_dropout_in_loops(layers: int, heads: int) -> None:
-    backbone = make_backbone(layers, heads, dropout=0.4)
-    parameters, x = make_parameters(backbone), normal(5, 2, 4, WIDTH)
-    masks = backbone.dropout(2, 4, seeded(6))
-    assert masks is not None
-    found = backbone.encode(parameters, x, masks)
-    wanted = slow_encode(make_config(layers, heads), parameters, x, masks.double())
-    # The masks are float32: 1 / (1 - 0.4) is the same rounded number on both sides.
-    assert distance(found, wanted) < EXACT
-    assert distance(found, backbone.encode(parameters, x, None)) > 0.01
-    kept = backbone.encode(parameters, x, torch.ones_like(masks))
-    assert distance(kept, backbone.encode(parameters, x, None)) < EXACT
+@every_backbone
+def test_initial_parameters_are_the_generators(name: BackboneName) -> None:
+    backbone = make_backbone(name)
+    one, same, other = (backbone.initial(seeded(seed)) for seed in (1, 1, 2))
+    assert one.dtype == torch.float32
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("place", range(HISTORY))
-def test_a_later_position_changes_nothing_earlier(place: int) -> None:
-    backbone = make_backbone(2, 2)
-    parameters, x = make_parameters(backbone), normal(5, 3, HISTORY, WIDTH)
-    changed = x.clone()
-    changed[1, place] += normal(6, WIDTH)
-    before, after = (backbone.encode(parameters, each, None) for each in (x, changed))
-    moved = (before - after).abs().amax(-1) > 1e-12
-    # Of its own sequence every position from there on, of the others none.
-    wanted = torch.zeros(3, HISTORY, dtype=torch.bool)
-    wanted[1, place:] = True
-    assert torch.equal(moved, wanted)
+@every_backbone
+def test_every_parameter_matters(name: BackboneName) -> None:
+    """None is left over: each has a gradient (position tables as far as rows reach). A key's bias
+    alone has none, since a softmax does not see it."""
+    backbone = make_backbone(name)
+    (parameters,) = leaves(make_parameters(backbone))
+    events = make_events()
+    # All lengths full, so that every position is read and, by one row or another, asked for.
+    lengths = torch.full((len(events),), HISTORY + 1)
+    asked = backbone.asked(lengths, seeded(1))
+    found = backbone.predict(parameters, events, lengths, asked, None)
+    (gradient,) = torch.autograd.grad((found * normal(7, *found.shape)).sum(), parameters)
+    for part, view in backbone.named(gradient).items():
+        used = view.flatten().abs() > 1e-12
+        if part.endswith("qkv_bias"):
+            used = torch.cat([used[:WIDTH], used[2 * WIDTH :]])
+        assert used.all(), part
 
 
-@pytest.mark.parametrize("length", range(1, HISTORY))
-def test_a_prefix_reads_as_alone(length: int) -> None:
-    backbone = make_backbone(2, 2)
-    parameters, x = make_parameters(backbone), normal(5, 3, HISTORY, WIDTH)
-    alone = backbone.encode(parameters, x[:, :length], None)
-    assert distance(backbone.encode(parameters, x, None)[:, :length], alone) < EXACT
-
-
-def test_order_matters() -> None:
-    """The position table is used: the same items in another order end in another state."""
-    backbone = make_backbone()
-    parameters, x = make_parameters(backbone), normal(5, 1, HISTORY, WIDTH)
-    swapped = x[:, [1, 0, *range(2, HISTORY)]]
-    one, other = (backbone.encode(parameters, each, None)[:, -1] for each in (x, swapped))
-    assert distance(one, other) > 1e-3
-
-
-def test_more_positions_than_it_has_are_an_error() -> None:
-    backbone = make_backbone()
-    with pytest.raises(RuntimeError):
-        backbone.encode(make_parameters(backbone), normal(5, 1, HISTORY + 1, WIDTH), None)
-
-
-@pytest.mark.parametrize("rate", [0.1, 0.5, 0.8])
-def test_dropout_keeps_and_scales(rate: float) -> None:
-    """Masks are 0 or 1 / (1 - rate), the expectation is one, and the size is as counted by hand."""
-    backbone = make_backbone(layers=2, heads=4, dropout=rate)
-    masks = backbone.dropout(10, 6, seeded(0))
-    assert masks is not None
-    # Input (10, 6, 8) = 480; a layer: attention (10, 4, 6, 6) = 1440 and twice 480.
-    assert len(masks) == 480 + 2 * (1440 + 2 * 480)
-    values = masks.unique()
-    assert values.tolist() == pytest.approx([0, 1 / (1 - rate)])
+@every_backbone
+@pytest.mark.parametrize("rate", [0.1, 0.8])
+def test_dropout_keeps_and_scales(name: BackboneName, rate: float) -> None:
+    """Masks are 0 or 1 / (1 - rate), and as many are kept as should be."""
+    masks = drawn(make_backbone(name, dropout=rate), 10, HISTORY)
+    assert masks.ndim == 1
+    assert masks.unique().tolist() == pytest.approx([0, 1 / (1 - rate)])
     kept = float((masks > 0).double().mean())
     assert abs(kept - (1 - rate)) < 4 * (rate * (1 - rate) / len(masks)) ** 0.5
 
 
-def test_dropout_is_the_generators() -> None:
-    backbone = make_backbone(dropout=0.5)
-    first, again = (backbone.dropout(3, 4, seeded(1)) for _ in range(2))
+@every_backbone
+def test_dropout_is_the_generators(name: BackboneName) -> None:
+    backbone = make_backbone(name, dropout=0.5)
+    first, again = (drawn(backbone, 3, 4, seed=1) for _ in range(2))
     draw = seeded(1)
     _, next_one = backbone.dropout(3, 4, draw), backbone.dropout(3, 4, draw)
-    assert first is not None
-    assert again is not None
     assert next_one is not None
     assert torch.equal(first, again)
     assert not torch.equal(first, next_one)
 
 
-def test_no_dropout_draws_nothing() -> None:
+@every_backbone
+def test_no_dropout_draws_nothing(name: BackboneName) -> None:
     draw = seeded(1)
     before = draw.get_state()
-    assert make_backbone(dropout=0.0).dropout(3, 4, draw) is None
+    assert make_backbone(name, dropout=0.0).dropout(3, 4, draw) is None
     assert torch.equal(draw.get_state(), before)
 
 
-def test_the_number_of_parameters_by_hand() -> None:
-    """d = 8, inner = 10, history = 7.
-
-    Positions 7*8 = 56, input norm 16. A layer: qkv 24*8 + 24 = 216, out 64 + 8 = 72, norm 16,
-    up 80 + 10 = 90, down 80 + 8 = 88, norm 16; together 498.
-    """
-    assert make_backbone(layers=1, heads=2).n_parameters == 56 + 16 + 498
-    assert make_backbone(layers=3, heads=1).n_parameters == 56 + 16 + 3 * 498
-    assert len(make_backbone(layers=3).initial(seeded(0))) == 56 + 16 + 3 * 498
-
-
-def test_initial_parameters() -> None:
-    """By the generator alone; norms start as identity, biases at zero, the rest at N(0, 0.02^2)."""
-    backbone = make_backbone(layers=2)
-    one, same, other = (backbone.initial(seeded(seed)) for seed in (1, 1, 2))
-    assert one.dtype == torch.float32
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    module = TorchSASRec(make_config(layers=2), one)
-    drawn = []
-    for name, weight in [*module.named_parameters(), *module.named_buffers()]:
-        if name.endswith("bias"):
-            assert not weight.any(), name
-        elif "norm" in name:
-            assert (weight == 1).all(), name
-        else:
-            drawn.append(weight.detach().flatten())
-    everything = torch.cat(drawn)
-    # Positions 56 and, of each layer, 24*8 + 64 + 80 + 80 = 416.
-    assert len(everything) == 56 + 2 * 416
-    assert abs(float(everything.std()) / 0.02 - 1) < 0.1
-    assert abs(float(everything.mean())) < 0.003
+@every_backbone
+def test_a_mask_of_ones_drops_nothing(name: BackboneName) -> None:
+    backbone = make_backbone(name, dropout=0.5)
+    parameters, events = make_parameters(backbone), make_events()
+    asked = backbone.asked(LENGTHS, seeded(1))
+    masks = drawn(backbone, len(LENGTHS), HISTORY + 1)
+    none, ones, some = (
+        backbone.predict(parameters, events, LENGTHS, asked, each)
+        for each in (None, torch.ones_like(masks), masks)
+    )
+    assert distance(ones, none) < EXACT
+    assert distance(some, none) > 0.01
 
 
-def test_the_scorer_reads_the_last_real_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Padded rows in chunks give what each history gives alone, without pads."""
-    monkeypatch.setattr(learner, "ENCODED_AT_ONCE", 2)
-    backbone = make_backbone(2, 2, dropout=0.5)
-    parameters, table = make_parameters(backbone), normal(7, 12, WIDTH)
-    histories = [[3], [1, 2, 3, 4, 5, 6, 7], [11, 0], [0, 0, 0], [5, 4, 3, 2]]
-    items = torch.zeros(5, HISTORY, dtype=torch.int64)
-    for row, history in enumerate(histories):
-        items[row, : len(history)] = torch.tensor(history)
-    lengths = torch.tensor([len(history) for history in histories])
-    found = encode_last(backbone, parameters, table)(items, lengths)
-    alone = [
-        backbone.encode(parameters, table[None, history], None)[0, -1] for history in histories
-    ]
-    assert distance(found, torch.stack(alone)) < EXACT
-    assert functional.cosine_similarity(found[2], found[3], dim=0) < 0.999  # they are not all alike
+@every_causal_one
+def test_causal_ones_ask_for_all_but_the_first(name: BackboneName) -> None:
+    asked = make_backbone(name).asked(LENGTHS, seeded(1))
+    wanted = [(row, at) for row, length in enumerate(LENGTHS) for at in range(1, int(length))]
+    assert list(zip(asked.rows.tolist(), asked.at.tolist(), strict=True)) == wanted
+
+
+@every_backbone
+def test_last_is_predict_of_one_more_event(name: BackboneName) -> None:
+    """Whatever that event is: it is the answer."""
+    backbone = make_backbone(name)
+    parameters, events = make_parameters(backbone), make_events()
+    lengths = LENGTHS - 1
+    found = backbone.last(parameters, events[:, :HISTORY], lengths)
+    rows = torch.arange(len(events))
+    wanted = backbone.predict(parameters, events, LENGTHS, Asked(rows, lengths), None)
+    assert found.shape == (len(events), WIDTH)
+    assert distance(found, wanted) < EXACT
+
+
+@every_backbone
+def test_last_pays_no_heed_to_padding_or_other_rows(name: BackboneName) -> None:
+    backbone = make_backbone(name)
+    parameters, events = make_parameters(backbone), make_events()[:, :HISTORY]
+    lengths = LENGTHS - 1
+    together = backbone.last(parameters, events, lengths)
+    for row, length in enumerate(lengths):
+        alone = backbone.last(parameters, events[row : row + 1, :length], lengths[row : row + 1])
+        assert distance(together[row : row + 1], alone) < EXACT
+
+
+@every_causal_one
+@pytest.mark.parametrize("place", range(HISTORY + 1))
+def test_an_event_changes_only_what_comes_after(name: BackboneName, place: int) -> None:
+    backbone = make_backbone(name)
+    parameters, events = make_parameters(backbone), make_events()
+    lengths = torch.full((len(events),), HISTORY + 1)
+    asked = backbone.asked(lengths, seeded(0))
+    changed = events.clone()
+    changed[1, place] += normal(6, WIDTH)
+    before, after = (
+        backbone.predict(parameters, each, lengths, asked, None) for each in (events, changed)
+    )
+    moved = (before - after).abs().amax(-1) > 1e-12
+    assert torch.equal(moved, (asked.rows == 1) & (asked.at > place))
+
+
+@every_backbone
+def test_it_is_twice_differentiable(name: BackboneName) -> None:
+    """Gradients of predict, and gradients of those, against finite differences."""
+    config = BackboneConfig(name=name, hidden=4, layers=1, heads=2, inner=4, dropout=0.3)
+    backbone = build_backbone(config, 3)
+    lengths = torch.tensor([4, 2])
+    asked = backbone.asked(lengths, seeded(1))
+    masks = drawn(backbone, 2, 4).double()
+
+    def predict(parameters: Tensor, events: Tensor) -> Tensor:
+        return backbone.predict(parameters, events, lengths, asked, masks)
+
+    inputs = tuple(leaves(make_parameters(backbone), normal(5, 2, 4, 4)))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of the directions that the fast mode looks in
+        assert torch.autograd.gradcheck(predict, inputs, fast_mode=True)
+        assert torch.autograd.gradgradcheck(predict, inputs, fast_mode=True)
+
+
+def first_and_second(backbone: Backbone, parameters: Tensor, events: Tensor) -> list[Tensor]:
+    """States, their gradient, and the gradient of that one's square."""
+    asked = backbone.asked(LENGTHS, seeded(1))
+    inputs = leaves(parameters, events)
+    masks = drawn(backbone, len(LENGTHS), HISTORY + 1)
+    found = backbone.predict(inputs[0], inputs[1], LENGTHS, asked, masks)
+    towards = normal(7, *found.shape).to(found)
+    first = torch.autograd.grad((found * towards).sum(), inputs, create_graph=True)
+    squares = first[0].square().sum() + first[1].square().sum()
+    second = torch.autograd.grad(squares, inputs)
+    return [found, *first, *second]
+
+
+@every_backbone
+def test_float32_is_float64_rounded(name: BackboneName) -> None:
+    backbone = make_backbone(name, dropout=0.3)
+    wide = first_and_second(backbone, make_parameters(backbone), make_events())
+    narrow = first_and_second(backbone, make_parameters(backbone).float(), make_events().float())
+    for found, wanted in zip(narrow, wide, strict=True):
+        assert (found.dtype, wanted.dtype) == (torch.float32, torch.float64)
+        assert distance(found.double(), wanted) < 1e-4
+
+
+@every_backbone
+def test_it_learns_the_order_of_a_ring(name: BackboneName) -> None:
+    """The next item is the one after it: from some walks it foretells all others."""
+    n_items, length, history = 40, 12, 5
+    starts = np.random.default_rng(0).integers(n_items, size=160)
+    ring = [[int(start + step) % n_items for step in range(length)] for start in starts]
+    split = make_split(ring, n_items)
+    config = BackboneConfig(name=name, hidden=16, inner=32, dropout=0.1)
+    backbone = build_backbone(config, history)
+    training = LogTraining(
+        split,
+        Recommender(backbone, n_items, config.hidden),
+        TeacherConfig(max_epochs=60, batch=16, lr=0.01, validate_every=5),
+        lambda rng: training_windows(split, history, rng),
+        questions(split, "validation", history),
+        seed=0,
+        device=torch.device("cpu"),
+    )
+    for best in training.epochs():
+        if best > 0.95:
+            break
+    trained = training.result()
+    scorer = encode_last(backbone, trained.parameters, trained.table)
+    found = evaluate(scorer, trained.table, questions(split, "test", history), "full")
+    # One of the 29 unseen items at random would be among the first five in a sixth of the cases.
+    assert found["hr@5"] > 0.95
+    assert found["ndcg@10"] > 0.9

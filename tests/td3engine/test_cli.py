@@ -58,6 +58,27 @@ def test_distil_then_train(log: Path, tmp_path: Path) -> None:
     assert "not the log" in done.output
 
 
+@pytest.mark.parametrize("backbone", ["gru4rec", "narm", "bert4rec"])
+def test_another_model_trains_on_a_summary(
+    backbone: str, log: Path, tmp_path: Path, distilled: Path
+) -> None:
+    model = tmp_path / "model.safetensors"
+    arguments = ["train", str(distilled), "--log", str(log), "--seeds", "1"]
+    done = runner.invoke(cli.app, [*arguments, "--backbone", backbone, "--save", str(model)])
+    assert done.exit_code == 0, done.output
+    tensors = safetensors.torch.load_file(model)
+    assert tensors["items"].shape[1] == 8
+    assert ("item_bias" in tensors) == (backbone == "bert4rec")
+
+
+@pytest.fixture
+def distilled(log: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "distilled"
+    done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *settings()])
+    assert done.exit_code == 0, done.output
+    return out
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [

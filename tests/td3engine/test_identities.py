@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from td3engine.catalogue import log_sum_exp
 from td3engine.config import SummaryConfig
-from td3engine.learner import cross_entropy
+from td3engine.learner import read_dense, read_ready
+from td3engine.model import cross_entropy
 from td3engine.summary import Summary, query, soft_sequences
 from tests.td3engine.oracles import (
     dense_kl,
@@ -105,6 +105,51 @@ def test_soft_target_with_a_table_that_trains() -> None:
     assert_same_gradients(found, wanted, [h, E], normal(10, MU * ZETA))
 
 
+def with_one(h: Tensor) -> Tensor:
+    """[h | 1]: a hidden state as it is scored against [E | b]."""
+    return torch.cat([h, torch.ones(len(h), 1, dtype=h.dtype)], 1)
+
+
+@pytest.mark.parametrize("seed", [0, 20])
+def test_soft_target_with_an_item_bias(seed: int) -> None:
+    """I-2 with logits h E^T + b: the scoring table [E | b] is read with key V, one column more, and
+    gradients go to h, E, b and to U, T, G."""
+    U, T, G, V = make_factors(seed)
+    V = V.detach()
+    h, E, b = leaves(
+        normal(seed + 5, MU * ZETA, WIDTH), normal(seed + 6, ITEMS, WIDTH), normal(seed + 7, ITEMS)
+    )
+    table = torch.cat([E, b[:, None]], 1)
+    expected = soft_sequences(query(U, T, G), V, table).reshape(-1, WIDTH + 1)
+    S = dense_summary(U, T, G, V).reshape(-1, ITEMS)
+    assert distance(expected[:, :WIDTH], S @ E) < EXACT
+    assert distance(expected[:, WIDTH], S @ b) < EXACT
+    found = cross_entropy(with_one(h), expected, table)
+    wanted = dense_kl(S, h @ E.T + b) + entropy(S)
+    assert distance(found, wanted) < EXACT
+    assert_same_gradients(found, wanted, [h, E, b, U, T, G], normal(seed + 8, MU * ZETA))
+
+
+def test_readers_agree_with_the_definition() -> None:
+    """From S and a table, from the queries by attention, and X that was made before."""
+    U, T, G, V = (factor.detach() for factor in make_factors(3))
+    S = dense_summary(U, T, G, V)
+    (table,) = leaves(normal(9, ITEMS, WIDTH + 1))
+    wanted = torch.einsum("utn,nf->utf", S, table)
+    direction = normal(10, MU, ZETA, WIDTH + 1)
+    for found in (read_dense(S, table), soft_sequences(query(U, T, G), V, table)):
+        assert distance(found, wanted) < EXACT
+        assert_same_gradients(found, wanted, [table], direction)
+    X = wanted.detach()
+    assert read_ready(X, table) is X
+
+
+def test_dense_reading_is_twice_differentiable_in_both() -> None:
+    """Against finite differences of its gradient, as the meta-gradient needs it."""
+    S, table = leaves(normal(0, 2, 3, 4).softmax(-1), normal(1, 4, 2))
+    assert torch.autograd.gradgradcheck(read_dense, (S, table))
+
+
 def test_a_hard_target_is_the_usual_cross_entropy() -> None:
     h, E = leaves(normal(0, 7, WIDTH))[0], normal(1, ITEMS, WIDTH)
     items = torch.tensor([0, 10, 3, 3, 5, 1, 9])
@@ -148,64 +193,6 @@ def test_the_entropy_drops_out_of_the_meta_gradient() -> None:
         assert want.norm() > 1e-3
         assert distance(got, want) < EXACT
         assert distance(same, want) < EXACT
-
-
-def test_log_sum_exp_value_and_both_derivatives() -> None:
-    (h,) = leaves(normal(0, 5, WIDTH))
-    E = normal(1, ITEMS, WIDTH)
-    found, wanted = log_sum_exp(h, E), torch.logsumexp(h @ E.T, -1)
-    assert distance(found, wanted) < EXACT
-    upstream, direction = leaves(normal(2, 5), normal(3, 5, WIDTH))
-    firsts = [
-        torch.autograd.grad(value, h, upstream, create_graph=True)[0] for value in (found, wanted)
-    ]
-    assert distance(firsts[0], firsts[1]) < EXACT
-    # Second order: to h, and to the first order's own upstream.
-    assert_same_gradients(firsts[0], firsts[1], [h, upstream], direction)
-
-
-def test_log_sum_exp_against_finite_differences() -> None:
-    (h,) = leaves(normal(4, 3, 4))
-    E = normal(5, 7, 4)
-
-    def of_hidden(hidden: Tensor) -> Tensor:
-        return log_sum_exp(hidden, E)
-
-    assert torch.autograd.gradcheck(of_hidden, (h,))
-    assert torch.autograd.gradgradcheck(of_hidden, (h,))
-
-
-def test_log_sum_exp_refuses_a_table_that_trains() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        log_sum_exp(normal(0, 2, WIDTH), normal(1, ITEMS, WIDTH).requires_grad_())
-
-
-@pytest.mark.parametrize("scale", [1e3, 1e6, 1e150])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_log_sum_exp_of_huge_scores(scale: float, sign: int) -> None:
-    """exp() of these overflows or vanishes; the value is the best score, the gradient its item."""
-    E = torch.eye(4, dtype=torch.float64)
-    E[3] = E[2]  # two items tie
-    (h,) = leaves(
-        sign * scale * torch.tensor([[3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 5.0, 0.0]]).double()
-    )
-    found, wanted = log_sum_exp(h, E), torch.logsumexp(h @ E.T, -1)
-    assert torch.isfinite(found).all()
-    assert distance(found, wanted) < EXACT
-    (first,) = torch.autograd.grad(found.sum(), h, create_graph=True)
-    # Not torch.logsumexp's own gradient, exp(score - value): at 1e150 it counts each tie in full.
-    assert distance(first, (h @ E.T).softmax(-1) @ E) < EXACT
-    (second,) = torch.autograd.grad(first, h, torch.ones_like(h))
-    assert torch.isfinite(second).all()
-
-
-def test_log_sum_exp_in_float32_keeps_its_digits() -> None:
-    """Both where one item has all the probability and where all share it."""
-    E = normal(0, 500, 8)
-    for scale in (0.0, 1e-3, 1.0, 30.0):
-        h = normal(1, 20, 8, std=scale)
-        found = log_sum_exp(h.float(), E.float()).double()
-        assert distance(found, torch.logsumexp(h @ E.T, -1)) < 2e-7
 
 
 def test_initial_summary() -> None:

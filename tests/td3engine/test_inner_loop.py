@@ -6,13 +6,29 @@ from typing import Literal
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from td3engine.backbones import build_backbone
+from td3engine.backbones import Asked, SASRec
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
-from td3engine.learner import Learned, SummaryTraining, learn
+from td3engine.learner import (
+    Learned,
+    SummaryTraining,
+    learn,
+    read_dense,
+    recommender,
+    training_on,
+)
+from td3engine.model import Draws
 from td3engine.summary import Summary
-from tests.td3engine.oracles import default_double, dense_summary, distance, normal, seeded
+from tests.td3engine.biased import BiasedSASRec
+from tests.td3engine.oracles import (
+    Textbook,
+    default_double,
+    dense_summary,
+    distance,
+    leaves,
+    normal,
+    seeded,
+)
 
 Schedule = Literal["constant", "linear"]
 
@@ -20,7 +36,10 @@ MU, ZETA, WIDTH, ITEMS = 7, 8, 4, 9  # 20 steps of 2 do not come round to user 0
 SUMMARY = Summary(
     U=normal(0, MU, 2), T=normal(1, ZETA, 3), G=normal(2, 2, 3, WIDTH), V=normal(3, ITEMS, WIDTH)
 )
-BACKBONE = build_backbone(BackboneConfig(hidden=WIDTH, inner=5, dropout=0.3), ZETA - 1)
+S = dense_summary(SUMMARY.U, SUMMARY.T, SUMMARY.G, SUMMARY.V)
+SHAPE = BackboneConfig(hidden=WIDTH, inner=5, dropout=0.3)
+BACKBONE, BIASED = SASRec(SHAPE, ZETA - 1), BiasedSASRec(SHAPE, ZETA - 1)
+MODES: tuple[Mode, ...] = ("shared-items", "from-scratch")
 
 
 @pytest.fixture(autouse=True)
@@ -41,44 +60,93 @@ def make_config(steps: int, schedule: Schedule = "linear") -> LearnerConfig:
     )
 
 
-def textbook(mode: Mode, steps: int) -> tuple[Tensor, Tensor]:
-    """torch.optim's Adam on dense soft targets; from scratch it trains a table as well."""
-    draw = seeded(9)
-    S = dense_summary(SUMMARY.U, SUMMARY.T, SUMMARY.G, SUMMARY.V)
-    parameters = BACKBONE.initial(draw).requires_grad_()
-    E = SUMMARY.V
-    trained = [parameters]
-    if mode == "from-scratch":
-        E = (torch.randn(ITEMS, WIDTH, generator=draw) * 0.02).requires_grad_()
-        trained.append(E)
-    optimizer = torch.optim.Adam(trained, lr=0.01, weight_decay=0.02)
-    drawn = SummaryTraining(BACKBONE, SUMMARY.V, make_config(steps)).steps(0, steps, MU, ZETA, draw)
-    for number, step in enumerate(drawn):
+def definition(backbone: SASRec, mode: Mode) -> Textbook:
+    own_table = mode == "from-scratch"
+    return Textbook(backbone.encode, backbone.n_parameters, SUMMARY.V, own_table, backbone.biased)
+
+
+def textbook(backbone: SASRec, mode: Mode, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Encoder, E and b after torch.optim's Adam on dense soft targets."""
+    draw, book = seeded(9), definition(backbone, mode)
+    start = [backbone.initial(draw)]
+    if book.own_table:
+        start.append((torch.randn(ITEMS, WIDTH, generator=draw) * 0.02).flatten())
+    if book.biased:
+        start.append(torch.zeros(ITEMS))
+    trained = torch.cat(start).requires_grad_()
+    optimizer = torch.optim.Adam([trained], lr=0.01, weight_decay=0.02)
+    recipe = SummaryTraining(
+        recommender(backbone, SUMMARY.V, mode), make_config(steps), steps, read_dense
+    )
+    for number, step in enumerate(recipe.steps(0, steps, MU, ZETA, draw)):
         optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / steps)
         rows = S[[(2 * number) % MU, (2 * number + 1) % MU]]
-        hidden = BACKBONE.encode(parameters, rows[:, :-1] @ E, step.noise.dropout)
-        loss = -(rows[:, 1:] * functional.log_softmax(hidden @ E.T, -1)).sum(-1).mean()
         optimizer.zero_grad()
-        loss.backward()
+        # The KL; the engine's loss is less its entropy, of no gradient here.
+        book.summary_loss(trained, rows, step.noise.dropout, None).backward()
         optimizer.step()
-    return parameters.detach(), E.detach()
+    return book.parts(trained.detach())
 
 
-@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
-def test_learn_is_the_textbooks(mode: Mode) -> None:
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("backbone", [BACKBONE, BIASED])
+def test_learn_is_the_textbooks(mode: Mode, backbone: SASRec) -> None:
     """Compared by what the encoders do, not by their numbers: the attention's key bias has no
     effect and a gradient of pure rounding noise, which Adam scales up to steps of full size."""
-    found = learn(SUMMARY, BACKBONE, make_config(23), mode, seeded(9))
-    parameters, table = textbook(mode, 23)
+    found = learn(SUMMARY, backbone, make_config(23), mode, seeded(9))
+    encoder, E, b = textbook(backbone, mode, 23)
     x = normal(10, 6, ZETA - 1, WIDTH)
-    ours, theirs = (BACKBONE.encode(each, x, None) for each in (found.parameters, parameters))
+    ours, theirs = (backbone.encode(each, x, None) for each in (found.parameters, encoder))
     assert distance(ours, theirs) < 1e-8
-    assert distance(found.table, table) < 1e-8
-    assert torch.equal(found.table, SUMMARY.V) == (mode == "shared-items")
+    assert distance(found.table[:, :WIDTH], E) < 1e-8
+    assert found.table.shape == (ITEMS, WIDTH + backbone.biased)
+    if backbone.biased:
+        assert b.norm() > 0.01
+        assert distance(found.table[:, WIDTH], b) < 1e-8
+    assert torch.equal(found.table[:, :WIDTH], SUMMARY.V) == (mode == "shared-items")
     assert found.seconds > 0
 
 
-@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("backbone", [BACKBONE, BIASED])
+def test_the_loss_by_attention_and_by_probabilities_is_the_definition(
+    mode: Mode, backbone: SASRec
+) -> None:
+    """A batch as X or queries C (a summary's user) and as S (distilling): value and gradient."""
+    book = definition(backbone, mode)
+    by_attention, leaf = training_on(SUMMARY, backbone, make_config(20), mode)
+    dense = SummaryTraining(by_attention.model, make_config(20), 20, read_dense)
+    initial = by_attention.model.initial(seeded(1))
+    (theta,) = leaves(initial + normal(2, len(initial), std=0.3))
+    rows, places = torch.tensor([2, 5, 3]), [[7, 5], [7, 6], [7, 1]]
+    asked = Asked(torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor(places).flatten())
+    draws = Draws(asked, backbone.dropout(3, ZETA, seeded(3)))
+    entropy = -(S * S.log()).sum(-1)[rows.repeat_interleave(2), asked.at].mean()
+    wanted = book.summary_loss(theta, S[rows], draws.dropout, places) + entropy
+    (gradient,) = torch.autograd.grad(wanted, theta)
+    for training, batch in ((by_attention, leaf[rows]), (dense, S[rows])):
+        found = training.loss(theta, batch, draws)
+        assert distance(found, wanted) < 1e-10
+        assert distance(torch.autograd.grad(found, theta)[0], gradient) < 1e-10
+
+
+def test_each_mode_takes_its_own_number_of_steps() -> None:
+    config = make_config(20).model_copy(update={"steps": 4, "scratch_steps": 6})
+    both: list[tuple[Mode, int]] = [("shared-items", 4), ("from-scratch", 6)]
+    for mode, steps in both:
+        asked: list[Tensor] = []
+
+        def validate(parameters: Tensor, _: Tensor, asked: list[Tensor] = asked) -> float:
+            asked.append(parameters)
+            return 0.0
+
+        found = learn(SUMMARY, BACKBONE, config, mode, seeded(9), validate)
+        wanted = learn(SUMMARY, BACKBONE, make_config(steps), mode, seeded(9))
+        assert len(asked) == 1
+        assert torch.equal(found.parameters, wanted.parameters)
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_learn_returns_the_best_state_that_validation_saw(mode: Mode) -> None:
     """45 steps are looked at after 20, 40 and 45; the second look is the best."""
     values = iter([0.1, 0.5, 0.3])

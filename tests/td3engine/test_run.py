@@ -1,7 +1,6 @@
 """Whole runs: same seed same bytes, stop and resume at any step, what a bundle refuses."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +74,56 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(
     run(log, tmp_path, stop=stop)
     assert bytes_of(tmp_path) == bytes_of(whole)
     assert not (tmp_path / CHECKPOINT_FILE).exists()
+
+
+FROM_SCRATCH = small_config(mode="from-scratch")
+
+
+@pytest.fixture(scope="module")
+def scratch(log: Interactions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle distilled for learners from scratch, made without any interruption."""
+    folder = tmp_path_factory.mktemp("scratch")
+    run(log, folder, FROM_SCRATCH)
+    return folder
+
+
+@pytest.mark.parametrize("looks", [3, 5, 8, 10, 12])
+def test_a_run_for_learners_from_scratch_goes_on_to_the_same_bytes(
+    log: Interactions, scratch: Path, tmp_path: Path, looks: int
+) -> None:
+    """Their item tables and Adam's moments of them are in the checkpoint's pool."""
+    stops = iter(range(1, looks + 1))
+
+    with pytest.raises(Interrupted):
+        run(log, tmp_path, FROM_SCRATCH, stop=lambda: next(stops) == looks)
+    run(log, tmp_path, FROM_SCRATCH)
+    assert bytes_of(tmp_path) == bytes_of(scratch)
+
+
+def test_a_bundle_says_whom_it_was_distilled_for(whole: Path, scratch: Path) -> None:
+    for folder, mode in ((whole, "shared-items"), (scratch, "from-scratch")):
+        bundle = load_bundle(folder)
+        assert bundle.manifest.distilled_for == bundle.manifest.config.mode == mode
+        measured = {row["name"]: row["mode"] for row in bundle.manifest.results}
+        assert measured == {"full data": "from-scratch", "TD3 summary": mode}
+    one, other = load_bundle(whole).summary, load_bundle(scratch).summary
+    assert torch.equal(one.V, other.V)  # one teacher
+    assert not torch.equal(one.U, other.U)
+
+
+def test_recomputing_graphs_from_scratch_changes_nothing(
+    log: Interactions, scratch: Path, tmp_path: Path
+) -> None:
+    run(log, tmp_path, small_config(mode="from-scratch", outer={"recompute": True}))
+    name = "summary.safetensors"
+    assert (tmp_path / name).read_bytes() == (scratch / name).read_bytes()
+
+
+def test_a_checkpoint_of_the_other_mode_is_refused(log: Interactions, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(log, tmp_path, stop=lambda: True)
+    with pytest.raises(CheckpointMismatchError, match=CHECKPOINT_FILE):
+        run(log, tmp_path, FROM_SCRATCH)
 
 
 def test_checkpoints_come_when_due_and_are_announced_complete(
@@ -218,20 +267,3 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device 
 def test_a_run_on_cuda(log: Interactions, tmp_path: Path) -> None:
     outcome = run(log, tmp_path, small_config(device="cuda"))
     assert load_bundle(tmp_path).manifest == outcome.manifest
-
-
-Make = Callable[[], DistillConfig]
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: small_config(outer={"window": 9}), "outer.window"),
-        (lambda: small_config(summary={"length": 10}), "summary.length"),
-        (lambda: small_config(backbone={"heads": 3}), "multiple of heads"),
-        (lambda: small_config(outer={"windows": 3}), "windows"),
-    ],
-)
-def test_configurations_that_cannot_work_are_refused(make: Make, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        make()

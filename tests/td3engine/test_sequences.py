@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from td3engine.sequences import Questions, Role, gather, questions, training_windows
+from td3engine import sequences
+from td3engine.sequences import (
+    Questions,
+    Role,
+    WindowIndex,
+    batches_of_like_length,
+    gather,
+    questions,
+    training_windows,
+)
 from tests.td3engine.oracles import make_split
 
 N_ITEMS = 9
@@ -70,14 +79,81 @@ def test_each_training_transition_is_a_target_once(
 def test_windows_gathered_are_those_events(histories: Histories, history: int, seed: int) -> None:
     split = make_split(histories, N_ITEMS)
     index = training_windows(split, history, np.random.default_rng(seed))
-    items, lengths = gather(split, index.start, index.end, history + 1)
-    assert items.shape == (len(index), history + 1)
+    items, lengths = gather(split, index.start, index.end)
+    width = max(lengths.tolist(), default=0)  # of the longest row, and no wider
+    assert items.shape == (len(index), width)
     assert items.dtype == lengths.dtype == torch.int64
     for row, length, (user, start, end) in zip(
         items.tolist(), lengths.tolist(), windows_of(histories, history, seed), strict=True
     ):
         assert length == end - start
-        assert row == [*histories[user][start:end], *[0] * (history + 1 - length)]
+        assert row == [*histories[user][start:end], *[0] * (width - length)]
+
+
+def some_windows(lengths: Sequence[int]) -> WindowIndex:
+    end = np.cumsum(lengths)
+    return WindowIndex(end - np.array(lengths, dtype=np.int64), end)
+
+
+def batches(lengths: Sequence[int], batch: int, seed: int) -> list[list[int]]:
+    cut = batches_of_like_length(some_windows(lengths), batch, np.random.default_rng(seed))
+    return [each.tolist() for each in cut]
+
+
+@examples
+@given(
+    lengths=st.lists(st.integers(2, 30), min_size=0, max_size=60),
+    batch=st.integers(1, 12),
+    group=st.integers(1, 4),
+    seed=st.integers(0, 99),
+)
+def test_batches_hold_each_window_once(
+    lengths: list[int], batch: int, group: int, seed: int
+) -> None:
+    """In as few batches as there must be: all full but one. The same for the same generator."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sequences, "SORTED_BATCHES", group)
+        found = batches(lengths, batch, seed)
+        assert found == batches(lengths, batch, seed)
+    assert sorted(window for each in found for window in each) == list(range(len(lengths)))
+    sizes = sorted((len(each) for each in found), reverse=True)
+    assert sizes == [min(batch, len(lengths) - first) for first in range(0, len(lengths), batch)]
+
+
+def padding(lengths: Sequence[int], cut: Sequence[Sequence[int]]) -> int:
+    return sum(max(lengths[w] for w in each) - lengths[w] for each in cut for w in each)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batches_of_like_length_pad_little(seed: int) -> None:
+    """Most windows are short and some long: a tenth of what random batches pad."""
+    rng = np.random.default_rng(seed)
+    lengths = np.minimum(2 + rng.geometric(0.15, 4000), 51).tolist()
+    order = rng.permutation(len(lengths))
+    random = [order[first : first + 32].tolist() for first in range(0, len(order), 32)]
+    assert padding(lengths, batches(lengths, 32, seed)) < 0.1 * padding(lengths, random)
+
+
+def test_batches_come_in_random_order_with_random_companions() -> None:
+    """30 batches, so one group: without the last shuffle they would come in order of length."""
+    lengths = [2 + nth // 40 for nth in range(240)]
+    found = [batches(lengths, 8, seed) for seed in range(8)]
+    for cut in found:
+        assert all(len({lengths[window] for window in each}) == 1 for each in cut)
+        order = [lengths[each[0]] for each in cut]
+        assert order != sorted(order)
+    # Those beside window 0 differ from seed to seed: of 39 others of its length 7 are with it.
+    assert len({frozenset(each) for cut in found for each in cut if 0 in each}) == 8
+
+
+def test_windows_are_sorted_within_a_group_of_batches_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that a batch is no fixed set of the longest: in groups of one batch, they are random."""
+    monkeypatch.setattr(sequences, "SORTED_BATCHES", 1)
+    lengths = [2 + nth // 40 for nth in range(240)]
+    cut = batches(lengths, 8, 0)
+    assert sum(len({lengths[window] for window in each}) > 2 for each in cut) > 25
 
 
 def test_users_with_too_few_events_give_no_window() -> None:
@@ -120,10 +196,11 @@ def test_questions_by_user(histories: Histories, role: Role, history: int) -> No
     assert asked.targets.tolist() == [
         events[len(past)] for events, past in zip(users, before, strict=True)
     ]
-    assert asked.items.shape == (len(users), history)
+    width = max((min(len(past), history) for past in before), default=0)
+    assert asked.items.shape == (len(users), width)
     assert asked.lengths.tolist() == [min(len(past), history) for past in before]
     for row, length, past in zip(asked.items.tolist(), asked.lengths.tolist(), before, strict=True):
-        assert row == [*past[-history:], *[0] * (history - length)]
+        assert row == [*past[-history:], *[0] * (width - length)]
     seen = [(row, item) for row, past in enumerate(before) for item in past]
     whole = [(row, item) for row, events in enumerate(users) for item in events]
     assert pairs_of(asked.seen_rows, asked.seen_items) == seen
@@ -146,5 +223,5 @@ def test_questions_by_hand() -> None:
 @pytest.mark.parametrize("role", ["validation", "test"])
 def test_no_user_can_be_asked(role: Role) -> None:
     asked = questions(make_split([[1, 2], [3]], N_ITEMS), role, 4)
-    assert asked.items.shape == (0, 4)
+    assert len(asked.items) == 0
     assert len(asked.targets) == len(asked.seen_rows) == len(asked.user_rows) == 0

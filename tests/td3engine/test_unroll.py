@@ -6,7 +6,7 @@ to 1e-8 relative (method, section 7).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from td3engine.backbones import Backbone, build_backbone
-from td3engine.config import BackboneConfig, LearnerConfig
-from td3engine.learner import StepNoise, SummaryTraining
+from td3engine.backbones import Asked, SASRec
+from td3engine.config import BackboneConfig, LearnerConfig, Mode
+from td3engine.learner import SummaryTraining, read_dense, read_ready, recommender
+from td3engine.model import Draws
 from td3engine.summary import query, soft_sequences
 from td3engine.unroll import (
     AdamRule,
@@ -28,14 +29,25 @@ from td3engine.unroll import (
     meta_gradient,
     train,
 )
-from tests.td3engine.oracles import dense_kl, dense_summary, distance, leaves, normal, seeded
+from tests.td3engine.biased import BiasedSASRec
+from tests.td3engine.oracles import (
+    TapeAdam,
+    Textbook,
+    dense_summary,
+    distance,
+    leaves,
+    normal,
+    seeded,
+)
 
 Objective = Literal["all-positions", "last-and-augmented"]
-Steps = Sequence[InnerStep[StepNoise]]
+Steps = Sequence[InnerStep[Draws]]
 
 MU, ZETA, WIDTH, ITEMS = 5, 8, 4, 9
 BATCH = 2  # does not divide MU: batches wrap around the users
 EXACT = 1e-8
+MODES: tuple[Mode, ...] = ("shared-items", "from-scratch")
+KINDS = [("shared-items", False), ("from-scratch", False), ("shared-items", True)]
 LEARNER_STEPS = 40  # of the learning rate's schedule; the tests stay well within
 
 
@@ -44,21 +56,23 @@ class World:
     """A tiny distillation: factors, a learner, and the real batch that judges it."""
 
     factors: list[Tensor]
-    E: Tensor
-    backbone: Backbone
+    V: Tensor
+    backbone: SASRec
     training: SummaryTraining
+    textbook: Textbook
     start: Tensor
     real: Tensor
 
-    def real_loss(self, parameters: Tensor) -> Tensor:
-        hidden = self.backbone.encode(parameters, self.E[self.real[:, :-1]], None)
-        return functional.cross_entropy(
-            (hidden @ self.E.T).flatten(0, 1), self.real[:, 1:].flatten()
-        )
+    def real_loss(self, theta: Tensor) -> Tensor:
+        return self.textbook.real_loss(theta, list(self.real))
 
-    def soft(self, factors: Sequence[Tensor]) -> Tensor:
+    def leaf(self, factors: Sequence[Tensor]) -> Tensor:
+        """What batches are cut from: X where the scoring table is fixed, else S."""
         U, T, G = factors
-        return soft_sequences(query(U, T, G), self.E, self.E)
+        C = query(U, T, G)
+        if self.training.model.scores_are_fixed:
+            return soft_sequences(C, self.V, self.V)
+        return (C @ self.V.T).softmax(-1)
 
     def steps(self, age: int, count: int) -> Steps:
         return self.training.steps(age, count, MU, ZETA, seeded(age))
@@ -66,6 +80,8 @@ class World:
 
 def make_world(
     *,
+    mode: Mode = "shared-items",
+    biased: bool = False,
     objective: Objective = "all-positions",
     augmented: int = 1,
     dropout: float = 0.0,
@@ -76,7 +92,7 @@ def make_world(
     schedule: Literal["constant", "linear"] = "linear",
 ) -> World:
     shape = BackboneConfig(hidden=WIDTH, layers=layers, heads=heads, inner=5, dropout=dropout)
-    backbone = build_backbone(shape, history)
+    backbone = (BiasedSASRec if biased else SASRec)(shape, history)
     learner = LearnerConfig(
         steps=LEARNER_STEPS,
         batch=BATCH,
@@ -86,80 +102,77 @@ def make_world(
         objective=objective,
         augmented=augmented,
     )
-    E = normal(3, ITEMS, WIDTH)
-    start = backbone.initial(seeded(4)).double()
+    V = normal(3, ITEMS, WIDTH)
+    model = recommender(backbone, V, mode)
+    read = read_ready if mode == "shared-items" and not biased else read_dense
+    start = torch.cat(
+        [
+            backbone.initial(seeded(4)).double() + normal(5, backbone.n_parameters, std=0.1),
+            # An item table, an item bias: of scale one half, where they are trained.
+            normal(12, model.n_parameters - backbone.n_parameters, std=0.5),
+        ]
+    )
     return World(
         factors=[normal(0, MU, 2), normal(1, ZETA, 3), normal(2, 2, 3, WIDTH, std=0.5)],
-        E=E,
+        V=V,
         backbone=backbone,
-        training=SummaryTraining(backbone, E, learner),
-        start=start + normal(5, len(start), std=0.1),
+        training=SummaryTraining(model, learner, LEARNER_STEPS, read),
+        textbook=Textbook(
+            backbone.encode, backbone.n_parameters, V, mode == "from-scratch", biased
+        ),
+        start=start,
         real=torch.randint(ITEMS, (6, 7), generator=seeded(6)),
     )
 
 
 def warm(world: World, age: int = 3) -> LearnerState:
     """A learner that has trained for `age` steps, on other sequences."""
-    soft = normal(7, MU, ZETA, WIDTH)
+    other = [normal(7, MU, 2), normal(8, ZETA, 3), normal(9, 2, 3, WIDTH)]
     state = LearnerState.fresh(world.start)
-    return train(state, soft, world.steps(0, age), world.training.loss, world.training.rule)[-1]
+    steps = world.steps(0, age)
+    return train(state, world.leaf(other), steps, world.training.loss, world.training.rule)[-1]
 
 
-def engine_gradients(world: World, state: LearnerState, steps: Steps) -> tuple[Tensor, ...]:
+def engine_gradients(
+    world: World, state: LearnerState, steps: Steps, tapes: list[Tape] | None = None
+) -> tuple[Tensor, ...]:
     """dL/dU, dL/dT, dL/dG as an outer step takes them."""
     factors = leaves(*world.factors)
-    X = world.soft(factors)
+    leaf = world.leaf(factors)
     loss, rule = world.training.loss, world.training.rule
-    states = train(state, X.detach(), steps, loss, rule)
+    states = train(state, leaf.detach(), steps, loss, rule, tapes)
     (end,) = leaves(states[-1].parameters)
     (outer,) = torch.autograd.grad(world.real_loss(end), end)
-    to_X = meta_gradient(states, X.detach(), steps, loss, rule, outer)
-    return torch.autograd.grad(X, factors, to_X)
+    to_leaf = meta_gradient(states, leaf.detach(), steps, loss, rule, outer, tapes)
+    return torch.autograd.grad(leaf, factors, to_leaf)
 
 
-def dense_loss(
-    world: World, parameters: Tensor, S_BTN: Tensor, noise: StepNoise, augmented: bool
-) -> Tensor:
-    """The inner loss on dense targets, a sequence at a time where positions are drawn."""
-    hidden = world.backbone.encode(parameters, (S_BTN @ world.E)[:, :-1], noise.dropout)
-    divergence = dense_kl(S_BTN[:, 1:], hidden @ world.E.T)  # column t: of predicting position t+1
-    if not augmented:
-        return divergence.mean()
-    assert noise.augmented is not None
-    chosen = [
-        row[position - 1]
-        for row, drawn in zip(divergence, noise.augmented.tolist(), strict=True)
-        for position in [ZETA - 1, *drawn]
-    ]
-    return torch.stack(chosen).mean()
+def places_of(draws: Draws, augmented: int) -> list[list[int]]:
+    """The last position, and of each row the drawn ones, which stand after it."""
+    return [[ZETA - 1, *row[1:]] for row in draws.asked.at.view(-1, 1 + augmented).tolist()]
 
 
 def textbook_gradients(world: World, state: LearnerState, steps: Steps) -> tuple[Tensor, ...]:
     factors = leaves(*world.factors)
-    S = dense_summary(factors[0], factors[1], factors[2], world.E)
+    S = dense_summary(factors[0], factors[1], factors[2], world.V)
     config = world.training.config
-    parameters = state.parameters.clone().requires_grad_()
-    m, v = state.first, state.second
-    for age, step in enumerate(steps, start=state.age + 1):
-        loss = dense_loss(
-            world, parameters, S[step.rows], step.noise, config.objective == "last-and-augmented"
-        )
-        (g,) = torch.autograd.grad(loss, parameters, create_graph=True)
-        g = g + config.weight_decay * parameters
-        m = 0.9 * m + 0.1 * g
-        v = 0.999 * v + 0.001 * g**2
-        # sqrt() has no derivative at zero: where no gradient has ever come, nothing flows back.
-        moved = v > 0
-        root = torch.where(moved, torch.where(moved, v, 1.0) / (1 - 0.999**age), 0.0)
-        root = torch.where(moved, torch.where(moved, root, 1.0).sqrt(), 0.0)
-        left = 1 - (age - 1) / LEARNER_STEPS if config.schedule == "linear" else 1
-        parameters = parameters - config.lr * left * (m / (1 - 0.9**age)) / (root + 1e-8)
-    return torch.autograd.grad(world.real_loss(parameters), factors)
+    learner = TapeAdam(
+        state.parameters.clone().requires_grad_(), state.first, state.second, state.age
+    )
+    for step in steps:
+        drawn = config.objective == "last-and-augmented"
+        places = places_of(step.noise, config.augmented) if drawn else None
+        dropout = step.noise.dropout
+        loss = world.textbook.summary_loss(learner.theta, S[step.rows], dropout, places)
+        left = 1 - learner.age / LEARNER_STEPS if config.schedule == "linear" else 1
+        learner = learner.step(loss, config.lr * left, config.weight_decay)
+    return torch.autograd.grad(world.real_loss(learner.theta), factors)
 
 
 def assert_same_meta_gradient(world: World, state: LearnerState, steps: Steps) -> None:
     found, wanted = engine_gradients(world, state, steps), textbook_gradients(world, state, steps)
     for got, want in zip(found, wanted, strict=True):
+        assert want.norm() > 1e-9  # the comparison says something
         assert distance(got, want) < EXACT
 
 
@@ -176,10 +189,33 @@ def test_meta_gradient_is_the_textbooks(
     assert_same_meta_gradient(world, state, world.steps(age, window))
 
 
+@pytest.mark.parametrize("objective", ["all-positions", "last-and-augmented"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_kept_graphs_give_what_recomputed_ones_do(dropout: float) -> None:
-    world = make_world(dropout=dropout, weight_decay=0.01)
-    X, steps = world.soft(world.factors), world.steps(3, 6)
+@pytest.mark.parametrize(("window", "age"), [(1, 0), (3, 3), (8, 0), (8, 3)])
+def test_meta_gradient_from_scratch_is_the_textbooks(
+    objective: Objective, dropout: float, window: int, age: int
+) -> None:
+    """The learner trains an item table E, so the leaf is S: through inputs, targets and scores."""
+    world = make_world(
+        mode="from-scratch", objective=objective, augmented=2, dropout=dropout, weight_decay=0.02
+    )
+    state = warm(world, age) if age else LearnerState.fresh(world.start)
+    assert_same_meta_gradient(world, state, world.steps(age, window))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("objective", ["all-positions", "last-and-augmented"])
+def test_meta_gradient_with_an_item_bias_is_the_textbooks(mode: Mode, objective: Objective) -> None:
+    """The bias is trained even where the item table is shared."""
+    world = make_world(mode=mode, biased=True, objective=objective, dropout=0.2, weight_decay=0.01)
+    assert_same_meta_gradient(world, warm(world), world.steps(3, 5))
+
+
+@pytest.mark.parametrize(("mode", "biased"), KINDS)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_kept_graphs_give_what_recomputed_ones_do(mode: Mode, biased: bool, dropout: float) -> None:
+    world = make_world(mode=mode, biased=biased, dropout=dropout, weight_decay=0.01)
+    X, steps = world.leaf(world.factors), world.steps(3, 6)
     loss, rule = world.training.loss, world.training.rule
     state, outer = warm(world), normal(8, len(world.start))
     tapes: list[Tape] = []
@@ -218,17 +254,20 @@ def test_meta_gradient_from_moments_that_no_training_made() -> None:
     assert_same_meta_gradient(world, state, world.steps(17, 5))
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_meta_gradient_is_the_slope_of_the_window(dropout: float) -> None:
+def test_meta_gradient_is_the_slope_of_the_window(mode: Mode, dropout: float) -> None:
     """Central differences of "train, then judge" in single numbers of U, T, G; no second order."""
-    world = make_world(objective="last-and-augmented", dropout=dropout, weight_decay=0.01)
+    world = make_world(
+        mode=mode, objective="last-and-augmented", dropout=dropout, weight_decay=0.01
+    )
     state, steps = warm(world, 5), world.steps(5, 4)
     gradients = engine_gradients(world, state, steps)
 
     def judged(which: int, at: tuple[int, ...], change: float) -> float:
         factors = [factor.clone() for factor in world.factors]
         factors[which][at] += change
-        soft = world.soft(factors)
+        soft = world.leaf(factors)
         end = train(state, soft, steps, world.training.loss, world.training.rule)[-1]
         return float(world.real_loss(end.parameters))
 
@@ -241,7 +280,7 @@ def test_meta_gradient_is_the_slope_of_the_window(dropout: float) -> None:
 def test_sequences_outside_the_window_get_no_gradient() -> None:
     """Two steps of two sequences from age 1: users 2, 3 and 4, 0; user 1 is not met."""
     world = make_world()
-    X = world.soft(world.factors)
+    X = world.leaf(world.factors)
     loss, rule = world.training.loss, world.training.rule
     steps = world.steps(1, 2)
     states = train(warm(world, 1), X, steps, loss, rule)
@@ -313,7 +352,7 @@ def test_positions_that_are_never_trained_change_nothing() -> None:
         assert distance(got, want) < EXACT
     states = train(
         LearnerState.fresh(start),
-        large.soft(large.factors),
+        large.leaf(large.factors),
         small.steps(0, 4),
         large.training.loss,
         large.training.rule,
@@ -343,7 +382,7 @@ def test_adam_is_torchs(weight_decay: float) -> None:
 
 def test_training_can_be_cut_anywhere_and_leaves_its_inputs_alone() -> None:
     world = make_world(dropout=0.3, objective="last-and-augmented")
-    X, steps = world.soft(world.factors), world.steps(0, 5)
+    X, steps = world.leaf(world.factors), world.steps(0, 5)
     run = partial(train, loss=world.training.loss, rule=world.training.rule)
     fresh = LearnerState.fresh(world.start)
     whole = run(fresh, X, steps)
@@ -358,22 +397,28 @@ def test_training_can_be_cut_anywhere_and_leaves_its_inputs_alone() -> None:
     assert not fresh.second.any()
 
 
+@pytest.mark.parametrize(("mode", "biased"), KINDS)
 @pytest.mark.parametrize("drawn", [None, [[5], [6], [3]], [[5, 6], [6, 6], [3, 1]]])
-def test_inner_loss_by_prefixes(drawn: list[list[int]] | None) -> None:
+def test_inner_loss_by_prefixes(mode: Mode, biased: bool, drawn: list[list[int]] | None) -> None:
     """Each target predicted by a pass of its own over its own prefix; one causal pass does all."""
-    world = make_world()
-    S = dense_summary(world.factors[0], world.factors[1], world.factors[2], world.E)[:3]
-    X = S @ world.E
+    world = make_world(mode=mode, biased=biased)
+    U, T, G = world.factors
+    S = dense_summary(U, T, G, world.V)[:3]
+    encoder, E, b = world.textbook.parts(world.start)
 
     def predict(row: int, position: int) -> Tensor:
-        hidden = world.backbone.encode(world.start, X[row : row + 1, :position], None)[0, -1]
+        hidden = world.backbone.encode(encoder, (S @ E)[row : row + 1, :position], None)[0, -1]
         # Cross-entropy, so KL and entropy together: what I-2 leaves of it.
-        return -(S[row, position] * functional.log_softmax(hidden @ world.E.T, -1)).sum()
+        return -(S[row, position] * functional.log_softmax(hidden @ E.T + b, -1)).sum()
 
     targets = [[*row, ZETA - 1] for row in drawn] if drawn else [[*range(1, ZETA)]] * 3
     wanted = [predict(row, position) for row in range(3) for position in targets[row]]
-    noise = StepNoise(None, torch.tensor(drawn) if drawn else None)
-    found = world.training.loss(world.start, X, noise)
+    asked = Asked(
+        torch.tensor([row for row in range(3) for _ in targets[row]]),
+        torch.tensor([position for row in targets for position in row]),
+    )
+    batch = S @ world.V if (mode, biased) == ("shared-items", False) else S
+    found = world.training.loss(world.start, batch, Draws(asked, None))
     assert distance(found, torch.stack(wanted).mean()) < 1e-12
 
 
@@ -398,9 +443,11 @@ def test_augmented_positions_are_uniform(
     world = make_world(objective="last-and-augmented", augmented=augmented, history=length)
     drawn: list[Tensor] = []
     for step in world.training.steps(0, 600, MU, length, seeded(1)):
-        assert step.noise.augmented is not None
-        assert step.noise.augmented.shape == (BATCH, augmented)
-        drawn.append(step.noise.augmented)
+        at = step.noise.asked.at.view(BATCH, 1 + augmented)
+        assert (at[:, 0] == length - 1).all()
+        rows = step.noise.asked.rows.view(BATCH, 1 + augmented)
+        assert rows.tolist() == [[row] * (1 + augmented) for row in range(BATCH)]
+        drawn.append(at[:, 1:])
     counts = torch.bincount(torch.cat(drawn).flatten(), minlength=length).tolist()
     share = 600 * BATCH * augmented / len(positions)
     for position, count in enumerate(counts):
@@ -408,21 +455,28 @@ def test_augmented_positions_are_uniform(
         assert abs(count - expected) <= 5 * expected**0.5 * (len(positions) > 1)
 
 
-def test_noise_is_the_generators() -> None:
-    world = make_world(objective="last-and-augmented", dropout=0.5)
+def test_all_positions_are_all_but_the_first() -> None:
+    (step,) = make_world().steps(0, 1)
+    assert step.noise.dropout is None
+    asked = list(zip(step.noise.asked.rows.tolist(), step.noise.asked.at.tolist(), strict=True))
+    assert sorted(asked) == [(row, at) for row in range(BATCH) for at in range(1, ZETA)]
 
-    def draw(seed: int) -> list[StepNoise]:
-        return [step.noise for step in world.training.steps(0, 4, MU, ZETA, seeded(seed))]
+
+def test_noise_is_the_generators() -> None:
+    world = make_world(objective="last-and-augmented", augmented=4, dropout=0.5)
+
+    def draw(seed: int) -> list[tuple[Tensor, Tensor]]:
+        steps = world.training.steps(0, 4, MU, ZETA, seeded(seed))
+        return [(step.noise.asked.at, masks(step.noise)) for step in steps]
 
     one, same, other = draw(1), draw(1), draw(2)
-    for a, b, c in zip(one, same, other, strict=True):
-        assert a.dropout is not None
-        assert b.dropout is not None
-        assert c.dropout is not None
-        assert torch.equal(a.dropout, b.dropout)
-        assert not torch.equal(a.dropout, c.dropout)
-    assert one[0].dropout is not None
-    assert one[1].dropout is not None
-    assert not torch.equal(one[0].dropout, one[1].dropout)  # each step draws anew
-    none = replace(world, training=make_world().training).steps(0, 1)[0].noise
-    assert none == StepNoise(None, None)
+    for which in (0, 1):
+        for nth in range(4):
+            assert torch.equal(one[nth][which], same[nth][which])
+            assert nth == 0 or not torch.equal(one[nth][which], one[0][which])  # drawn anew
+        assert any(not torch.equal(one[nth][which], other[nth][which]) for nth in range(4))
+
+
+def masks(draws: Draws) -> Tensor:
+    assert draws.dropout is not None
+    return draws.dropout

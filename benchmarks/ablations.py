@@ -1,0 +1,163 @@
+"""What each part of the method is worth: python -m benchmarks.ablations --data LOGS
+
+Every row changes one thing of one base setting, distils again and measures learners on test, for
+`shared-items`. Finished rows are kept. Where the base uses a knob's value already, the base's row
+stands for it.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.datasets import DATASETS
+from benchmarks.study import CPU, Study
+from td3engine.backbones import build_backbone
+from td3engine.config import DistillConfig, Mode, Preset, build_config, merge
+from td3engine.distill import Distillation, Pooled
+from td3engine.evaluation import Benchmark, summary_rows
+from td3engine.sequences import questions
+
+# `quality` is what the quality tables are made with.
+FAMILIES = ("base", "parts", "preset", "window", "users", "steps")
+PRESETS: tuple[Preset, ...] = ("fast", "balanced")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change: settings, or another way to distil."""
+
+    family: str
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    distillation: type[Distillation] = Distillation
+
+
+class FirstWindow(Distillation):
+    """The window is always the first of a new learner's training."""
+
+    def learner(self, nth: int) -> Pooled:  # noqa: ARG002 - of no pool
+        return Pooled(self.fresh(self.config.outer.pool + self.done, staggered=False).state, owed=0)
+
+
+class LastWindow(Distillation):
+    """The window is always a learner's last steps; those before it are taken without a graph."""
+
+    def learner(self, nth: int) -> Pooled:  # noqa: ARG002 - of no pool
+        fresh = self.fresh(self.config.outer.pool + self.done, staggered=False)
+        return Pooled(fresh.state, owed=self.inner_steps - self.config.outer.window)
+
+
+def variants(base: DistillConfig) -> list[Variant]:
+    """All rows; the free factors have a place of their own for each position."""
+    free = {"user_rank": base.summary.users, "time_rank": base.summary.length}
+    found = [
+        Variant("base", "base"),
+        Variant("parts", "free queries, no Tucker factors", {"summary": free}, FreeQueries),
+        Variant("parts", "no feature alignment", {"outer": {"feature_weight": 0}}),
+        Variant("parts", "no augmentation", {"learner": {"augmented": 0}}),
+        Variant("parts", "the paper's one augmented target", {"learner": {"augmented": 1}}),
+        Variant("parts", "constant learner rate", {"learner": {"schedule": "constant"}}),
+        Variant("parts", "real targets compete with all items", {"outer": {"among": "all"}}),
+        Variant("parts", "gradients clipped, not normalised", {"outer": {"normalise": False}}),
+        Variant("parts", "learners start from the teacher", {"outer": {"start": "teacher"}}),
+        Variant("window", "window at the start", {}, FirstWindow),
+        Variant("window", "window at the end", {}, LastWindow),
+    ]
+    found += [
+        Variant("preset", f"preset {preset}", {"outer": build_config(preset).outer.model_dump()})
+        for preset in PRESETS
+    ]
+    found += [
+        Variant("window", f"window of {window}", {"outer": {"window": window}})
+        for window in (5, 40, 80)
+    ]
+    for users in (5, 10, 50, 100):
+        size = {"summary": {"users": users}, "learner": {"batch": -(-users // 2)}}
+        found.append(Variant("users", f"{users} sequences", size))
+    return found + [
+        Variant("steps", f"{steps} outer steps", {"outer": {"steps": steps}})
+        for steps in (25, 50, 200, 400)
+    ]
+
+
+class FreeQueries(Distillation):
+    """C itself is trained: U and T are identities, G is C."""
+
+    def _distil_for(self, mode: Mode) -> None:
+        users, length = self.config.summary.users, self.config.summary.length
+        std = self.factors[2].detach().std()
+        self.factors[0] = torch.eye(users)
+        self.factors[1] = torch.eye(length)
+        # As wide a start as the factors' product has.
+        scale = self.config.summary.initial_std**2 * users**0.5 * length**0.5 * std
+        core = self.factors[2].detach() / std * scale
+        self.factors[2] = core.requires_grad_()
+        super()._distil_for(mode)
+
+
+def measure(study: Study, base: dict[str, Any], variant: Variant, seeds: int) -> dict[str, Any]:
+    """Distil and measure one variant."""
+    config = DistillConfig.model_validate(merge(base, variant.settings))
+    history = config.data.max_history
+    teacher = study.full("sasrec", 0)
+    asked = questions(
+        study.split, "validation", config.learner_history, config.data.validation_users
+    )
+    backbone = build_backbone(config.backbone, history)
+    distillation = variant.distillation(study.split, config, backbone, teacher, asked, CPU)
+    began = time.perf_counter()
+    for _ in distillation.steps():
+        pass
+    spent = time.perf_counter() - began
+    summary, chosen = distillation.result()
+    benchmark = Benchmark.prepare(study.split, config, CPU)
+    rows = summary_rows(benchmark, "summary", summary, config.mode, range(1, seeds + 1))
+    return {
+        **rows[0],
+        "dataset": study.dataset,
+        "family": variant.family,
+        "name": variant.name,
+        "users": config.summary.users,
+        "steps": config.outer.steps,
+        "validation": chosen["ndcg@10"],
+        "distil_seconds": spent,
+        "numbers_learned": summary.numbers_learned,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the logs")
+    parser.add_argument("--dataset", nargs="+", choices=DATASETS, default=["ml-100k"])
+    parser.add_argument("--family", nargs="+", default=FAMILIES, choices=FAMILIES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100, help="outer steps of the base setting")
+    parser.add_argument("--json", type=Path, default=Path("docs/results/ablations.json"))
+    parser.add_argument("--work", type=Path, default=Path("quality-work"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    say: Callable[[str], None] = print
+    for dataset in options.dataset:
+        study = Study(dataset, options.data, options.work, say)
+        given = DATASETS[dataset].config("sasrec", "shared-items")
+        base = merge(given.model_dump(mode="json"), {"outer": {"steps": options.steps}})
+        for variant in variants(DistillConfig.model_validate(base)):
+            if variant.family not in options.family:
+                continue
+            if any((r["dataset"], r["name"]) == (dataset, variant.name) for r in rows):
+                continue
+            row = measure(study, base, variant, options.seeds)
+            rows.append(row)
+            print(f"{dataset}: {variant.name}: {row['ndcg@10']:.4f}", flush=True)
+            options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Full-data figures from a library that shares no code with this project."""

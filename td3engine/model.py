@@ -1,0 +1,158 @@
+"""A recommender whole: backbone, item table, item bias, in one flat vector theta.
+
+Who owns the item table depends on the mode. In `shared-items` it is the summary's V, frozen, and
+theta holds the encoder; in `from-scratch` theta holds a table E of its own as well. An item bias b
+(BERT4Rec) is always trained. Bias and table are one *scoring table* F = [E | b], (n, d + 1), and a
+hidden state h scores as [h | 1] F^T; so S F gives expected embedding and expected bias together,
+the extra value column of identity I-2, and no loss or ranking needs to know of a bias.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from td3engine.backbones import Asked, Backbone
+from td3engine.catalogue import log_sum_exp
+
+TABLE_STD = 0.02
+SMALLEST_SHARE = 1e-6
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Random draws of one training pass: which events it predicts, and its dropout masks."""
+
+    asked: Asked
+    dropout: Tensor | None
+
+
+@dataclass(frozen=True)
+class Recommender:
+    """A backbone with its item table.
+
+    Attributes:
+        backbone: the encoder.
+        n_items, width: n and d of the item table.
+        frozen: the item table (n, d) if it is given and not trained.
+    """
+
+    backbone: Backbone
+    n_items: int
+    width: int
+    frozen: Tensor | None = None
+
+    @classmethod
+    def sharing(cls, backbone: Backbone, V_ND: Tensor) -> "Recommender":
+        """With the summary's item table, frozen."""
+        n_items, width = V_ND.shape
+        return cls(backbone, n_items, width, V_ND)
+
+    @property
+    def scores_are_fixed(self) -> bool:
+        """Whether no part of the scoring table is trained."""
+        return self.frozen is not None and not self.backbone.biased
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(self._sizes())
+
+    def initial(self, generator: Generator) -> Tensor:
+        """Fresh theta: the backbone's own start, E from N(0, 0.02^2), b zero."""
+        return self.with_table(self.backbone.initial(generator), generator)
+
+    def with_table(self, encoder_P: Tensor, generator: Generator) -> Tensor:
+        """Theta of a given encoder, with a fresh table and bias where those are trained."""
+        _, table, bias = self._sizes()
+        drawn = torch.randn(table, generator=generator, device=generator.device) * TABLE_STD
+        return torch.cat([encoder_P, drawn, encoder_P.new_zeros(bias)])
+
+    def parts(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Encoder parameters (P) and scoring table F, (n, d) or (n, d + 1)."""
+        encoder_P, table, bias_N = theta.split(self._sizes())
+        table_ND = table.view(self.n_items, self.width) if self.frozen is None else self.frozen
+        if not self.backbone.biased:
+            return encoder_P, table_ND
+        return encoder_P, torch.cat([table_ND, bias_N[:, None]], 1)
+
+    def states(
+        self, encoder_P: Tensor, events_BLF: Tensor, lengths_B: Tensor, draws: Draws
+    ) -> Tensor:
+        """What predicts the asked events, as scored against F: (K, d) or (K, d + 1)."""
+        events_BLD = events_BLF[..., : self.width]
+        hidden = self.backbone.predict(encoder_P, events_BLD, lengths_B, draws.asked, draws.dropout)
+        return self._scoring(hidden)
+
+    def last(self, encoder_P: Tensor, events_BLF: Tensor, lengths_B: Tensor) -> Tensor:
+        """What predicts the event after each row, as scored against F: (B, d) or (B, d + 1)."""
+        events_BLD = events_BLF[..., : self.width]
+        return self._scoring(self.backbone.last(encoder_P, events_BLD, lengths_B))
+
+    def real_draws(self, lengths_B: Tensor, generator: Generator) -> Draws:
+        """Draws of a training pass over real rows, padded to the longest of them."""
+        asked = self.backbone.asked(lengths_B, generator)
+        longest = int(lengths_B.max())
+        return Draws(asked, self.backbone.dropout(len(lengths_B), longest, generator))
+
+    def _scoring(self, hidden_KD: Tensor) -> Tensor:
+        return F.pad(hidden_KD, (0, 1), value=1.0) if self.backbone.biased else hidden_KD
+
+    def _sizes(self) -> list[int]:
+        table = 0 if self.frozen is not None else self.n_items * self.width
+        bias = self.n_items if self.backbone.biased else 0
+        return [self.backbone.n_parameters, table, bias]
+
+
+def cross_entropy(hidden_KF: Tensor, expected_KF: Tensor, table_NF: Tensor) -> Tensor:
+    """KL(target || softmax(h F^T)) less the target's entropy, per row (K) (identity I-2).
+
+    Args:
+        hidden_KF: hidden states h, (K, f).
+        expected_KF: the target's expected row S_t F, (K, f); for a real item, its own row of F.
+        table_NF: the scoring table F, (n, f).
+    """
+    return log_sum_exp(hidden_KF, table_NF) - (hidden_KF * expected_KF).sum(-1)
+
+
+def real_loss(
+    model: Recommender, theta: Tensor, items_BL: Tensor, lengths_B: Tensor, draws: Draws
+) -> Tensor:
+    """Mean cross-entropy of the asked events of real rows, right-padded."""
+    encoder_P, table_NF = model.parts(theta)
+    hidden_KF = model.states(encoder_P, F.embedding(items_BL, table_NF), lengths_B, draws)
+    targets_K = items_BL[draws.asked.rows, draws.asked.at]
+    return cross_entropy(hidden_KF, F.embedding(targets_K, table_NF), table_NF).mean()
+
+
+def unseen_loss(
+    model: Recommender, theta: Tensor, items_BL: Tensor, lengths_B: Tensor, draws: Draws
+) -> Tensor:
+    """Mean cross-entropy of the asked events among the items that the row has not had before.
+
+    Ranking leaves out what a user has met already, so this is closer to what is measured than
+    `real_loss` is: a learner need not be taught to avoid repetition. An event that repeats an
+    earlier one of its row is not counted. Once differentiable.
+    """
+    encoder_P, table_NF = model.parts(theta)
+    embedded = F.embedding(items_BL, table_NF)
+    hidden_KF = model.states(encoder_P, embedded, lengths_B, draws)
+    return unseen_cross_entropy(hidden_KF, embedded, table_NF, items_BL, draws.asked)
+
+
+def unseen_cross_entropy(
+    hidden_KF: Tensor, embedded_BLF: Tensor, table_NF: Tensor, items_BL: Tensor, asked: Asked
+) -> Tensor:
+    """The loss of `unseen_loss`, from its states and embedded rows."""
+    everything_K = log_sum_exp(hidden_KF, table_NF)
+    scores_KL = (embedded_BLF[asked.rows] @ hidden_KF[:, :, None]).squeeze(-1)
+    same_BLL = items_BL[:, :, None] == items_BL[:, None, :]
+    repeats_BL = same_BLL.tril(-1).any(-1)
+    at_L = torch.arange(items_BL.shape[1], device=items_BL.device)
+    before_KL = (at_L < asked.at[:, None]) & ~repeats_BL[asked.rows]
+    share_K = torch.where(before_KL, (scores_KL - everything_K[:, None]).exp(), 0.0).sum(-1)
+    # Rounding can take a row that leaves next to nothing to the unseen items past one.
+    unseen_K = everything_K + torch.log1p(-share_K.clamp(max=1 - SMALLEST_SHARE))
+    target_K = scores_KL.gather(1, asked.at[:, None]).squeeze(1)
+    counted_K = ~repeats_BL[asked.rows, asked.at]
+    return (unseen_K - target_K)[counted_K].sum() / counted_K.sum().clamp(min=1)

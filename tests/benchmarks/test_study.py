@@ -1,0 +1,56 @@
+"""The quality study on a small made-up log: every row comes out, once, and is kept."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import datasets, quality
+from benchmarks.datasets import Dataset
+from benchmarks.study import prefix_windows
+from td3engine.config import merge
+from tests.td3engine.oracles import make_split
+from tests.td3engine.small import SMALL, write_small_log
+
+
+def test_prefix_rows_are_every_transition_with_what_came_before() -> None:
+    split = make_split([range(6), range(2), range(4)], 10)
+    windows = prefix_windows(split, 2)
+    # Four training events, two (never evaluated), two.
+    expected = [(0, 2), (0, 3), (1, 4), (6, 8), (8, 10)]
+    assert list(zip(windows.start.tolist(), windows.end.tolist(), strict=True)) == expected
+    assert windows.start.dtype == np.int64
+
+
+@pytest.mark.usefixtures("small_study")
+def test_every_row_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["--data", str(tmp_path), "--dataset", "ml-100k", "--seeds", "2"]
+    command += ["--json", str(tmp_path / "out" / "quality.json"), "--work", str(tmp_path / "work")]
+    quality.main(command)
+    rows = json.loads((tmp_path / "out" / "quality.json").read_text())["rows"]
+    full = [row for row in rows if row["protocol"] == "full"]
+    found = {(row["source"], row["mode"]) for row in full}
+    assert len(full) == len(found) == len(rows) / 2
+    both = {"random", "longest", "recent", "initial", "summary", "soft-export", "hard-export"}
+    assert found == {
+        *((source, mode) for source in both for mode in ("shared-items", "from-scratch")),
+        ("full", "from-scratch"),
+        ("prefix", "from-scratch"),
+        ("zero-steps", "shared-items"),
+    }
+    for row in full:
+        assert 0 < row["ndcg@5"] <= row["ndcg@20"] <= 1
+        assert {"hr@5", "mrr@20_std", "seeds", "train_seconds", "numbers_stored"} <= row.keys()
+        assert row["distilled_with"] == "sasrec"
+    capsys.readouterr()
+    quality.main(command)
+    assert capsys.readouterr().out == ""
+    assert json.loads((tmp_path / "out" / "quality.json").read_text())["rows"] == rows
+
+
+@pytest.fixture
+def small_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_small_log(tmp_path / "small.csv")
+    settings = merge(SMALL, {"outer": {"shared_steps": 2}})
+    monkeypatch.setitem(datasets.DATASETS, "ml-100k", Dataset("small.csv", settings))

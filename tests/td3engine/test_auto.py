@@ -1,0 +1,82 @@
+"""Preset `auto`: a run sizes what the request left open by the log's statistics."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from td3engine.config import AUTO_KNOBS, DistillConfig, build_config, merge, sized_by_data
+from td3engine.interactions import read_log
+from td3engine.run import Control, Run
+from tests.td3engine.small import EVENTS, SMALL, USERS, write_small_log
+
+
+def sized(config: DistillConfig, interactions: int, users: int) -> DistillConfig:
+    return sized_by_data(
+        config,
+        users=users,
+        interactions=interactions,
+        training_interactions=interactions - 2 * users,
+    )
+
+
+def test_auto_lists_what_a_request_leaves_open() -> None:
+    config = build_config("auto", {"summary": {"users": 7}, "outer": {"lr": 0.5}})
+    assert set(config.auto) == set(AUTO_KNOBS) - {"summary.users"}
+    assert build_config("balanced").auto == ()
+    # A request that went through JSON keeps what it had left open.
+    assert DistillConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("users", "interactions", "summary", "length", "batch", "steps"),
+    [
+        (943, 99_287, 30, 50, 15, 299),  # MovieLens-100k: histories of 105
+        (665, 4_691, 20, 20, 10, 140),  # Magazine: short histories, at the lower bounds
+        (6_040, 999_611, 53, 50, 27, 533),
+        (280_000, 100_000_000, 100, 50, 50, 600),  # at the upper bounds
+        (10_000, 120_000, 31, 30, 16, 314),
+    ],
+)
+def test_sizes_follow_the_statistics(
+    users: int, interactions: int, summary: int, length: int, batch: int, steps: int
+) -> None:
+    config = sized(build_config("auto"), interactions, users)
+    assert config.auto == ()
+    assert (config.summary.users, config.summary.length) == (summary, length)
+    assert (config.learner.batch, config.outer.steps) == (batch, steps)
+
+
+def test_what_is_given_stays() -> None:
+    given = {"summary": {"length": 25}, "outer": {"steps": 7, "shared_steps": 0}}
+    config = sized(build_config("auto", given), 999_611, 6_040)
+    assert (config.summary.length, config.outer.steps) == (25, 7)
+    assert config.summary.users == 53
+    fixed = build_config("balanced")
+    assert sized(fixed, 10, 1) is fixed
+
+
+def test_a_short_history_bounds_the_length() -> None:
+    config = sized(build_config("auto", {"data": {"max_history": 30}}), 99_287, 943)
+    assert config.summary.length == 31
+
+
+def test_from_scratch_keeps_steps_of_its_own_on_a_tiny_log() -> None:
+    over = {"mode": "from-scratch", "outer": {"shared_steps": 80}}
+    assert sized(build_config("auto", over), 300, 60).outer.steps == 160
+
+
+def test_a_run_writes_what_it_settled_on(tmp_path: Path) -> None:
+    log = read_log(write_small_log(tmp_path / "log.csv"))
+    over = {key: value for key, value in SMALL.items() if key not in ("summary", "learner")}
+    over |= {
+        "summary": {"length": 8, "user_rank": 2, "time_rank": 2},
+        "learner": {"steps": 8, "scratch_steps": 8, "augmented": 2},
+    }
+    config = build_config("auto", merge(over, {"outer": {"steps": 4}}))
+    assert config.auto == ("summary.users", "learner.batch")
+    Run(log, "print", config, tmp_path / "out", Control(listener=lambda _: None)).run()
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    expected = sized(config, USERS * EVENTS, USERS)
+    assert manifest["config"] == expected.model_dump(mode="json")
+    assert manifest["config"]["summary"]["users"] == 20

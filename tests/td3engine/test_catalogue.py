@@ -1,0 +1,183 @@
+"""The log-sum-exp over the catalogue against torch's own, to the second order, in float64.
+
+Every test of it runs in three ways: with all scores at once and P kept for the way back; in chunks
+that end with a short one; and a row at a time because a row alone has more scores than allowed.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from td3engine import catalogue
+from td3engine.catalogue import log_sum_exp
+from tests.td3engine.oracles import distance, leaves, normal
+
+ROWS, WIDTH, ITEMS = 7, 6, 11
+EXACT = 1e-10
+# Scores at once, largest P that is kept: 7 rows of 11 items are 77 scores.
+WAYS = {"kept": (1000, 1000), "recomputed": (1000, 0), "chunks": (3 * ITEMS, 76), "rows": (5, 5)}
+TRAINED = ["hidden", "table", "both"]
+
+
+@pytest.fixture(autouse=True, params=sorted(WAYS))
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    at_once, kept = WAYS[request.param]
+    monkeypatch.setattr(catalogue, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(catalogue, "KEPT_SCORES", kept)
+    return str(request.param)
+
+
+def plain(hidden: Tensor, table: Tensor) -> Tensor:
+    return torch.logsumexp(hidden @ table.T, -1)
+
+
+def arguments(trained: str) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Hidden states, item table, and those of them that are trained."""
+    hidden, table = normal(0, ROWS, WIDTH), normal(1, ITEMS, WIDTH)
+    hidden.requires_grad_(trained != "table")
+    table.requires_grad_(trained != "hidden")
+    return hidden, table, [each for each in (hidden, table) if each.requires_grad]
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_value_and_both_derivatives(trained: str) -> None:
+    """Second order along random directions: to what is trained, and to the upstream weights."""
+    hidden, table, inputs = arguments(trained)
+    (upstream,) = leaves(normal(2, ROWS))
+    values = [log_sum_exp(hidden, table), plain(hidden, table)]
+    assert distance(*values) < EXACT
+    firsts = [torch.autograd.grad(value, inputs, upstream, create_graph=True) for value in values]
+    directions = [normal(3 + nth, *each.shape) for nth, each in enumerate(inputs)]
+    seconds = [
+        torch.autograd.grad(first, [*inputs, upstream], directions, retain_graph=True)
+        for first in firsts
+    ]
+    for found, wanted in [*zip(*firsts, strict=True), *zip(*seconds, strict=True)]:
+        assert wanted.norm() > 1e-3  # the comparison says something
+        assert distance(found, wanted) < EXACT
+
+
+@pytest.mark.parametrize("along", [0, 1])
+def test_the_second_derivative_along_one_of_the_first_alone(along: int) -> None:
+    """Of hidden states and table both trained, only one's gradient is used, and to both."""
+    hidden, table, inputs = arguments("both")
+    (upstream,) = leaves(normal(2, ROWS))
+    seconds = []
+    for value in (log_sum_exp(hidden, table), plain(hidden, table)):
+        (first,) = torch.autograd.grad(value, inputs[along], upstream, create_graph=True)
+        direction = normal(3, *first.shape)
+        seconds.append(torch.autograd.grad(first, [*inputs, upstream], direction))
+    for found, wanted in zip(*seconds, strict=True):
+        assert wanted.norm() > 1e-3
+        assert distance(found, wanted) < EXACT
+
+
+def test_the_second_derivative_to_one_alone() -> None:
+    """What is not asked for is neither needed nor disturbed."""
+    hidden, table, inputs = arguments("both")
+    weights = normal(2, ROWS)
+    for nth in range(2):
+        found, wanted = (
+            torch.autograd.grad(
+                torch.autograd.grad(value, inputs, weights, create_graph=True),
+                inputs[nth],
+                [normal(3, ROWS, WIDTH), normal(4, ITEMS, WIDTH)],
+            )[0]
+            for value in (log_sum_exp(hidden, table), plain(hidden, table))
+        )
+        assert distance(found, wanted) < EXACT
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_against_finite_differences(trained: str) -> None:
+    """Undefined upstream gradients, which autograd may hand in at either order, included."""
+    hidden, table, _ = arguments(trained)
+    assert torch.autograd.gradcheck(log_sum_exp, (hidden[:3], table[:4]))
+    assert torch.autograd.gradgradcheck(log_sum_exp, (hidden[:3], table[:4]))
+
+
+def test_nothing_trained_has_no_graph() -> None:
+    assert not log_sum_exp(normal(0, ROWS, WIDTH), normal(1, ITEMS, WIDTH)).requires_grad
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_huge_scores(scale: float, sign: int) -> None:
+    """exp() of these overflows or vanishes; the value is the best score, the gradient its item."""
+    hidden, table = leaves(
+        sign * scale * torch.tensor([[3.0, 2.0, 1.0, 0.0], [1.0, 1.0, 5.0, 0.0]]).double(),
+        torch.eye(4, dtype=torch.float64)[[0, 1, 2, 2]],  # two items tie
+    )
+    found = log_sum_exp(hidden, table)
+    assert distance(found, plain(hidden, table)) < EXACT
+    firsts = torch.autograd.grad(found.sum(), [hidden, table], create_graph=True)
+    P = (hidden @ table.T).softmax(-1)
+    # P is exp(score - value), so a value of 1e6 costs it six of sixteen digits.
+    assert distance(firsts[0], P @ table) < scale * 1e-15
+    assert distance(firsts[1], P.T @ hidden) < scale * 1e-15
+    seconds = torch.autograd.grad(firsts, [hidden, table], [normal(0, 2, 4), normal(1, 4, 4)])
+    assert all(torch.isfinite(each).all() for each in seconds)
+
+
+def test_scores_beyond_all_digits_overflow_nothing() -> None:
+    hidden, table = leaves(normal(0, ROWS, WIDTH, std=1e150), normal(1, ITEMS, WIDTH))
+    found = log_sum_exp(hidden, table)
+    assert distance(found, (hidden @ table.T).amax(-1)) < EXACT
+    firsts = torch.autograd.grad(found.sum(), [hidden, table], create_graph=True)
+    best = (hidden @ table.T).argmax(-1)
+    assert distance(firsts[0], table[best]) < EXACT
+    seconds = torch.autograd.grad(firsts[0], hidden, torch.ones_like(hidden))
+    assert torch.isfinite(seconds[0]).all()
+
+
+def test_float32_keeps_its_digits() -> None:
+    """Both where one item has all the probability and where all share it."""
+    table = normal(0, 500, 8)
+    for scale in (0.0, 1e-3, 1.0, 30.0):
+        hidden = normal(1, 20, 8, std=scale)
+        found = log_sum_exp(hidden.float(), table.float())
+        assert found.dtype == torch.float32
+        assert distance(found.double(), plain(hidden, table)) < 2e-7
+
+
+def test_no_rows_at_all() -> None:
+    hidden, table = leaves(normal(0, 0, WIDTH), normal(1, ITEMS, WIDTH))
+    found = log_sum_exp(hidden, table)
+    assert found.shape == (0,)
+    firsts = torch.autograd.grad(found.sum(), [hidden, table], create_graph=True)
+    seconds = torch.autograd.grad(firsts, [hidden, table], [hidden.detach(), table.detach()])
+    for each in (*firsts, *seconds):
+        assert not each.any()
+    assert firsts[0].shape == (0, WIDTH)
+    assert firsts[1].shape == (ITEMS, WIDTH)
+
+
+class MostScores(TorchDispatchMode):
+    """Remembers the size of the largest tensor over items that anything gave in the block."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.most = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        out = func(*args, **(kwargs or {}))
+        # (rows, ITEMS), and not the transposed table.
+        scores = isinstance(out, Tensor) and out.dim() == 2 and out.shape[1] == ITEMS
+        if scores and len(out) != WIDTH:
+            self.most = max(self.most, out.numel())
+        return out
+
+
+def test_no_more_scores_at_once_than_allowed(way: str) -> None:
+    """Forward, backward and the way back of that; a row is never cut."""
+    hidden, table, inputs = arguments("both")
+    with MostScores() as seen:
+        firsts = torch.autograd.grad(log_sum_exp(hidden, table).sum(), inputs, create_graph=True)
+        torch.autograd.grad(firsts, inputs, [torch.ones_like(each) for each in inputs])
+    rows = {"kept": ROWS, "recomputed": ROWS, "chunks": 3, "rows": 1}[way]
+    assert seen.most == rows * ITEMS

@@ -1,0 +1,90 @@
+"""What a configuration refuses, and in which words; which steps a mode takes."""
+
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from td3engine.config import BACKBONES, MODES, PRESETS, DistillConfig, Preset, build_config
+from tests.td3engine.small import small_config
+
+WINDOWS = {"steps": 20, "scratch_steps": 60}
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"summary": {"length": 10}}, r"summary.length \(10\) .* data.max_history \+ 1 \(9\)"),
+        ({"backbone": {"heads": 3}}, r"hidden \(8\) must be a multiple of heads \(3\)"),
+        ({"outer": {"windows": 3}}, "windows"),
+        ({"mode": "scratch"}, "'shared-items' or 'from-scratch'"),
+        ({"backbone": {"name": "lstm"}}, "'sasrec', 'gru4rec', 'narm' or 'bert4rec'"),
+        ({"learner": {"scratch_steps": 1}}, "learner.scratch_steps"),
+        (
+            {"outer": {"window": 9}},
+            r"outer.window \(9\) must not exceed learner.steps \(8\)",
+        ),
+        (
+            {"outer": {"window": 21}, "learner": WINDOWS},
+            r"outer.window \(21\) must not exceed learner.steps \(20\)",
+        ),
+        (
+            {"mode": "from-scratch", "outer": {"window": 61}, "learner": WINDOWS},
+            r"outer.window \(61\) must not exceed learner.scratch_steps \(60\)",
+        ),
+        (
+            {"mode": "from-scratch", "outer": {"start": "teacher"}},
+            "outer.start 'teacher' .* a learner from scratch does not have",
+        ),
+        (
+            {"mode": "from-scratch", "outer": {"shared_steps": 6}},
+            r"outer.shared_steps \(6\) must be less than outer.steps \(6\)",
+        ),
+        (  # Its first steps distil for the other mode.
+            {"mode": "from-scratch", "outer": {"window": 21}, "learner": WINDOWS},
+            r"outer.window \(21\) must not exceed learner.steps \(20\)",
+        ),
+    ],
+)
+def test_configurations_that_cannot_work_are_refused(over: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        small_config(**over)
+
+
+@pytest.mark.parametrize(
+    "over",
+    [
+        {"outer": {"window": 20}, "learner": WINDOWS},
+        {"mode": "from-scratch", "outer": {"window": 60, "shared_steps": 0}, "learner": WINDOWS},
+        {"mode": "from-scratch", "outer": {"window": 20, "shared_steps": 5}, "learner": WINDOWS},
+        {"mode": "shared-items", "outer": {"shared_steps": 100}},  # is of no meaning there
+        # The knob of the other mode bounds nothing.
+        {
+            "mode": "from-scratch",
+            "outer": {"window": 60, "shared_steps": 0},
+            "learner": WINDOWS | {"steps": 2},
+        },
+        {"outer": {"window": 20}, "learner": WINDOWS | {"scratch_steps": 2}},
+        {"mode": "shared-items", "outer": {"start": "teacher"}},
+        {"summary": {"length": 9}},
+    ],
+)
+def test_configurations_at_their_limits_are_taken(over: dict[str, Any]) -> None:
+    config = small_config(**over)
+    assert DistillConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_each_mode_has_its_own_number_of_steps() -> None:
+    learner = small_config(learner=WINDOWS).learner
+    assert learner.steps_in("shared-items") == 20
+    assert learner.steps_in("from-scratch") == 60
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_presets_work_in_every_mode_with_every_backbone(
+    preset: Preset, mode: str, backbone: str
+) -> None:
+    config = build_config(preset, {"mode": mode, "backbone": {"name": backbone}})
+    assert (config.mode, config.backbone.name) == (mode, backbone)

@@ -1,0 +1,321 @@
+"""Whole outer steps against the textbook: dense S, all inner steps on the tape, torch's Adam.
+
+Only the random draws are taken from the engine: which learner starts where, which sequences and
+masks its window meets, which real windows judge it.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from td3engine import distill
+from td3engine.backbones import SASRec
+from td3engine.config import DistillConfig, Mode
+from td3engine.distill import Distillation
+from td3engine.interactions import Split
+from td3engine.learner import recommender
+from td3engine.model import Draws
+from td3engine.sequences import gather, questions
+from td3engine.teacher import Trained
+from td3engine.unroll import InnerStep, LearnerState, train
+from tests.td3engine.biased import BiasedSASRec
+from tests.td3engine.oracles import (
+    TapeAdam,
+    Textbook,
+    default_double,
+    dense_summary,
+    distance,
+    leaves,
+    make_split,
+    normal,
+)
+from tests.td3engine.small import small_config
+
+ITEMS, WIDTH, ZETA = 9, 4, 8
+EXACT = 1e-8
+KINDS: list[tuple[Mode, bool]] = [
+    ("shared-items", False),
+    ("from-scratch", False),
+    ("shared-items", True),
+    ("from-scratch", True),
+]
+kinds = pytest.mark.parametrize(("mode", "biased"), KINDS)
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    with default_double():
+        yield
+
+
+@dataclass
+class Watched:
+    """What each outer step drew."""
+
+    starts: list[LearnerState] = field(default_factory=list)
+    windows: list[list[InnerStep[Draws]]] = field(default_factory=list)
+    real: list[list[Tensor]] = field(default_factory=list)
+
+
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    watched = Watched()
+
+    def watched_train(state: LearnerState, leaf: Tensor, steps: Any, *rest: Any) -> Any:
+        watched.starts.append(state)
+        watched.windows.append(steps)
+        return train(state, leaf, steps, *rest)
+
+    def watched_gather(split: Split, start: Any, end: Any) -> tuple[Tensor, Tensor]:
+        items, lengths = gather(split, start, end)
+        rows = zip(items, lengths.tolist(), strict=True)
+        watched.real.append([row[:length] for row, length in rows])
+        return items, lengths
+
+    monkeypatch.setattr(distill, "train", watched_train)
+    monkeypatch.setattr(distill, "gather", watched_gather)
+    return watched
+
+
+def config_of(mode: Mode, **outer: Any) -> DistillConfig:
+    return small_config(
+        mode=mode,
+        backbone={"hidden": WIDTH, "inner": 5, "dropout": 0.2},
+        summary={"users": 5, "length": ZETA},
+        learner={"batch": 2, "weight_decay": 0.01, "scratch_steps": 9},
+        outer={
+            "normalise": False,
+            "clip": 1e6,
+            "weight_decay": 0.02,
+            "validate_every": 1000,
+            "shared_steps": 0,
+            **outer,
+        },
+    )
+
+
+def make(config: DistillConfig, biased: bool) -> Distillation:
+    rng = np.random.default_rng(0)
+    histories = [rng.integers(ITEMS, size=size).tolist() for size in [4, 9, 6, 12, 5, 7, 2, 8] * 2]
+    split = make_split(histories, ITEMS)
+    backbone = (BiasedSASRec if biased else SASRec)(config.backbone, config.data.max_history)
+    size = backbone.n_parameters
+    teacher = Trained(
+        parameters=normal(0, size, std=0.3),
+        table=normal(1, ITEMS, WIDTH + biased),
+        early=normal(2, 3, size, std=0.1),
+        validation=0.5,
+        seconds=1.0,
+    )
+    asked = questions(split, "validation", config.learner_history)
+    return Distillation(split, config, backbone, teacher, asked, torch.device("cpu"))
+
+
+def textbook_of(distillation: Distillation, mode: Mode, biased: bool) -> Textbook:
+    backbone, V = distillation.backbone, distillation.teacher.table[:, :WIDTH]
+    assert isinstance(backbone, SASRec)
+    return Textbook(backbone.encode, backbone.n_parameters, V, mode == "from-scratch", biased)
+
+
+def feature_distance(
+    textbook: Textbook, teacher: Trained, theta: Tensor, rows: list[Tensor]
+) -> Tensor:
+    """Mean squared difference from the teacher's hidden states, over events and dimensions."""
+    theirs = Textbook(textbook.encode, textbook.size, textbook.V, False, False)
+    return torch.cat(
+        [
+            (
+                textbook.real_states(theta, events)
+                - theirs.real_states(teacher.parameters, events)
+            ).flatten()
+            for events in rows
+        ]
+    ).square().mean()  # fmt: skip
+
+
+def textbook_step(
+    distillation: Distillation,
+    textbook: Textbook,
+    factors: list[Tensor],
+    start: LearnerState,
+    window: list[InnerStep[Draws]],
+    real: list[Tensor],
+) -> tuple[tuple[Tensor, ...], TapeAdam]:
+    """dL/dU, dL/dT, dL/dG of an outer step, and its learner at the window's end."""
+    config = distillation.config
+    learner_steps = 9 if textbook.own_table else 8
+    U, T, G = factors
+    S = dense_summary(U, T, G, textbook.V)
+    theta = start.parameters.clone().requires_grad_()
+    learner = TapeAdam(theta, start.first, start.second, start.age)
+    for step in window:
+        drawn = step.noise.asked.at.view(2, 3)[:, 1:]  # 2 sequences: the last, and 2 drawn ones
+        places = [[ZETA - 1, *row] for row in drawn.tolist()]
+        loss = textbook.summary_loss(learner.theta, S[step.rows], step.noise.dropout, places)
+        lr = config.learner.lr * (1 - learner.age / learner_steps)
+        learner = learner.step(loss, lr, config.learner.weight_decay)
+    judged = textbook.real_loss(learner.theta, real, config.outer.among == "unseen")
+    if not textbook.own_table:  # from scratch there is no common space to align in
+        teacher = distillation.teacher
+        distant = feature_distance(textbook, teacher, learner.theta, real)
+        judged = judged + config.outer.feature_weight * distant
+    return torch.autograd.grad(judged, factors), learner
+
+
+def assert_kept(distillation: Distillation, learner: TapeAdam) -> None:
+    """A learner of the pool is this one, owing nothing. But for the attention's key bias, whose
+    gradient is pure rounding noise that Adam scales up (and which has no effect)."""
+    named = distillation.backbone.named(torch.arange(distillation.backbone.n_parameters))
+    key_bias = named["0_qkv_bias"][WIDTH : 2 * WIDTH]
+
+    def compared(values: Tensor) -> Tensor:
+        return values.detach().index_fill(0, key_bias, 0.0)
+
+    theta = compared(learner.theta)
+    kept = [p for p in distillation.pool if distance(compared(p.state.parameters), theta) < EXACT]
+    assert len(kept) == 1
+    state = kept[0].state
+    assert (state.age, kept[0].owed) == (learner.age, 0)
+    assert distance(compared(state.first), compared(learner.m)) < EXACT
+    assert distance(compared(state.second), compared(learner.v)) < EXACT
+
+
+@kinds
+@pytest.mark.parametrize(("recompute", "among"), [(False, "unseen"), (True, "all")])
+def test_outer_steps_are_the_textbooks(
+    monkeypatch: pytest.MonkeyPatch, mode: Mode, biased: bool, recompute: bool, among: str
+) -> None:
+    """Five of six: gradients, updated factors, learners; window for window of the pool."""
+    watched = watch(monkeypatch)
+    weight = 0.0 if biased else 0.7
+    config = config_of(mode, recompute=recompute, among=among, feature_weight=weight)
+    distillation = make(config, biased)
+    textbook = textbook_of(distillation, mode, biased)
+    theirs = leaves(*distillation.factors)
+    optimizer = torch.optim.Adam(theirs, weight_decay=config.outer.weight_decay)
+    assert len(distillation.pool) == config.outer.pool
+    ages = []
+    for done, _ in enumerate(islice(distillation.steps(), 5)):
+        start, window, real = watched.starts[done], watched.windows[done], watched.real[done]
+        wanted, learner = textbook_step(distillation, textbook, theirs, start, window, real)
+        for factor, gradient in zip(distillation.factors, wanted, strict=True):
+            assert factor.grad is not None
+            assert gradient.norm() > 1e-6
+            assert distance(factor.grad, gradient) < EXACT
+        for factor, gradient in zip(theirs, wanted, strict=True):
+            factor.grad = gradient
+        optimizer.param_groups[0]["lr"] = config.outer.lr * (1 + math.cos(math.pi * done / 6)) / 2
+        optimizer.step()
+        for ours, factor in zip(distillation.factors, theirs, strict=True):
+            assert distance(ours, factor) < EXACT
+        assert len(window) == config.outer.window
+        assert start.age + len(window) <= distillation.inner_steps
+        ages.append(start.age)
+        assert_kept(distillation, learner)
+    assert len(set(ages)) > 1
+    assert distillation.inner_steps == {"shared-items": 8, "from-scratch": 9}[mode]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_first_steps_from_scratch_may_be_those_of_shared_items(
+    monkeypatch: pytest.MonkeyPatch, biased: bool
+) -> None:
+    """Two of six, then fresh learners, a fresh Adam and a schedule of its own; the same again from
+    a checkpoint between any two."""
+    watched = watch(monkeypatch)
+    config = config_of("from-scratch", shared_steps=2, feature_weight=0.0 if biased else 0.7)
+    distillation = make(config, biased)
+    theirs = leaves(*distillation.factors)
+    resumed: list[Distillation] = []
+    for done, _ in enumerate(islice(distillation.steps(), 5)):
+        mode: Mode = "shared-items" if done < 2 else "from-scratch"
+        if done in (0, 2):
+            optimizer = torch.optim.Adam(theirs, weight_decay=config.outer.weight_decay)
+        start, window, real = watched.starts[-1], watched.windows[-1], watched.real[-1]
+        textbook = textbook_of(distillation, mode, biased)
+        wanted, _ = textbook_step(distillation, textbook, theirs, start, window, real)
+        for factor, ours, gradient in zip(theirs, distillation.factors, wanted, strict=True):
+            assert ours.grad is not None
+            assert distance(ours.grad, gradient) < EXACT
+            factor.grad = gradient
+        of = (done, 2) if done < 2 else (done - 2, 4)
+        optimizer.param_groups[0]["lr"] = (
+            config.outer.lr * (1 + math.cos(math.pi * of[0] / of[1])) / 2
+        )
+        optimizer.step()
+        for again in resumed:
+            next(again.steps())
+        for other in (theirs, *(again.factors for again in resumed)):
+            for ours, factor in zip(distillation.factors, other, strict=True):
+                assert distance(ours, factor) < EXACT
+        resumed.append(make(config, biased))
+        resumed[-1].restore(copy.deepcopy(distillation.state()))
+
+
+@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
+def test_a_window_goes_on_where_the_pool_left_off(
+    monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    """With a pool of one: on from the last window's end until the learner is too old for another,
+    then a fresh one, perhaps after some steps of its own."""
+    watched = watch(monkeypatch)
+    distillation = make(config_of(mode, pool=1, steps=12), False)
+    end = distillation.pool[0].state
+    assert end.age == 0
+    owed = distillation.pool[0].owed
+    fresh = 0
+    for done, _ in enumerate(islice(distillation.steps(), 11)):
+        start = watched.starts[done]
+        if end.age + owed + 3 <= distillation.inner_steps:
+            assert start.age == end.age + owed
+            assert owed > 0 or torch.equal(start.parameters, end.parameters)
+        else:
+            fresh += 1
+            assert start.age <= 3
+        end, owed = distillation.pool[0].state, distillation.pool[0].owed
+        assert owed == 0
+    assert fresh > 1
+
+
+@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
+@pytest.mark.parametrize(("outer", "norm"), [({"normalise": True}, 1.0), ({"clip": 1e-4}, 1e-4)])
+def test_the_gradient_is_normalised_or_clipped_and_keeps_its_direction(
+    mode: Mode, outer: dict[str, Any], norm: float
+) -> None:
+    """Over all factors together. (The norm is divided by with a little added to it.)"""
+    gradients = []
+    for distillation in (make(config_of(mode), False), make(config_of(mode, **outer), False)):
+        distillation.step()
+        parts = [factor.grad for factor in distillation.factors if factor.grad is not None]
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+    free = float(gradients[0].norm())
+    assert free > 1e-3
+    assert abs(free - 1) > 1e-3
+    assert distance(gradients[1], gradients[0] * (norm / free)) < 1e-4
+
+
+def test_a_shared_items_learner_may_start_as_the_early_teacher() -> None:
+    distillation = make(config_of("shared-items", start="teacher", pool=6), True)
+    early = distillation.teacher.early
+    size = early.shape[1]
+    for pooled in distillation.pool:
+        theta = pooled.state.parameters
+        assert any(torch.equal(theta[:size], each) for each in early)
+        assert not theta[size:].any()  # the bias
+
+
+@kinds
+def test_learners_of_the_pool_are_whole_and_their_own(mode: Mode, biased: bool) -> None:
+    distillation = make(config_of(mode, pool=3), biased)
+    model = recommender(distillation.backbone, distillation.V_ND, mode)
+    thetas = [pooled.state.parameters for pooled in distillation.pool]
+    assert all(len(theta) == model.n_parameters for theta in thetas)
+    assert not torch.equal(thetas[0], thetas[1])
+    assert torch.equal(distillation.V_ND, distillation.teacher.table[:, :WIDTH])
