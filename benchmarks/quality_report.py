@@ -244,8 +244,10 @@ def _ablation_section(rows: Rows) -> str:
             for r in own
         ]
         lines.append("")
-    _ablation_picture(rows, RESULTS / "ablations.svg")
-    return "\n".join([*lines, "![quality against size and time](results/ablations.svg)"])
+    if any(r["family"] in ("users", "steps") for r in rows):
+        _ablation_picture(rows, RESULTS / "ablations.svg")
+        lines.append("![quality against size and time](results/ablations.svg)")
+    return "\n".join(lines).rstrip()
 
 
 def _readme_table(rows: Rows) -> str:
@@ -281,6 +283,8 @@ def _picture(rows: Rows, path: Path) -> None:
             for place, dataset in enumerate(datasets):
                 own = [r for r in rows if r["dataset"] == dataset and r["backbone"] == "sasrec"]
                 row, full = _one(own, source, mode), _one(own, "full")
+                if full is not None and row is None and source == "summary":
+                    panel.text(place, 2, "not run", ha="center", fontsize=7, color="#888888")
                 if row is None or full is None:
                     continue
                 label = NAMES[source].strip("*") if place == 0 else None
@@ -294,12 +298,14 @@ def _picture(rows: Rows, path: Path) -> None:
                     error_kw={"lw": 0.8},
                 )
         panel.axhline(100, color="#333333", lw=0.8, ls=":")
-        panel.set_xticks(range(len(datasets)), [d.replace("-", "-\n", 1) for d in datasets])
+        panel.set_xticks(range(len(datasets)), [d.replace("amazon", "amazon\n") for d in datasets])
+        panel.set_xlim(-0.5, len(datasets) - 0.5)
         panel.tick_params(axis="x", labelsize=7)
         panel.set_title(mode, fontsize=10)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("% of full-data NDCG@10")
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
+    panels[0].set_ylim(0, 120)
     figure.tight_layout()
     figure.savefig(path)
 

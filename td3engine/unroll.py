@@ -65,7 +65,7 @@ class InnerStep(Generic[Noise]):
 
 
 LearnerLoss = Callable[[Tensor, Tensor, Noise], Tensor]
-"""(parameters (P), soft sequences (B, zeta, d), noise) -> scalar loss."""
+"""(parameters (P), a batch of the leaf (B, zeta, .), noise) -> scalar loss."""
 
 
 @torch.no_grad()
@@ -130,7 +130,7 @@ class Tape:
 
 def train(
     state: LearnerState,
-    X_UTD: Tensor,
+    leaf: Tensor,
     steps: Sequence[InnerStep[Noise]],
     loss: LearnerLoss[Noise],
     rule: AdamRule,
@@ -145,10 +145,10 @@ def train(
     for step in steps:
         if tapes is None:
             parameters = states[-1].parameters.detach().requires_grad_()
-            value = loss(parameters, X_UTD[step.rows], step.noise)
+            value = loss(parameters, leaf[step.rows], step.noise)
             (gradient,) = torch.autograd.grad(value, parameters)
         else:
-            tapes.append(_tape(states[-1].parameters, X_UTD, step, loss))
+            tapes.append(_tape(states[-1].parameters, leaf, step, loss))
             gradient = tapes[-1].gradient.detach()
         states.append(adam(states[-1], gradient, rule))
     return states
@@ -156,18 +156,19 @@ def train(
 
 def meta_gradient(
     states: Sequence[LearnerState],
-    X_UTD: Tensor,
+    leaf: Tensor,
     steps: Sequence[InnerStep[Noise]],
     loss: LearnerLoss[Noise],
     rule: AdamRule,
     outer_gradient_P: Tensor,
     tapes: list[Tape] | None = None,
 ) -> Tensor:
-    """dL/dX (mu, zeta, d) of a real loss L, through all `steps`.
+    """dL/d(leaf) of a real loss L, through all `steps`.
 
     Args:
         states: what `train` returned for these steps.
-        X_UTD: the soft sequences that were trained on, (mu, zeta, d).
+        leaf: what batches were cut from: soft sequences X (mu, zeta, d), or probabilities S
+            (mu, zeta, n).
         steps: the steps, with the same noise as in `train`.
         loss: the learner's loss.
         rule: the learner's Adam.
@@ -176,25 +177,25 @@ def meta_gradient(
     """
     zeros = torch.zeros_like(outer_gradient_P)
     adjoint = _Adjoint(outer_gradient_P, zeros, zeros)
-    X_gradient = torch.zeros_like(X_UTD)
+    to_leaf = torch.zeros_like(leaf)
     for before, after, step in zip(
         reversed(states[:-1]), reversed(states[1:]), reversed(steps), strict=True
     ):
-        tape = tapes.pop() if tapes is not None else _tape(before.parameters, X_UTD, step, loss)
+        tape = tapes.pop() if tapes is not None else _tape(before.parameters, leaf, step, loss)
         to_gradient, adjoint = _adam_reverse(before, after, tape.gradient.detach(), rule, adjoint)
         to_parameters, to_batch = torch.autograd.grad(
             tape.gradient, (tape.parameters, tape.batch), to_gradient
         )
         adjoint = _Adjoint(adjoint.parameters + to_parameters, adjoint.first, adjoint.second)
-        X_gradient.index_add_(0, step.rows, to_batch)
-    return X_gradient
+        to_leaf.index_add_(0, step.rows, to_batch)
+    return to_leaf
 
 
 def _tape(
-    parameters_P: Tensor, X_UTD: Tensor, step: InnerStep[Noise], loss: LearnerLoss[Noise]
+    parameters_P: Tensor, leaf: Tensor, step: InnerStep[Noise], loss: LearnerLoss[Noise]
 ) -> Tape:
     parameters = parameters_P.detach().requires_grad_()
-    batch = X_UTD[step.rows].detach().requires_grad_()
+    batch = leaf[step.rows].detach().requires_grad_()
     value = loss(parameters, batch, step.noise)
     (gradient,) = torch.autograd.grad(value, parameters, create_graph=True)
     return Tape(parameters, batch, gradient)
