@@ -11,7 +11,7 @@ import logging
 import re
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -23,6 +23,33 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.schemas.problems import FieldError, Problem
+from td3engine.interactions import LogErrorCode
+
+# Every code there is, so that the type checker refuses an unregistered one; a test holds the table
+# in docs/api.md against it. A code never changes its meaning, and none is taken away.
+ServiceCode = Literal[
+    "artifact_not_found",
+    "bad_multipart",
+    "bad_request",
+    "dataset_not_found",
+    "http_error",
+    "internal_error",
+    "invalid_json",
+    "job_is_over",
+    "job_not_found",
+    "job_not_succeeded",
+    "method_not_allowed",
+    "not_found",
+    "precondition_failed",
+    "range_not_satisfiable",
+    "too_large",
+    "unsupported_media_type",
+    "validation_error",
+]
+ProblemCode = ServiceCode | LogErrorCode
+# What only a job can fail with: a log that is fine may still hold too little for its filter.
+_CODES_OF_JOBS = frozenset({"too_little_data"})
+PROBLEM_CODES = frozenset([*get_args(ServiceCode), *get_args(LogErrorCode)]) - _CODES_OF_JOBS
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +57,7 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 REQUEST_ID_HEADER = "x-request-id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LONGEST_ERROR_LIST = 50
-_CODES_OF_FRAMEWORK_ERRORS = {
+_CODES_OF_FRAMEWORK_ERRORS: dict[int, ServiceCode] = {
     400: "bad_request",
     404: "not_found",
     405: "method_not_allowed",
@@ -43,7 +70,7 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status.
-        code: stable, for programs; listed in docs/api.md.
+        code: stable, for programs; explained in docs/api.md.
         detail: for people; says what is wrong and what would be right.
         param: the request's field at fault, as a dotted path.
         errors: all fields at fault.
@@ -54,7 +81,7 @@ class ApiError(Exception):
     def __init__(
         self,
         status: int,
-        code: str,
+        code: ProblemCode,
         detail: str,
         *,
         param: str | None = None,
@@ -74,9 +101,17 @@ class ApiError(Exception):
         self.column = column
 
 
-def not_found(kind: str, identifier: str) -> ApiError:
-    """No dataset, job or artifact of that name."""
-    return ApiError(404, f"{kind}_not_found", f"There is no {kind} {identifier[:100]!r}.")
+_CODES_OF_MISSING: dict[str, ServiceCode] = {
+    "artifact": "artifact_not_found",
+    "dataset": "dataset_not_found",
+    "job": "job_not_found",
+}
+
+
+def not_found(kind: Literal["artifact", "dataset", "job"], identifier: str) -> ApiError:
+    """Nothing of that kind has that id or name."""
+    code = _CODES_OF_MISSING[kind]
+    return ApiError(404, code, f"There is no {kind} {identifier[:100]!r}.")
 
 
 def field_error(path: str, code: str, message: str) -> ApiError:

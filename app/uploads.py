@@ -26,7 +26,7 @@ from app.settings import Settings
 from app.store import datasets
 from app.store.engine import Store
 from app.store.models import Dataset
-from td3engine.interactions import ColumnNames, Limits, LogStatistics
+from td3engine.interactions import ColumnNames, Limits, LogErrorCode, LogStatistics
 
 NORMALISED_NAME = "normalised.parquet"
 _EXIT_BAD_DATA = 65
@@ -44,7 +44,7 @@ _OUT_OF_MEMORY = ("MemoryError", "bad_alloc", "Cannot allocate memory", "malloc 
 class _Refusal(BaseModel):
     """What the child says about a file it cannot use."""
 
-    code: str
+    code: LogErrorCode
     message: str
     line: int | None = None
     column: str | None = None

@@ -71,10 +71,3 @@ def multipart_body(properties: dict[str, Any], *, required: list[str]) -> dict[s
             "schema": {"type": "object", "properties": properties, "required": required}
         }
     }
-
-
-def not_modified(request: Request, etag: str) -> bool:
-    """Whether the client's `If-None-Match` names this (quoted) ETag."""
-    given = request.headers.get("if-none-match", "")
-    tags = {tag.strip().removeprefix("W/") for tag in given.split(",")}
-    return etag in tags or "*" in tags

@@ -18,7 +18,6 @@ from app.api.context import (
     ContextDep,
     Limit,
     multipart_body,
-    not_modified,
     problems,
 )
 from app.api.datasets import (
@@ -28,6 +27,7 @@ from app.api.datasets import (
     find_dataset,
     store_upload,
 )
+from app.downloads import not_modified
 from app.errors import ApiError, not_found, validation_error
 from app.multipart import is_multipart, receive_form
 from app.schemas.common import Page

@@ -57,8 +57,13 @@ def put_file(store: Store, path: Path) -> tuple[str, int]:
     return sha256, size
 
 
-def open_reader(store: Store, sha256: str) -> Iterator[bytes]:
-    """The bytes, chunk by chunk. Holds no connection between chunks, however slow the reader is.
+def open_reader(
+    store: Store, sha256: str, *, start: int = 0, stop: int | None = None
+) -> Iterator[bytes]:
+    """The bytes from `start` to before `stop` (None: the end), a chunk or less at a time.
+
+    Chunks outside of that are not read. No connection is held between chunks, however slow the
+    reader is.
 
     Raises:
         BlobError: nothing (complete) is stored under this name; while reading: it was swept.
@@ -67,7 +72,7 @@ def open_reader(store: Store, sha256: str) -> Iterator[bytes]:
         size = session.scalar(select(Blob.bytes).where(Blob.sha256 == sha256, Blob.complete))
     if size is None:
         raise BlobError(f"no blob {sha256}")
-    return _chunks(store, sha256, -(-size // CHUNK_BYTES))
+    return _chunks(store, sha256, start, size if stop is None else min(stop, size))
 
 
 def get_to_file(store: Store, sha256: str, path: Path) -> None:
@@ -173,8 +178,8 @@ def _touch(session: Session, sha256: str) -> None:
         raise BlobError(f"blob {sha256} was swept while it was stored")
 
 
-def _chunks(store: Store, sha256: str, count: int) -> Iterator[bytes]:
-    for position in range(count):
+def _chunks(store: Store, sha256: str, start: int, stop: int) -> Iterator[bytes]:
+    for position in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
         with store.read() as session:
             data = session.scalar(
                 select(BlobChunk.data).where(
@@ -183,4 +188,5 @@ def _chunks(store: Store, sha256: str, count: int) -> Iterator[bytes]:
             )
         if data is None:
             raise BlobError(f"blob {sha256} was swept while it was read")
-        yield data
+        offset = position * CHUNK_BYTES
+        yield data[max(start - offset, 0) : stop - offset]

@@ -6,10 +6,14 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from sqlalchemy import delete
 
+from app.blobs.sql import CHUNK_BYTES
 from app.bundle import Member, stream_zip
 from app.store import jobs
+from app.store.models import BlobChunk
 from tests.app.api.conftest import BUNDLE, Service
 from tests.app.api.test_errors import problem
 
@@ -45,7 +49,9 @@ def test_each_artifact(each_service: Service, job_id: str) -> None:
 def test_summary_is_the_same_zip_each_time(each_service: Service, job_id: str) -> None:
     answer = each_service.http.get(f"/jobs/{job_id}/summary")
     assert answer.headers["content-type"] == "application/zip"
-    assert answer.headers["content-disposition"] == f"attachment; filename*=UTF-8''{job_id}.zip"
+    disposition = answer.headers["content-disposition"]
+    assert disposition == f"attachment; filename=\"{job_id}.zip\"; filename*=UTF-8''{job_id}.zip"
+    assert answer.headers["accept-ranges"] == "none"
     with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
         assert archive.testzip() is None
         assert {name: archive.read(name) for name in archive.namelist()} == {
@@ -59,6 +65,99 @@ def test_summary_is_the_same_zip_each_time(each_service: Service, job_id: str) -
     assert again.headers["etag"] == answer.headers["etag"]
     headers = {"if-none-match": answer.headers["etag"]}
     assert each_service.http.get(f"/jobs/{job_id}/summary", headers=headers).status_code == 304
+
+
+LARGE = BUNDLE["summary.safetensors"][1]
+LARGE_ETAG = f'"{hashlib.sha256(LARGE).hexdigest()}"'
+SIZE = len(LARGE)
+
+
+def get_large(service: Service, job_id: str, **headers: str) -> httpx.Response:
+    """The artifact of more than two chunks."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return service.http.get(f"/jobs/{job_id}/artifacts/summary.safetensors", headers=named)
+
+
+def test_ranges(each_service: Service, job_id: str) -> None:
+    for asked, start, stop in [
+        ("bytes=0-0", 0, 1),
+        ("bytes=10-19", 10, 20),
+        (f"bytes={CHUNK_BYTES - 1}-{CHUNK_BYTES}", CHUNK_BYTES - 1, CHUNK_BYTES + 1),
+        (f"bytes={CHUNK_BYTES}-", CHUNK_BYTES, SIZE),
+        (f"bytes=5-{SIZE + 9}", 5, SIZE),
+        ("bytes=-7", SIZE - 7, SIZE),
+        (f"bytes=-{SIZE + 1}", 0, SIZE),
+        ("BYTES= 1-2", 1, 3),
+    ]:
+        answer = get_large(each_service, job_id, range=asked)
+        assert answer.status_code == 206, asked
+        assert answer.content == LARGE[start:stop], asked
+        assert answer.headers["content-range"] == f"bytes {start}-{stop - 1}/{SIZE}"
+        assert answer.headers["content-length"] == str(stop - start)
+        assert answer.headers["etag"] == LARGE_ETAG
+
+
+def test_ranges_that_cannot_be(each_service: Service, job_id: str) -> None:
+    for asked in (f"bytes={SIZE}-", f"bytes={SIZE}-{SIZE + 5}", "bytes=-0", f"bytes={'9' * 30}-"):
+        answer = get_large(each_service, job_id, range=asked)
+        problem(answer, 416, "range_not_satisfiable")
+        assert answer.headers["content-range"] == f"bytes */{SIZE}"
+    # Another unit, malformed, or several: the whole, as if there were no such header.
+    for ignored in ("lines=1-2", "bytes=5-2", "bytes=-", "bytes=x-y", "bytes=0-1,4-5", "bytes"):
+        answer = get_large(each_service, job_id, range=ignored)
+        assert (answer.status_code, len(answer.content)) == (200, SIZE)
+        assert "content-range" not in answer.headers
+
+
+def test_a_range_of_another_version_gives_the_whole(each_service: Service, job_id: str) -> None:
+    def status(**headers: str) -> int:
+        return get_large(each_service, job_id, range="bytes=1-2", **headers).status_code
+
+    assert status(if_range=LARGE_ETAG) == 206
+    assert status(if_range=f"W/{LARGE_ETAG}") == 200
+    assert status(if_range='"other"') == 200
+    assert status(if_range="Wed, 21 Oct 2015 07:28:00 GMT") == 200
+    assert status(if_match=f'"other", {LARGE_ETAG}') == 206
+    assert status(if_match="*") == 206
+    assert status(if_none_match=LARGE_ETAG) == 304
+    for other in ('"other"', f"W/{LARGE_ETAG}"):
+        answer = get_large(each_service, job_id, if_match=other)
+        problem(answer, 412, "precondition_failed")
+
+
+def test_a_range_does_not_read_what_lies_before(each_service: Service, job_id: str) -> None:
+    sha256 = LARGE_ETAG.strip('"')
+    with each_service.store.write() as session:
+        lost = (BlobChunk.sha256 == sha256) & (BlobChunk.position != 1)
+        session.execute(delete(BlobChunk).where(lost))
+    answer = get_large(each_service, job_id, range=f"bytes={CHUNK_BYTES}-{2 * CHUNK_BYTES - 1}")
+    assert answer.content == LARGE[CHUNK_BYTES : 2 * CHUNK_BYTES]
+
+
+def test_head_is_get_without_the_bytes(each_service: Service, job_id: str) -> None:
+    for path in ("summary", "artifacts/summary.safetensors"):
+        url = f"/jobs/{job_id}/{path}"
+        got = each_service.http.get(url)
+        head = each_service.http.head(url, headers={"range": "bytes=0-1"})
+        assert (head.status_code, head.content) == (200, b"")
+        ours = {"etag", "content-type", "content-disposition", "accept-ranges", "content-length"}
+        assert {name: head.headers.get(name) for name in ours} == {
+            name: got.headers.get(name) for name in ours
+        }
+        headers = {"if-none-match": got.headers["etag"]}
+        assert each_service.http.head(url, headers=headers).status_code == 304
+    assert each_service.http.head("/jobs/job_none/summary").status_code == 404
+
+
+def test_list(each_service: Service, job_id: str) -> None:
+    listed = each_service.http.get(f"/jobs/{job_id}/artifacts").json()
+    job = each_service.http.get(f"/jobs/{job_id}").json()
+    assert listed == {"data": job["artifacts"], "has_more": False}
+    assert len(listed["data"]) == len(BUNDLE)
+    queued = each_service.new_job()["id"]
+    answer = each_service.http.get(f"/jobs/{queued}/artifacts")
+    assert answer.json() == {"data": [], "has_more": False}
+    problem(each_service.http.get("/jobs/job_none/artifacts"), 404, "job_not_found")
 
 
 def test_no_summary_before_success(each_service: Service) -> None:
