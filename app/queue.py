@@ -1,7 +1,6 @@
 """The door bell: job ids on their way to the workers. SQL says what is queued, not the broker."""
 
 import logging
-from datetime import UTC, datetime
 from typing import Any
 
 from celery import Celery
@@ -9,7 +8,7 @@ from kombu.exceptions import OperationalError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.store import jobs
-from app.store.engine import Store
+from app.store.engine import Store, database_now
 
 TASK = "td3.run_job"
 QUEUE = "td3"
@@ -59,7 +58,7 @@ class JobQueue:
             return False
         try:
             with store.write() as session:
-                jobs.mark_published(session, job_id, datetime.now(UTC))
+                jobs.mark_published(session, job_id, database_now(session))
         except SQLAlchemyError as error:  # the job is on its way: at worst it is sent twice
             logger.warning("%s: sent, but could not be marked so: %s", job_id, error)
         return True

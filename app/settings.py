@@ -68,6 +68,12 @@ class Settings(BaseSettings):
         description="From asking the engine to stop (for a cancel, or because the worker shuts "
         "down) to killing it. Give containers a stop time-out above this.",
     )
+    engine_silence_seconds: _Seconds = Field(
+        default=3600,
+        description="An engine that prints nothing for so long hangs: it is killed, which ends the "
+        "attempt. Well above the longest silence of a healthy one: an epoch of the teacher on a "
+        "large log.",
+    )
     checkpoint_seconds: _Seconds = Field(
         default=60, description="At least so long between two checkpoints of the engine."
     )

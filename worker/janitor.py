@@ -3,13 +3,13 @@
 import logging
 import threading
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from app.blobs import sql as blobs
 from app.queue import JobQueue
 from app.settings import Settings
 from app.store import jobs
-from app.store.engine import Store
+from app.store.engine import Store, database_now
 from worker.folders import sweep_work_folders
 
 logger = logging.getLogger(__name__)
@@ -41,16 +41,20 @@ class Janitor:
     def requeue(self) -> None:
         """Jobs whose worker fell silent go back to the queue (or fail, or are cancelled)."""
         with self._store.write() as session:
-            requeued = jobs.requeue_expired(session, datetime.now(UTC))
+            now = database_now(session)
+            jobs.shorten_leases(
+                session, now, longest=timedelta(seconds=self._settings.lease_seconds)
+            )
+            requeued = jobs.requeue_expired(session, now)
         for job_id in requeued:
             logger.warning("%s: its worker fell silent, queued again", job_id)
             self._queue.publish(self._store, job_id)
 
     def republish(self) -> None:
         """Queued jobs that nobody took are sent again: their id may have been lost on the way."""
-        now = datetime.now(UTC)
         after = timedelta(seconds=self._settings.republish_after_seconds)
         with self._store.read() as session:
+            now = database_now(session)
             queued = jobs.unclaimed(session, older_than=timedelta(0), now=now)
             waiting = jobs.unclaimed(session, older_than=after, now=now)
         # As many ids at the broker as jobs are queued (those just sent too): the workers are just

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -12,7 +12,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from app.settings import Settings
 from app.store import jobs
-from app.store.engine import Store
+from app.store.engine import Store, database_now
 from worker.joblog import JobLog
 
 # The database does not answer or is busy: worth another try for as long as the lease lasts.
@@ -95,7 +95,7 @@ class Pulse:
                 session,
                 self._lease,
                 lease_for=timedelta(seconds=self._settings.lease_seconds),
-                now=datetime.now(UTC),
+                now=database_now(session),
             )
         self._renewed = begin
         return state

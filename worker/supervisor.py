@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, assert_never
 
@@ -21,7 +21,7 @@ from app.blobs import sql as blobs
 from app.queue import JobQueue
 from app.settings import Settings
 from app.store import datasets, jobs
-from app.store.engine import Store
+from app.store.engine import Store, database_now
 from worker.child import Child
 from worker.events import (
     ArtifactFile,
@@ -62,7 +62,7 @@ def run_job(
             job_id,
             owner=f"{socket.gethostname()}:{os.getpid()}",
             lease=timedelta(seconds=settings.lease_seconds),
-            now=datetime.now(UTC),
+            now=database_now(session),
         )
     if lease is None:
         logger.info("%s: not queued (any more), nothing to do", job_id)
@@ -89,6 +89,7 @@ class _Attempt:
     stopping: threading.Event
     log: JobLog
     asked_to_stop: float | None = None
+    hangs: bool = False
     result: ResultEvent | None = None
     error: ErrorEvent | None = None
     progress: ProgressEvent | None = None  # the latest, not stored yet
@@ -143,19 +144,26 @@ class _Attempt:
         """Run the engine to its end; returns its exit code and the tail of its stderr."""
         with Child(command, self.log) as child:
             self.log.info("engine started, process %d", child.pid)
+            heard = time.monotonic()
             for line in child.lines():
                 if line is not None:
                     self._take(line, folder / "out")
+                    heard = time.monotonic()  # not before: taking a line may have to wait
                 self._store_progress(at_once=False)
-                self._watch(child)
+                self._watch(child, heard)
             exit_code = child.end()
         self.log.info("engine ended with %s", _describe_exit(exit_code))
         self._store_progress(at_once=True)
         return exit_code, child.tail()
 
-    def _watch(self, child: Child) -> None:
+    def _watch(self, child: Child, heard: float) -> None:
         if self.pulse.lost.is_set():
             raise LeaseLostError  # leaving the block kills the engine
+        silent = time.monotonic() - heard > self.settings.engine_silence_seconds
+        if silent and not self.hangs:
+            self.log.warning("the engine hangs: killed")
+            self.hangs = True
+            child.kill()
         if self.asked_to_stop is None:
             if self._should_stop():
                 self.log.info("asking the engine to stop")
@@ -212,17 +220,20 @@ class _Attempt:
             # We are late (the database was away): the engine has finished, and removed it.
             self.log.info("checkpoint at %s step %d is gone already", event.phase, event.step)
             return
-        if not self._write(
-            lambda session: jobs.set_checkpoint(
-                session, self.lease, sha256, datetime.now(UTC), phase=event.phase, step=event.step
+
+        def change(session: Session) -> bool:
+            now = database_now(session)
+            return jobs.set_checkpoint(
+                session, self.lease, sha256, now, phase=event.phase, step=event.step
             )
-        ):
+
+        if not self._write(change):
             raise LeaseLostError
         self.log.info("checkpoint at %s step %d, %d bytes", event.phase, event.step, size)
 
     def _record(self, type_: str, data: dict[str, Any]) -> None:
         def change(session: Session) -> bool:
-            return jobs.record(session, self.lease, type_, data, datetime.now(UTC))
+            return jobs.record(session, self.lease, type_, data, database_now(session))
 
         if not self._write(change):
             raise LeaseLostError
@@ -252,6 +263,9 @@ class _Attempt:
             )
         if self.asked_to_stop is not None:
             return self._stopped()
+        if self.hangs:
+            seconds = self.settings.engine_silence_seconds
+            return self._give_up("engine_hangs", f"The engine said nothing for {seconds:g} s.")
         said = f" {self.error.message[:2000]}" if self.error else ""
         ended = f"The engine ended with {_describe_exit(exit_code)}.{said}"
         return self._give_up("engine_crashed", f"{ended}\n{tail}".strip())
@@ -259,12 +273,15 @@ class _Attempt:
     def _publish(self, result: ResultEvent, out: Path) -> str:
         self._record("phase", {"phase": "publishing"})
         stored = [self._store_artifact(file, out) for file in result.artifacts]
-        done = self._write(
-            lambda session: jobs.succeed(
-                session, self.lease, artifacts=stored, metrics=result.metrics, now=datetime.now(UTC)
+
+        def change(session: Session) -> bool:
+            now = database_now(session)
+            return jobs.succeed(
+                session, self.lease, artifacts=stored, metrics=result.metrics, now=now
             )
-        )
-        return "succeeded" if done else self._stopped()  # a cancel came first, or the lease is gone
+
+        # If not, a cancel came first, or the lease is gone.
+        return "succeeded" if self._write(change) else self._stopped()
 
     def _store_artifact(self, file: ArtifactFile, out: Path) -> jobs.StoredArtifact:
         sha256, size = self.pulse.patiently(lambda: blobs.put_file(self.store, out / file.path))
@@ -272,7 +289,7 @@ class _Attempt:
 
     def _stopped(self) -> str:
         """Cancelled if that was asked for, else back to the queue: nobody's fault."""
-        return self._write(lambda session: jobs.release(session, self.lease, datetime.now(UTC)))
+        return self._write(lambda session: jobs.release(session, self.lease, database_now(session)))
 
     def _give_up(self, code: str, message: str, *, permanent: bool = False) -> str:
         error = {"code": code, "message": message[:_MESSAGE_CHARACTERS]}
@@ -280,7 +297,7 @@ class _Attempt:
         try:
             return self._write(
                 lambda session: jobs.give_up_attempt(
-                    session, self.lease, error=error, permanent=permanent, now=datetime.now(UTC)
+                    session, self.lease, error=error, permanent=permanent, now=database_now(session)
                 )
             )
         except LeaseLostError:

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import re
 import time
-from datetime import UTC, datetime
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -34,6 +33,7 @@ from app.schemas.common import Page
 from app.schemas.jobs import Artifact, Job, JobRequest, JobSettings
 from app.store import jobs
 from app.store import models as rows
+from app.store.engine import database_now
 from app.store.models import TERMINAL, JobStatus
 from td3engine.config import DistillConfig, build_config
 
@@ -162,7 +162,7 @@ def cancel_job(job_id: str, context: ContextDep) -> Job:
     """
     with context.store.write() as session:
         find_job(session, job_id)
-        outcome = jobs.request_cancel(session, job_id, datetime.now(UTC))
+        outcome = jobs.request_cancel(session, job_id, database_now(session))
         job = job_view(find_job(session, job_id))
     if outcome == "terminal":
         raise ApiError(409, "job_is_over", f"The job is {job.status}: there is nothing to cancel.")

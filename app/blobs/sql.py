@@ -10,7 +10,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import and_, delete, exists, func, select, update
@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.store.engine import Store
+from app.store.engine import Store, database_now
 from app.store.models import Artifact, Blob, BlobChunk, Dataset, Job
 
 CHUNK_BYTES = 1024 * 1024
@@ -99,13 +99,13 @@ def get_to_file(store: Store, sha256: str, path: Path) -> None:
 
 def sweep(store: Store, *, older_than: timedelta) -> int:
     """Delete blobs that nothing refers to and nobody put for `older_than`; returns how many."""
-    unneeded = and_(
-        Blob.created_at < datetime.now(UTC) - older_than,
-        ~exists().where(Dataset.fingerprint == Blob.sha256),
-        ~exists().where(Job.checkpoint_sha256 == Blob.sha256),
-        ~exists().where(Artifact.sha256 == Blob.sha256),
-    )
     with store.read() as session:
+        unneeded = and_(
+            Blob.created_at < database_now(session) - older_than,
+            ~exists().where(Dataset.fingerprint == Blob.sha256),
+            ~exists().where(Job.checkpoint_sha256 == Blob.sha256),
+            ~exists().where(Artifact.sha256 == Blob.sha256),
+        )
         found = session.scalars(select(Blob.sha256).where(unneeded)).all()
     swept = 0
     for sha256 in found:
@@ -131,7 +131,7 @@ def _start(store: Store, sha256: str, size: int) -> bool:
             postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
         )
         statement = insert(Blob).values(
-            sha256=sha256, bytes=size, complete=False, created_at=datetime.now(UTC)
+            sha256=sha256, bytes=size, complete=False, created_at=database_now(session)
         )
         return session.execute(
             statement.on_conflict_do_update(
@@ -170,7 +170,7 @@ def _touch(session: Session, sha256: str) -> None:
     statement = (
         update(Blob)
         .where(Blob.sha256 == sha256)
-        .values(created_at=datetime.now(UTC))
+        .values(created_at=database_now(session))
         .returning(Blob.sha256)
         .execution_options(synchronize_session=False)
     )

@@ -2,10 +2,21 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    Connection,
+    DateTime,
+    Engine,
+    create_engine,
+    event,
+    func,
+    make_url,
+    select,
+)
 from sqlalchemy.orm import Session
 
 _BEGIN = "td3_begin"  # execution option: how a SQLite transaction starts
@@ -97,6 +108,18 @@ class Store:
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
+
+
+def database_now(session: Session) -> datetime:
+    """The time by the database's clock: the one that all processes share.
+
+    Leases and ages go by it, so that a machine whose clock is wrong takes no job from the others.
+    (Who uses SQLite is on the database's machine.)
+    """
+    if session.get_bind().dialect.name == "sqlite":
+        return datetime.now(UTC)
+    clock = func.clock_timestamp(type_=DateTime(timezone=True))
+    return session.execute(select(clock)).scalar_one().astimezone(UTC)
 
 
 def open_store(url: str) -> Store:

@@ -13,7 +13,7 @@ numbers come from a counter on the job that the same UPDATE bumps; its row lock 
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from sqlalchemy import (
@@ -24,11 +24,13 @@ from sqlalchemy import (
     func,
     literal,
     null,
+    or_,
     select,
     update,
 )
 from sqlalchemy.orm import Session
 
+from app.store.engine import database_now
 from app.store.ids import new_id
 from app.store.models import HELD, TERMINAL, Artifact, Job, JobEvent, JobStatus
 from app.store.transition import STATUS_EVENT, change, run
@@ -98,9 +100,13 @@ def events(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -
 
 
 def unclaimed(session: Session, *, older_than: timedelta, now: datetime) -> list[str]:
-    """Queued jobs last sent (if never: queued) that long ago, oldest first."""
+    """Queued jobs last sent (if never: queued) that long ago, oldest first.
+
+    Those sent in the future as well: the clock was put back, and that time is far away.
+    """
     sent = func.coalesce(Job.published_at, Job.updated_at, type_=Job.updated_at.type)
-    query = select(Job.id).where(Job.status == "queued", sent <= now - older_than).order_by(Job.id)
+    long_ago = or_(sent <= now - older_than, sent > now)
+    query = select(Job.id).where(Job.status == "queued", long_ago).order_by(Job.id)
     return list(session.scalars(query))
 
 
@@ -126,7 +132,7 @@ def create(
     Raises:
         sqlalchemy.exc.IntegrityError: there is no such dataset.
     """
-    now = datetime.now(UTC)
+    now = database_now(session)
     job = Job(
         id=new_id("job"),
         name=name,
@@ -321,8 +327,11 @@ def release(
 def requeue_expired(session: Session, now: datetime) -> list[str]:
     """End the attempts of workers that fell silent. Returns the jobs that are queued again."""
     late = and_(Job.status.in_(HELD), Job.lease_expires_at < now)
+    # A row that somebody has locked is being changed at this moment: the next round sees to it. A
+    # worker frozen in a transaction must not keep the other jobs waiting.
+    found = select(Job.id).where(late).order_by(Job.id).with_for_update(skip_locked=True)
     queued = []
-    for job_id in session.scalars(select(Job.id).where(late).order_by(Job.id)).all():
+    for job_id in session.scalars(found).all():
         # The condition again: the worker may have renewed, or another janitor been faster.
         row = _end_attempt(
             session, and_(Job.id == job_id, late), now, error=_WORKER_LOST, permanent=False
@@ -330,6 +339,20 @@ def requeue_expired(session: Session, now: datetime) -> list[str]:
         if row is not None and row.status == "queued":
             queued.append(job_id)
     return queued
+
+
+def shorten_leases(session: Session, now: datetime, *, longest: timedelta) -> None:
+    """Leases that end later than any granted now would: the clock was put back since.
+
+    Their workers renew them as ever; those of dead workers would last until that time came again.
+    """
+    late = select(Job.id).where(Job.status.in_(HELD), Job.lease_expires_at > now + longest)
+    session.execute(
+        update(Job)
+        .where(Job.id.in_(late.with_for_update(skip_locked=True)))
+        .values(lease_expires_at=now + longest),
+        execution_options={"synchronize_session": False},
+    )
 
 
 # --- how ------------------------------------------------------------------------------------------

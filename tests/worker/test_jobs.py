@@ -5,7 +5,8 @@ import signal
 
 import pytest
 
-from tests.worker.conftest import Script, Service, cancel, wait_for
+from app.store import jobs
+from tests.worker.conftest import Script, Service, cancel, is_alive, wait_for
 
 SUCCESS: Script = [
     ["chatter"],
@@ -143,6 +144,22 @@ def test_other_ends_that_are_crashes(script: Script, words: str, service: Servic
     assert words in error["message"]
 
 
+def test_an_engine_that_hangs_costs_one_attempt(service: Service) -> None:
+    """Its worker is alive, and renews the lease for as long as it takes."""
+    job_id = service.make_job([["step", 1], ["checkpoint"], ["hang"]], [["step", 2], ["result"]])
+    service.start_worker(ENGINE_SILENCE_SECONDS="2")
+    engine = service.wait_mark(job_id, "hanging")
+    job = service.wait_status(job_id, "succeeded", "failed")
+    assert (job.status, job.attempt) == ("succeeded", 2)
+    assert not is_alive(engine)
+    assert [start["resumed"] for start in service.starts(job_id)] == [[], [1]]
+    with service.store.read() as session:
+        errors = [
+            e.data["error"]["code"] for e in jobs.events(session, job_id) if "error" in e.data
+        ]
+    assert errors == ["engine_hangs"]
+
+
 def test_a_worker_that_cannot_go_on_says_so(service: Service) -> None:
     """An artifact that is not there: nothing that the supervisor expects."""
     job_id = service.make_job([["result", "lie"]], max_attempts=1)
@@ -170,7 +187,7 @@ def test_a_worker_that_shuts_down_gives_its_job_back(any_service: Service) -> No
     job = any_service.job(job_id)
     assert (job.status, job.attempt) == ("queued", 0)
     assert job.checkpoint_sha256 is not None
-    assert any_service.queue.depth() == 1
+    assert any_service.queue.depth() >= 1  # a janitor may have been faster, and sent it too
     any_service.open_gate(job_id, "go")
     any_service.start_worker()
     job = any_service.wait_status(job_id, "succeeded", "failed")

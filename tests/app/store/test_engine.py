@@ -2,7 +2,7 @@
 
 import re
 import time
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError, StatementError
 
 from app.settings import Settings
 from app.store import datasets, jobs
-from app.store.engine import Store, make_engine
+from app.store.engine import Store, database_now, make_engine
 from app.store.ids import new_id
 from tests.app.store.conftest import NOW, job, make_dataset, make_job
 
@@ -24,6 +24,22 @@ def test_a_failed_block_leaves_nothing(store: Store, dataset_id: str) -> None:
         raise ZeroDivisionError
     with store.read() as session:
         assert jobs.page(session, limit=1, after=None) == ([], False)
+
+
+def test_a_process_with_a_wrong_clock_asks_the_database(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ahead(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> "Ahead":
+            return super().now(tz) + timedelta(hours=1)
+
+    monkeypatch.setattr("app.store.engine.datetime", Ahead)
+    with store.read() as session:
+        off = database_now(session) - datetime.now(UTC)
+    # SQLite has no clock of its own.
+    wrong = timedelta(hours=store.engine.dialect.name == "sqlite")
+    assert abs(off - wrong) < timedelta(minutes=5)
 
 
 def test_times_are_utc_whatever_their_zone(store: Store, dataset_id: str) -> None:

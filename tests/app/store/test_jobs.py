@@ -7,6 +7,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from app.blobs import sql as blobs
@@ -264,6 +265,38 @@ def test_many_janitors_requeue_once(store: Store, dataset_id: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert [found for ids in pool.map(clean, range(4)) for found in ids] == [job_id]
     assert history(store, job_id) == ["queued", "running", "queued"]
+
+
+def test_a_job_that_is_being_changed_holds_up_no_other(store: Store, dataset_id: str) -> None:
+    """A worker that is frozen in the middle of a transaction, and others that fell silent."""
+    if store.engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one lock for everything")
+    frozen, silent = (claim(store, make_job(store, dataset_id)) for _ in range(2))
+    with store.write() as middle:
+        jobs.record(middle, frozen, "phase", {"phase": "distilling"}, NOW)
+        with store.write() as session:
+            session.execute(text("SET LOCAL lock_timeout = 1"))
+            jobs.shorten_leases(session, NOW, longest=MINUTE / 2)
+            assert jobs.requeue_expired(session, NOW + 2 * MINUTE) == [silent.job_id]
+    with store.write() as session:
+        assert jobs.requeue_expired(session, NOW + 2 * MINUTE) == [frozen.job_id]
+
+
+def test_a_clock_that_was_put_back_delays_nothing(store: Store, dataset_id: str) -> None:
+    hour = 60 * MINUTE
+    held, waiting = (
+        claim(store, make_job(store, dataset_id), NOW + hour),
+        make_job(store, dataset_id),
+    )
+    fine = claim(store, make_job(store, dataset_id), NOW - MINUTE / 2)
+    with store.write() as session:
+        jobs.mark_published(session, waiting, NOW + hour)
+        jobs.shorten_leases(session, NOW, longest=MINUTE)
+        assert jobs.requeue_expired(session, NOW + MINUTE / 2) == []
+        assert jobs.unclaimed(session, older_than=MINUTE, now=NOW) == [waiting]
+        assert jobs.requeue_expired(session, NOW + 0.75 * MINUTE) == [fine.job_id]
+        assert jobs.check(session, held) == "running"
+        assert jobs.requeue_expired(session, NOW + 1.5 * MINUTE) == [held.job_id]
 
 
 # --- cancel --------------------------------------------------------------------------------------
