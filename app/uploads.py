@@ -168,13 +168,14 @@ async def _run(command: Sequence[str], seconds: float) -> tuple[int, str, str]:
 
 
 def save(
-    store: Store, form: Form, normalised: Normalised, target: Path, name: str | None
+    store: Store, tenant_id: str, form: Form, normalised: Normalised, target: Path, name: str | None
 ) -> Dataset:
-    """Store the normalised log, then the row that refers to it."""
+    """Store the normalised log, then the tenant's row that refers to it."""
     fingerprint, _ = blobs.put_file(store, target)
     with store.write() as session:
         return datasets.create(
             session,
+            tenant_id=tenant_id,
             name=name or form.filename or "dataset",
             fingerprint=fingerprint,
             source_sha256=form.sha256,

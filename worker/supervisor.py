@@ -129,10 +129,11 @@ class _Attempt:
 
     def _read_job(self) -> tuple[str, dict[str, Any], str | None]:
         with self.store.read() as session:
-            job = jobs.get(session, self.lease.job_id)
-            dataset = datasets.get(session, job.dataset_id) if job else None
-        if job is None or dataset is None:
-            raise LeaseLostError
+            job = jobs.held(session, self.lease)
+            if job is None:
+                raise LeaseLostError
+            dataset = datasets.get(session, job.dataset_id, tenant_id=job.tenant_id)
+        assert dataset is not None  # a foreign key
         return dataset.fingerprint, job.config, job.checkpoint_sha256
 
     def _fetch(self, sha256: str, path: Path) -> None:

@@ -13,6 +13,7 @@ from app.downloads import Download, respond
 from app.errors import ApiError, not_found
 from app.schemas.common import Page
 from app.schemas.jobs import Artifact, Job
+from app.security import CallerDep
 
 router = APIRouter(prefix="/jobs", tags=["artifacts"])
 
@@ -64,9 +65,9 @@ _ARTIFACT_RESPONSES: dict[int | str, dict[str, Any]] = {
     operation_id="listArtifacts",
     responses=problems(_404="`job_not_found`"),
 )
-def list_artifacts(job_id: str, context: ContextDep) -> Page[Artifact]:
+def list_artifacts(job_id: str, context: ContextDep, caller: CallerDep) -> Page[Artifact]:
     """The files that the job made, all of them; none before it has succeeded."""
-    return Page(data=load_job(context, job_id).artifacts, has_more=False)
+    return Page(data=load_job(context, caller, job_id).artifacts, has_more=False)
 
 
 @router.head(
@@ -81,12 +82,14 @@ def list_artifacts(job_id: str, context: ContextDep) -> Page[Artifact]:
     response_class=Response,
     responses=_SUMMARY_RESPONSES,
 )
-def download_summary(job_id: str, request: Request, context: ContextDep) -> Response:
+def download_summary(
+    job_id: str, request: Request, context: ContextDep, caller: CallerDep
+) -> Response:
     """The summary: `summary.safetensors`, `items.parquet` and `manifest.json` as one zip, which has
     the same bytes each time. It is made while it is sent, so without ranges: to resume a download,
     fetch the artifacts.
     """
-    job = load_job(context, job_id)
+    job = load_job(context, caller, job_id)
     files = {artifact.name: artifact for artifact in _artifacts(job)}
     members = [Member(name, files[name].bytes, files[name].sha256) for name in BUNDLE_NAMES]
 
@@ -113,13 +116,14 @@ def download_summary(job_id: str, request: Request, context: ContextDep) -> Resp
     response_class=Response,
     responses=_ARTIFACT_RESPONSES,
 )
-def download_artifact(job_id: str, name: str, request: Request, context: ContextDep) -> Response:
+def download_artifact(
+    job_id: str, name: str, request: Request, context: ContextDep, caller: CallerDep
+) -> Response:
     """One file that the job made; its ETag is its sha256. `Range` (one, with or without `If-Range`)
     resumes a download that broke off.
     """
-    artifact = next(
-        (one for one in _artifacts(load_job(context, job_id)) if one.name == name), None
-    )
+    job = load_job(context, caller, job_id)
+    artifact = next((one for one in _artifacts(job) if one.name == name), None)
     if artifact is None:
         raise not_found("artifact", name)
     return respond(

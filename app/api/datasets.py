@@ -10,6 +10,7 @@ from app.errors import not_found, validation_error
 from app.multipart import Form, receive_form
 from app.schemas.common import Name, Page
 from app.schemas.datasets import ColumnNames, Dataset
+from app.security import Caller, CallerDep
 from app.store import datasets
 from app.store import models as rows
 from app.uploads import NORMALISED_NAME, normalise, save
@@ -60,7 +61,9 @@ _Name: TypeAdapter[str] = TypeAdapter(Name)
         }
     },
 )
-async def create_dataset(request: Request, response: Response, context: ContextDep) -> Dataset:
+async def create_dataset(
+    request: Request, response: Response, context: ContextDep, caller: CallerDep
+) -> Dataset:
     """Upload an interaction log. It is checked and normalised before the answer, which has its
     statistics. Uploading the same interactions twice gives two datasets of one fingerprint.
     """
@@ -72,38 +75,48 @@ async def create_dataset(request: Request, response: Response, context: ContextD
             max_file_bytes=context.settings.max_upload_bytes,
         )
         name = _parse_name(form.fields.get("name"))
-        row = await store_upload(context, form, name=name)
+        row = await store_upload(context, caller, form, name=name)
     response.headers["Location"] = f"/datasets/{row.id}"
     return Dataset.model_validate(row)
 
 
 @router.get("", operation_id="listDatasets")
-def list_datasets(context: ContextDep, limit: Limit = 20, after: After = None) -> Page[Dataset]:
+def list_datasets(
+    context: ContextDep, caller: CallerDep, limit: Limit = 20, after: After = None
+) -> Page[Dataset]:
     """Newest first."""
     with context.store.read() as session:
-        found, has_more = datasets.page(session, limit=limit, after=after)
+        found, has_more = datasets.page(
+            session, tenant_id=caller.tenant_id, limit=limit, after=after
+        )
     return Page(data=[Dataset.model_validate(row) for row in found], has_more=has_more)
 
 
 @router.get(
     "/{dataset_id}", operation_id="getDataset", responses=problems(_404="`dataset_not_found`")
 )
-def get_dataset(dataset_id: str, context: ContextDep) -> Dataset:
+def get_dataset(dataset_id: str, context: ContextDep, caller: CallerDep) -> Dataset:
     """One dataset."""
     with context.store.read() as session:
-        row = find_dataset(session, dataset_id)
+        row = find_dataset(session, caller, dataset_id)
     if row is None:
         raise not_found("dataset", dataset_id)
     return Dataset.model_validate(row)
 
 
-def find_dataset(session: Session, dataset_id: str) -> rows.Dataset | None:
-    """The dataset; what cannot be an id is not asked for (PostgreSQL refuses null characters)."""
-    return datasets.get(session, dataset_id) if dataset_id.isidentifier() else None
+def find_dataset(session: Session, caller: Caller, dataset_id: str) -> rows.Dataset | None:
+    """The caller's dataset; what cannot be an id is not asked for (PostgreSQL refuses null
+    characters).
+    """
+    if not dataset_id.isidentifier():
+        return None
+    return datasets.get(session, dataset_id, tenant_id=caller.tenant_id)
 
 
-async def store_upload(context: Context, form: Form, *, name: str | None) -> rows.Dataset:
-    """A received file as a dataset: read in a child process, stored in a thread."""
+async def store_upload(
+    context: Context, caller: Caller, form: Form, *, name: str | None
+) -> rows.Dataset:
+    """A received file as a dataset of the caller's: read in a child process, stored in a thread."""
     try:
         columns = ColumnNames.model_validate_json(form.fields.get("columns") or "{}")
     except ValidationError as error:
@@ -111,7 +124,9 @@ async def store_upload(context: Context, form: Form, *, name: str | None) -> row
     target = form.path.with_name(NORMALISED_NAME)
     async with context.normalising:
         normalised = await normalise(form, target, columns, context.settings)
-    return await run_in_threadpool(save, context.store, form, normalised, target, name)
+    return await run_in_threadpool(
+        save, context.store, caller.tenant_id, form, normalised, target, name
+    )
 
 
 def _parse_name(text: str | None) -> str | None:

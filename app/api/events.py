@@ -14,6 +14,7 @@ from app.api.jobs import find_job
 from app.errors import field_error
 from app.schemas.common import Page
 from app.schemas.jobs import JobEvent
+from app.security import Caller, CallerDep
 from app.store import jobs
 from app.store.models import TERMINAL
 
@@ -45,6 +46,7 @@ _MAX_SEQUENCE = 2**31 - 1
 async def list_job_events(
     job_id: str,
     context: ContextDep,
+    caller: CallerDep,
     *,
     limit: Limit = 100,
     after: Annotated[
@@ -60,20 +62,20 @@ async def list_job_events(
     after the event that ends the job.
     """
     if EVENT_STREAM not in (accept or ""):
-        page, _ = await run_in_threadpool(_load, context, job_id, after, limit)
+        page, _ = await run_in_threadpool(_load, context, caller, job_id, after, limit)
         return page
     after = _resume_from(last_event_id, after)
-    page, over = await run_in_threadpool(_load, context, job_id, after, _BATCH)
+    page, over = await run_in_threadpool(_load, context, caller, job_id, after, _BATCH)
     if over and not page.data and last_event_id is not None:
         return Response(status_code=204)  # tells an EventSource to stop reconnecting
     return EventSourceResponse(
-        _stream(context, job_id, page, over, after),
+        _stream(context, caller, job_id, page, over, after),
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
     )
 
 
 async def _stream(
-    context: Context, job_id: str, page: Page[JobEvent], over: bool, after: int
+    context: Context, caller: Caller, job_id: str, page: Page[JobEvent], over: bool, after: int
 ) -> AsyncIterator[bytes]:
     """Batches of events as they come. Between two looks neither thread nor connection is held."""
     last_sent = time.monotonic()
@@ -91,15 +93,19 @@ async def _stream(
                 yield KEEPALIVE_COMMENT
                 last_sent = time.monotonic()
             await asyncio.sleep(POLL_SECONDS)
-        page, over = await run_in_threadpool(_load, context, job_id, after, _BATCH)
+        page, over = await run_in_threadpool(_load, context, caller, job_id, after, _BATCH)
 
 
-def _load(context: Context, job_id: str, after: int, limit: int) -> tuple[Page[JobEvent], bool]:
+def _load(
+    context: Context, caller: Caller, job_id: str, after: int, limit: int
+) -> tuple[Page[JobEvent], bool]:
     """Events after `after`, and whether the job is over, so that no more will come."""
     with context.store.read() as session:
         # The status first: when it is terminal, the event that made it so is there as well.
-        over = find_job(session, job_id).status in TERMINAL
-        found = jobs.events(session, job_id, after=after, limit=limit + 1)
+        over = find_job(session, caller, job_id).status in TERMINAL
+        found = jobs.events(
+            session, job_id, tenant_id=caller.tenant_id, after=after, limit=limit + 1
+        )
     events = [
         JobEvent(sequence=row.sequence, type=row.type, created_at=row.created_at, data=row.data)
         for row in found[:limit]

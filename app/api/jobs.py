@@ -31,6 +31,7 @@ from app.errors import ApiError, not_found, validation_error
 from app.multipart import is_multipart, receive_form
 from app.schemas.common import Page
 from app.schemas.jobs import Artifact, Job, JobRequest, JobSettings
+from app.security import Caller, CallerDep
 from app.store import jobs
 from app.store import models as rows
 from app.store.engine import database_now
@@ -82,14 +83,16 @@ _POLL_SECONDS = (0.1, 1.0)  # first and longest pause while waiting for a job
         }
     },
 )
-async def create_job(request: Request, response: Response, context: ContextDep) -> Job:
+async def create_job(
+    request: Request, response: Response, context: ContextDep, caller: CallerDep
+) -> Job:
     """Distil a dataset, or a file that is uploaded with the request and becomes a dataset."""
     if is_multipart(request):
-        job = await _create_from_upload(request, context)
+        job = await _create_from_upload(request, context, caller)
     else:
         asked = _parse(JobRequest, await _read_json(request))
         config = _full_config(asked)
-        job = await run_in_threadpool(_submit, context, asked, config, asked.dataset_id)
+        job = await run_in_threadpool(_submit, context, caller, asked, config, asked.dataset_id)
     response.headers["Location"] = f"/jobs/{job.id}"
     return job
 
@@ -97,6 +100,7 @@ async def create_job(request: Request, response: Response, context: ContextDep) 
 @router.get("", operation_id="listJobs")
 def list_jobs(
     context: ContextDep,
+    caller: CallerDep,
     limit: Limit = 20,
     after: After = None,
     status: Annotated[JobStatus | None, Query(description="Only jobs of this status.")] = None,
@@ -108,7 +112,12 @@ def list_jobs(
     """Newest first."""
     with context.store.read() as session:
         found, has_more = jobs.page(
-            session, limit=limit, after=after, status=status, dataset_id=dataset_id
+            session,
+            tenant_id=caller.tenant_id,
+            limit=limit,
+            after=after,
+            status=status,
+            dataset_id=dataset_id,
         )
         return Page(data=[job_view(row) for row in found], has_more=has_more)
 
@@ -132,6 +141,7 @@ async def get_job(
     job_id: str,
     request: Request,
     context: ContextDep,
+    caller: CallerDep,
     prefer: Annotated[
         str | None,
         Header(description="`wait=N`: answer once the job is over, or after N (<= 60) seconds."),
@@ -139,7 +149,7 @@ async def get_job(
 ) -> Response:
     """One job."""
     seconds = _wanted_wait(prefer)
-    job = await _wait_until_over(request, context, job_id, seconds or 0)
+    job = await _wait_until_over(request, context, caller, job_id, seconds or 0)
     content = job.model_dump_json().encode()
     etag = f'"{hashlib.sha256(content).hexdigest()}"'
     headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Prefer"}
@@ -156,36 +166,39 @@ async def get_job(
     operation_id="cancelJob",
     responses=problems(_404="`job_not_found`", _409="`job_is_over`: it has ended already."),
 )
-def cancel_job(job_id: str, context: ContextDep) -> Job:
+def cancel_job(job_id: str, context: ContextDep, caller: CallerDep) -> Job:
     """Ask for the job's end. A queued job is cancelled at once, a running one is `cancelling` until
     its process is gone. Asking again changes nothing.
     """
     with context.store.write() as session:
-        find_job(session, job_id)
-        outcome = jobs.request_cancel(session, job_id, database_now(session))
-        job = job_view(find_job(session, job_id))
+        find_job(session, caller, job_id)
+        outcome = jobs.request_cancel(
+            session, job_id, database_now(session), tenant_id=caller.tenant_id
+        )
+        job = job_view(find_job(session, caller, job_id))
     if outcome == "terminal":
         raise ApiError(409, "job_is_over", f"The job is {job.status}: there is nothing to cancel.")
     return job
 
 
-def find_job(session: Session, job_id: str) -> rows.Job:
-    """The job.
+def find_job(session: Session, caller: Caller, job_id: str) -> rows.Job:
+    """The caller's job.
 
     Raises:
         ApiError: 404 `job_not_found`.
     """
     # What cannot be an id is not asked for: PostgreSQL refuses null characters.
-    row = jobs.get(session, job_id) if job_id.isidentifier() else None
+    known = job_id.isidentifier()
+    row = jobs.get(session, job_id, tenant_id=caller.tenant_id) if known else None
     if row is None:
         raise not_found("job", job_id)
     return row
 
 
-def load_job(context: Context, job_id: str) -> Job:
-    """The job as it is now; raises as `find_job` does."""
+def load_job(context: Context, caller: Caller, job_id: str) -> Job:
+    """The caller's job as it is now; raises as `find_job` does."""
     with context.store.read() as session:
-        return job_view(find_job(session, job_id))
+        return job_view(find_job(session, caller, job_id))
 
 
 def job_view(row: rows.Job) -> Job:
@@ -205,7 +218,7 @@ def job_view(row: rows.Job) -> Job:
     )
 
 
-async def _create_from_upload(request: Request, context: Context) -> Job:
+async def _create_from_upload(request: Request, context: Context, caller: Caller) -> Job:
     with context.uploads.one() as folder:
         form = await receive_form(
             request,
@@ -215,14 +228,16 @@ async def _create_from_upload(request: Request, context: Context) -> Job:
         )
         asked = _parse(JobSettings, form.fields.get("request") or "{}")
         config = _full_config(asked)  # before the file is read, which takes longer
-        dataset = await store_upload(context, form, name=None)
-    return await run_in_threadpool(_submit, context, asked, config, dataset.id)
+        dataset = await store_upload(context, caller, form, name=None)
+    return await run_in_threadpool(_submit, context, caller, asked, config, dataset.id)
 
 
-def _submit(context: Context, asked: JobSettings, config: DistillConfig, dataset_id: str) -> Job:
+def _submit(
+    context: Context, caller: Caller, asked: JobSettings, config: DistillConfig, dataset_id: str
+) -> Job:
     """Commit the job, then ring the bell."""
     with context.store.write() as session:
-        if find_dataset(session, dataset_id) is None:
+        if find_dataset(session, caller, dataset_id) is None:
             raise ApiError(
                 422,
                 "dataset_not_found",
@@ -231,6 +246,7 @@ def _submit(context: Context, asked: JobSettings, config: DistillConfig, dataset
             )
         row = jobs.create(
             session,
+            tenant_id=caller.tenant_id,
             dataset_id=dataset_id,
             config=config.model_dump(mode="json"),
             preset=asked.preset,
@@ -281,7 +297,9 @@ def _wanted_wait(prefer: str | None) -> int | None:
     return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else None
 
 
-async def _wait_until_over(request: Request, context: Context, job_id: str, seconds: int) -> Job:
+async def _wait_until_over(
+    request: Request, context: Context, caller: Caller, job_id: str, seconds: int
+) -> Job:
     """The job, once it is over or `seconds` have passed or the client has left.
 
     Between two looks neither a thread nor a connection is held.
@@ -289,7 +307,7 @@ async def _wait_until_over(request: Request, context: Context, job_id: str, seco
     deadline = time.monotonic() + seconds
     pause, longest_pause = _POLL_SECONDS
     while True:
-        job = await run_in_threadpool(load_job, context, job_id)
+        job = await run_in_threadpool(load_job, context, caller, job_id)
         left = deadline - time.monotonic()
         over = job.status in TERMINAL or left <= 0 or context.stopping.is_set()
         if over or await request.is_disconnected():

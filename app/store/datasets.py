@@ -13,6 +13,7 @@ from app.store.models import Dataset
 def create(
     session: Session,
     *,
+    tenant_id: str,
     name: str,
     fingerprint: str,
     source_sha256: str,
@@ -22,10 +23,11 @@ def create(
     """A new dataset, whose blob `fingerprint` is already stored.
 
     Raises:
-        sqlalchemy.exc.IntegrityError: there is no such blob.
+        sqlalchemy.exc.IntegrityError: there is no such blob, or no such tenant.
     """
     dataset = Dataset(
         id=new_id("ds"),
+        tenant_id=tenant_id,
         name=name,
         created_at=datetime.now(UTC),
         fingerprint=fingerprint,
@@ -38,14 +40,19 @@ def create(
     return dataset
 
 
-def get(session: Session, dataset_id: str) -> Dataset | None:
-    """One dataset, or None."""
-    return session.get(Dataset, dataset_id)
+def get(session: Session, dataset_id: str, *, tenant_id: str) -> Dataset | None:
+    """One dataset of this tenant, or None."""
+    return session.scalar(
+        select(Dataset).where(Dataset.id == dataset_id, Dataset.tenant_id == tenant_id)
+    )
 
 
-def page(session: Session, *, limit: int, after: str | None = None) -> tuple[list[Dataset], bool]:
-    """Newest first, those older than the dataset `after`; and whether there are more."""
-    query = select(Dataset).order_by(Dataset.id.desc()).limit(limit + 1)
+def page(
+    session: Session, *, tenant_id: str, limit: int, after: str | None = None
+) -> tuple[list[Dataset], bool]:
+    """The tenant's datasets, newest first, older than `after`; and whether there are more."""
+    query = select(Dataset).where(Dataset.tenant_id == tenant_id)
+    query = query.order_by(Dataset.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(Dataset.id < after)
     found = list(session.scalars(query))

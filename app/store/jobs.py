@@ -21,6 +21,7 @@ from sqlalchemy import (
     Row,
     and_,
     case,
+    exists,
     func,
     literal,
     null,
@@ -63,21 +64,23 @@ class StoredArtifact:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def get(session: Session, job_id: str) -> Job | None:
-    """One job with its artifacts, as it is now, or None."""
-    return session.get(Job, job_id, populate_existing=True)
+def get(session: Session, job_id: str, *, tenant_id: str) -> Job | None:
+    """One job of this tenant with its artifacts, as it is now, or None."""
+    query = select(Job).where(_owned(tenant_id, job_id))
+    return session.scalar(query, execution_options={"populate_existing": True})
 
 
 def page(
     session: Session,
     *,
+    tenant_id: str,
     limit: int,
     after: str | None = None,
     status: JobStatus | None = None,
     dataset_id: str | None = None,
 ) -> tuple[list[Job], bool]:
-    """Newest first, those older than the job `after`; and whether there are more."""
-    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    """The tenant's jobs, newest first, older than `after`; and whether there are more."""
+    query = select(Job).where(Job.tenant_id == tenant_id).order_by(Job.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(Job.id < after)
     if status is not None:
@@ -88,11 +91,17 @@ def page(
     return found[:limit], len(found) > limit
 
 
-def events(session: Session, job_id: str, *, after: int = 0, limit: int = 100) -> list[JobEvent]:
-    """Events with a sequence above `after`, in order."""
+def events(
+    session: Session, job_id: str, *, tenant_id: str, after: int = 0, limit: int = 100
+) -> list[JobEvent]:
+    """Events of this tenant's job with a sequence above `after`, in order."""
     query = (
         select(JobEvent)
-        .where(JobEvent.job_id == job_id, JobEvent.sequence > after)
+        .where(
+            JobEvent.job_id == job_id,
+            JobEvent.sequence > after,
+            exists().where(_owned(tenant_id, job_id)),
+        )
         .order_by(JobEvent.sequence)
         .limit(limit)
     )
@@ -110,6 +119,11 @@ def unclaimed(session: Session, *, older_than: timedelta, now: datetime) -> list
     return list(session.scalars(query))
 
 
+def held(session: Session, lease: Lease) -> Job | None:
+    """The job that this lease is for, whoever owns it; None: the lease is lost."""
+    return session.scalar(select(Job).where(_held(lease)))
+
+
 def check(session: Session, lease: Lease) -> Literal["running", "cancelling", "lost"]:
     """What the holder of a lease should know: go on, stop, or it is no longer yours."""
     return _standing(session.scalar(select(Job.status).where(_held(lease))))
@@ -121,6 +135,7 @@ def check(session: Session, lease: Lease) -> Literal["running", "cancelling", "l
 def create(
     session: Session,
     *,
+    tenant_id: str,
     dataset_id: str,
     config: dict[str, Any],
     preset: str,
@@ -130,11 +145,12 @@ def create(
     """A new queued job. Publish its id after the commit (app/queue.py).
 
     Raises:
-        sqlalchemy.exc.IntegrityError: there is no such dataset.
+        sqlalchemy.exc.IntegrityError: the tenant has no such dataset.
     """
     now = database_now(session)
     job = Job(
         id=new_id("job"),
+        tenant_id=tenant_id,
         name=name,
         dataset_id=dataset_id,
         preset=preset,
@@ -161,13 +177,13 @@ def mark_published(session: Session, job_id: str, now: datetime) -> None:
 
 
 def request_cancel(
-    session: Session, job_id: str, now: datetime
+    session: Session, job_id: str, now: datetime, *, tenant_id: str
 ) -> Literal["cancelled", "cancelling", "terminal", "missing"]:
     """Queued: cancelled at once. Running: its worker is told to stop. Asking twice is harmless."""
     queued = Job.status == "queued"
     row = change(
         session,
-        and_(Job.id == job_id, Job.status.in_(("queued", "running"))),
+        and_(_owned(tenant_id, job_id), Job.status.in_(("queued", "running"))),
         now,
         status=case((queued, literal("cancelled")), else_=literal("cancelling")),
         finished_at=case((queued, now), else_=null()),
@@ -176,7 +192,7 @@ def request_cancel(
     )
     if row is not None:
         return "cancelled" if row.status == "cancelled" else "cancelling"
-    status = session.scalar(select(Job.status).where(Job.id == job_id))
+    status = session.scalar(select(Job.status).where(_owned(tenant_id, job_id)))
     if status is None:
         return "missing"
     return "terminal" if status in TERMINAL else "cancelling"
@@ -358,6 +374,10 @@ def shorten_leases(session: Session, now: datetime, *, longest: timedelta) -> No
 # --- how ------------------------------------------------------------------------------------------
 
 _NO_LEASE: dict[str, None] = {"lease_token": None, "lease_owner": None, "lease_expires_at": None}
+
+
+def _owned(tenant_id: str, job_id: str) -> ColumnElement[bool]:
+    return and_(Job.id == job_id, Job.tenant_id == tenant_id)
 
 
 def _held(lease: Lease) -> ColumnElement[bool]:

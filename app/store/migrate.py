@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Callable
 from importlib.resources import files
+from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 
 from app.settings import get_settings
 from app.store.engine import open_store
@@ -34,6 +35,10 @@ def downgrade(url: str, revision: str) -> None:
 
 def _run(url: str, migrate: Callable[[Config], None]) -> None:
     store = open_store(url)
+    if store.engine.dialect.name == "sqlite":
+        # SQLite changes a table by copying it and dropping the old one, which would take the rows
+        # that refer to it along. The switch does nothing within a transaction, hence so early.
+        event.listen(store.engine, "connect", _ignore_foreign_keys)
     try:
         with store.write() as session:
             connection = session.connection()
@@ -42,8 +47,20 @@ def _run(url: str, migrate: Callable[[Config], None]) -> None:
                 connection.execute(text("SET LOCAL statement_timeout = 0"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
             migrate(alembic_config(connection))
+            if connection.dialect.name == "sqlite":
+                _check_foreign_keys(connection)
     finally:
         store.close()
+
+
+def _ignore_foreign_keys(connection: Any, _record: Any) -> None:
+    connection.execute("PRAGMA foreign_keys = OFF")
+
+
+def _check_foreign_keys(connection: Connection) -> None:
+    broken = connection.execute(text("PRAGMA foreign_key_check")).all()
+    if broken:
+        raise RuntimeError(f"the migration would leave rows that refer to nothing: {broken[:5]}")
 
 
 if __name__ == "__main__":

@@ -10,17 +10,22 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     LargeBinary,
     MetaData,
     String,
     TypeDecorator,
+    UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 JobStatus = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled"]
 TERMINAL: tuple[JobStatus, ...] = ("succeeded", "failed", "cancelled")
 HELD: tuple[JobStatus, ...] = ("running", "cancelling")  # a worker has a lease on it
+
+# Whose rows they are where nobody says: a service without API keys, for the people of one machine.
+DEFAULT_TENANT = "default"
 
 _Id = String(40)
 _Sha256 = String(64)
@@ -99,12 +104,24 @@ class BlobChunk(Base):
     data: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class Tenant(Base):
+    """Who owns rows. No tenant sees another's; stored bytes may be shared below the surface."""
+
+    __tablename__ = "tenants"
+
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)  # the name that the operator chose
+    created_at: Mapped[datetime]
+
+
 class Dataset(Base):
     """A normalised log."""
 
     __tablename__ = "datasets"
+    # Serves a tenant's lists, and lets a job name only data of its own tenant.
+    __table_args__ = (UniqueConstraint("tenant_id", "id"),)
 
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(_Id, ForeignKey("tenants.id"))
     name: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[datetime]
     fingerprint: Mapped[str] = mapped_column(_Sha256, ForeignKey("blobs.sha256"), index=True)
@@ -126,12 +143,16 @@ class Job(Base):
         CheckConstraint(
             "(status IN ('running', 'cancelling')) = (lease_token IS NOT NULL)", name="lease"
         ),
+        ForeignKeyConstraint(["tenant_id", "dataset_id"], ["datasets.tenant_id", "datasets.id"]),
         Index(None, "status", "id"),
+        Index(None, "tenant_id", "id"),
+        Index(None, "tenant_id", "status", "id"),
     )
 
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(_Id, ForeignKey("tenants.id"))
     name: Mapped[str | None] = mapped_column(String(200))
-    dataset_id: Mapped[str] = mapped_column(_Id, ForeignKey("datasets.id"), index=True)
+    dataset_id: Mapped[str] = mapped_column(_Id, index=True)
     preset: Mapped[str] = mapped_column(String(40))
     config: Mapped[dict[str, Any]]
     status: Mapped[JobStatus] = mapped_column(String(20))

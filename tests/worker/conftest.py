@@ -17,7 +17,7 @@ from app.blobs import sql as blobs
 from app.queue import JobQueue
 from app.store import datasets, jobs
 from app.store.engine import Store, open_store
-from app.store.models import Job
+from app.store.models import DEFAULT_TENANT, Job
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 60.0
@@ -86,6 +86,7 @@ class Service:
         with self.store.write() as session:
             dataset = datasets.create(
                 session,
+                tenant_id=DEFAULT_TENANT,
                 name="A log",
                 fingerprint=fingerprint,
                 source_sha256=fingerprint,
@@ -94,6 +95,7 @@ class Service:
             )
             job = jobs.create(
                 session,
+                tenant_id=DEFAULT_TENANT,
                 dataset_id=dataset.id,
                 config={"control": str(control), "scripts": scripts},
                 preset="fast",
@@ -107,7 +109,7 @@ class Service:
     def job(self, job_id: str) -> Job:
         """The job as it is now."""
         with self.store.read() as session:
-            found = jobs.get(session, job_id)
+            found = jobs.get(session, job_id, tenant_id=DEFAULT_TENANT)
         assert found is not None
         return found
 
@@ -145,7 +147,7 @@ class Service:
     def history(self, job_id: str) -> list[str]:
         """States of the job one after another; checks that events are numbered without gaps."""
         with self.store.read() as session:
-            events = jobs.events(session, job_id, after=0, limit=1000)
+            events = jobs.events(session, job_id, tenant_id=DEFAULT_TENANT, after=0, limit=1000)
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
         return [event.data["status"] for event in events if event.type == "status"]
 
@@ -217,4 +219,4 @@ def kill(worker: subprocess.Popen[bytes]) -> None:
 def cancel(service: Service, job_id: str) -> str:
     """Ask for a cancel, as the API does."""
     with service.store.write() as session:
-        return jobs.request_cancel(session, job_id, datetime.now(UTC))
+        return jobs.request_cancel(session, job_id, datetime.now(UTC), tenant_id=DEFAULT_TENANT)

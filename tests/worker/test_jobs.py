@@ -6,6 +6,7 @@ import signal
 import pytest
 
 from app.store import jobs
+from app.store.models import DEFAULT_TENANT
 from tests.worker.conftest import Script, Service, cancel, is_alive, wait_for
 
 SUCCESS: Script = [
@@ -155,7 +156,9 @@ def test_an_engine_that_hangs_costs_one_attempt(service: Service) -> None:
     assert [start["resumed"] for start in service.starts(job_id)] == [[], [1]]
     with service.store.read() as session:
         errors = [
-            e.data["error"]["code"] for e in jobs.events(session, job_id) if "error" in e.data
+            e.data["error"]["code"]
+            for e in jobs.events(session, job_id, tenant_id=DEFAULT_TENANT)
+            if "error" in e.data
         ]
     assert errors == ["engine_hangs"]
 

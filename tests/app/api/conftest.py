@@ -22,6 +22,7 @@ from app.queue import QUEUE
 from app.settings import Settings
 from app.store import datasets, jobs
 from app.store.engine import Store, open_store
+from app.store.models import DEFAULT_TENANT
 
 LOG = "user_id,item_id,timestamp\n" + "".join(f"u{i % 7},i{i % 11},{i}\n" for i in range(200))
 BUNDLE = {
@@ -68,6 +69,7 @@ class Service:
         with self.store.write() as session:
             return datasets.create(
                 session,
+                tenant_id=DEFAULT_TENANT,
                 name="made",
                 fingerprint=fingerprint,
                 source_sha256=fingerprint,

@@ -13,7 +13,7 @@ from sqlalchemy import delete
 from app.blobs.sql import CHUNK_BYTES
 from app.bundle import Member, stream_zip
 from app.store import jobs
-from app.store.models import BlobChunk
+from app.store.models import DEFAULT_TENANT, BlobChunk
 from tests.app.api.conftest import BUNDLE, Service
 from tests.app.api.test_errors import problem
 
@@ -172,7 +172,7 @@ def test_damaged_store_is_told_before_the_first_byte(service: Service, tmp_path:
     lease = service.claim(job_id)
     service.succeed(lease, tmp_path)
     with service.store.write() as session:
-        job = jobs.get(session, job_id)
+        job = jobs.get(session, job_id, tenant_id=DEFAULT_TENANT)
         assert job is not None
         blob = next(one.sha256 for one in job.artifacts if one.name == "items.parquet")
         connection = session.connection()

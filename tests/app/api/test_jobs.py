@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from app.store import jobs
+from app.store.models import DEFAULT_TENANT
 from td3engine.config import build_config
 from tests.app.api.conftest import LOG, Service, running, settings_for, wait_for
 from tests.app.api.test_errors import problem
@@ -31,7 +32,7 @@ def test_create(each_service: Service) -> None:
     [message] = service.published()
     assert job["id"] in message
     with service.store.read() as session:
-        row = jobs.get(session, job["id"])
+        row = jobs.get(session, job["id"], tenant_id=DEFAULT_TENANT)
     assert row is not None
     assert row.published_at is not None
 
@@ -103,7 +104,7 @@ def test_broker_that_is_down_leaves_the_job_queued(
         assert job["status"] == "queued"
         assert job["id"] in caplog.text
         with service.store.read() as session:
-            row = jobs.get(session, job["id"])
+            row = jobs.get(session, job["id"], tenant_id=DEFAULT_TENANT)
         assert row is not None
         assert row.published_at is None  # so the janitor will send it
 

@@ -8,7 +8,7 @@ import pytest
 from app.blobs import sql as blobs
 from app.store import datasets, jobs
 from app.store.engine import Store
-from app.store.models import Job
+from app.store.models import DEFAULT_TENANT, Job
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -21,7 +21,9 @@ def dataset_id(store: Store, tmp_path: Path) -> str:
     return make_dataset(store, tmp_path, b"a log")
 
 
-def make_dataset(store: Store, folder: Path, content: bytes) -> str:
+def make_dataset(
+    store: Store, folder: Path, content: bytes, *, tenant_id: str = DEFAULT_TENANT
+) -> str:
     """Store `content` as a dataset; returns its id."""
     path = folder / "log.parquet"
     path.write_bytes(content)
@@ -29,6 +31,7 @@ def make_dataset(store: Store, folder: Path, content: bytes) -> str:
     with store.write() as session:
         return datasets.create(
             session,
+            tenant_id=tenant_id,
             name="A log",
             fingerprint=sha256,
             source_sha256=sha256,
@@ -42,6 +45,7 @@ def make_job(store: Store, dataset_id: str, *, max_attempts: int = 3) -> str:
     with store.write() as session:
         return jobs.create(
             session,
+            tenant_id=DEFAULT_TENANT,
             dataset_id=dataset_id,
             config={"seed": 0},
             preset="fast",
@@ -61,7 +65,7 @@ def claim(store: Store, job_id: str, now: datetime = NOW) -> jobs.Lease:
 def job(store: Store, job_id: str) -> Job:
     """The job as it is now."""
     with store.read() as session:
-        found = jobs.get(session, job_id)
+        found = jobs.get(session, job_id, tenant_id=DEFAULT_TENANT)
     assert found is not None
     return found
 
@@ -69,6 +73,6 @@ def job(store: Store, job_id: str) -> Job:
 def history(store: Store, job_id: str) -> list[str]:
     """Types of its events, and of status events the status; checks that no number is missing."""
     with store.read() as session:
-        events = jobs.events(session, job_id, after=0, limit=1000)
+        events = jobs.events(session, job_id, tenant_id=DEFAULT_TENANT, after=0, limit=1000)
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     return [event.data["status"] if event.type == "status" else event.type for event in events]

@@ -13,17 +13,24 @@ from app.settings import Settings
 from app.store import datasets, jobs
 from app.store.engine import Store, database_now, make_engine
 from app.store.ids import new_id
+from app.store.models import DEFAULT_TENANT
 from tests.app.store.conftest import NOW, job, make_dataset, make_job
 
 
 def test_a_failed_block_leaves_nothing(store: Store, dataset_id: str) -> None:
     with pytest.raises(ZeroDivisionError), store.write() as session:
         jobs.create(
-            session, dataset_id=dataset_id, config={}, preset="fast", name=None, max_attempts=1
+            session,
+            tenant_id=DEFAULT_TENANT,
+            dataset_id=dataset_id,
+            config={},
+            preset="fast",
+            name=None,
+            max_attempts=1,
         )
         raise ZeroDivisionError
     with store.read() as session:
-        assert jobs.page(session, limit=1, after=None) == ([], False)
+        assert jobs.page(session, tenant_id=DEFAULT_TENANT, limit=1, after=None) == ([], False)
 
 
 def test_a_process_with_a_wrong_clock_asks_the_database(
@@ -56,14 +63,14 @@ def test_times_are_utc_whatever_their_zone(store: Store, dataset_id: str) -> Non
 def test_datasets(store: Store, tmp_path: Path) -> None:
     made = sorted((make_dataset(store, tmp_path, bytes([n])) for n in range(3)), reverse=True)
     with store.read() as session:
-        page, more = datasets.page(session, limit=2)
+        page, more = datasets.page(session, tenant_id=DEFAULT_TENANT, limit=2)
         assert ([found.id for found in page], more) == (made[:2], True)
-        page, more = datasets.page(session, limit=2, after=made[1])
+        page, more = datasets.page(session, tenant_id=DEFAULT_TENANT, limit=2, after=made[1])
         assert ([found.id for found in page], more) == (made[2:], False)
-        found = datasets.get(session, made[0])
+        found = datasets.get(session, made[0], tenant_id=DEFAULT_TENANT)
         assert found is not None
         assert found.statistics == {"users": 3}
-        assert datasets.get(session, "ds_nothing") is None
+        assert datasets.get(session, "ds_nothing", tenant_id=DEFAULT_TENANT) is None
 
 
 def test_a_sqlite_writer_waits_for_another(sqlite_url: str) -> None:
@@ -78,7 +85,7 @@ def test_a_sqlite_writer_waits_for_another(sqlite_url: str) -> None:
     with store.write() as writing:
         writing.connection()  # BEGIN IMMEDIATE: nobody else may write from here on
         with other.read() as reading:
-            assert jobs.page(reading, limit=1) == ([], False)
+            assert jobs.page(reading, tenant_id=DEFAULT_TENANT, limit=1) == ([], False)
         with pytest.raises(OperationalError, match="locked"), other.engine.connect() as second:
             second.execute(text("PRAGMA busy_timeout = 1"))
             second.execute(text("UPDATE jobs SET name = ''"))

@@ -13,6 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from app.blobs import sql as blobs
 from app.store import jobs
 from app.store.engine import Store
+from app.store.models import DEFAULT_TENANT
 from tests.app.store.conftest import ERROR, MINUTE, NOW, claim, history, job, make_job
 
 NO_BLOB = "0" * 64
@@ -117,7 +118,7 @@ def test_events_can_be_paged(store: Store, dataset_id: str) -> None:
         for number in range(5):
             jobs.record(session, lease, "log", {"message": number}, NOW)
     with store.read() as session:
-        page = jobs.events(session, lease.job_id, after=3, limit=3)
+        page = jobs.events(session, lease.job_id, tenant_id=DEFAULT_TENANT, after=3, limit=3)
     assert [(event.sequence, event.data["message"]) for event in page] == [(4, 1), (5, 2), (6, 3)]
 
 
@@ -239,7 +240,9 @@ def test_silent_workers_lose_their_jobs(store: Store, dataset_id: str) -> None:
         claim(store, job_id)
     claim(store, fine, NOW + MINUTE)
     with store.write() as session:
-        assert jobs.request_cancel(session, cancelled, NOW) == "cancelling"
+        assert (
+            jobs.request_cancel(session, cancelled, NOW, tenant_id=DEFAULT_TENANT) == "cancelling"
+        )
     with store.write() as session:
         assert jobs.requeue_expired(session, NOW + MINUTE) == []  # not yet
     with store.write() as session:
@@ -304,7 +307,7 @@ def test_a_clock_that_was_put_back_delays_nothing(store: Store, dataset_id: str)
 
 def cancel(store: Store, job_id: str) -> str:
     with store.write() as session:
-        return jobs.request_cancel(session, job_id, NOW)
+        return jobs.request_cancel(session, job_id, NOW, tenant_id=DEFAULT_TENANT)
 
 
 def test_cancel_a_queued_job(store: Store, dataset_id: str) -> None:
@@ -384,14 +387,18 @@ def test_pages(store: Store, dataset_id: str) -> None:
     made = sorted((make_job(store, dataset_id) for _ in range(5)), reverse=True)
     claim(store, made[1])
     with store.read() as session:
-        first, more = jobs.page(session, limit=3, after=None)
+        first, more = jobs.page(session, tenant_id=DEFAULT_TENANT, limit=3, after=None)
         assert ([found.id for found in first], more) == (made[:3], True)
-        rest, more = jobs.page(session, limit=3, after=made[2])
+        rest, more = jobs.page(session, tenant_id=DEFAULT_TENANT, limit=3, after=made[2])
         assert ([found.id for found in rest], more) == (made[3:], False)
-        running, _ = jobs.page(session, limit=3, after=None, status="running")
+        running, _ = jobs.page(
+            session, tenant_id=DEFAULT_TENANT, limit=3, after=None, status="running"
+        )
         assert [found.id for found in running] == [made[1]]
-        assert jobs.page(session, limit=3, after=None, dataset_id="ds_other") == ([], False)
-        assert jobs.get(session, "job_nothing") is None
+        assert jobs.page(
+            session, tenant_id=DEFAULT_TENANT, limit=3, after=None, dataset_id="ds_other"
+        ) == ([], False)
+        assert jobs.get(session, "job_nothing", tenant_id=DEFAULT_TENANT) is None
 
 
 def test_unclaimed(store: Store, dataset_id: str) -> None:
