@@ -11,17 +11,6 @@ branch_labels = None
 depends_on = None
 
 _DEFAULT = "default"
-# SQLite cannot change a table's keys in place, so the table is copied: the copy would lose these.
-_CHECKS = (
-    sa.CheckConstraint(
-        "(status IN ('running', 'cancelling')) = (lease_token IS NOT NULL)",
-        name=op.f("ck_jobs_lease"),
-    ),
-    sa.CheckConstraint(
-        "status IN ('queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled')",
-        name=op.f("ck_jobs_status"),
-    ),
-)
 
 
 def upgrade() -> None:
@@ -40,7 +29,7 @@ def upgrade() -> None:
             op.f("fk_datasets_tenant_id_tenants"), "tenants", ["tenant_id"], ["id"]
         )
         table.create_unique_constraint(op.f("uq_datasets_tenant_id_id"), ["tenant_id", "id"])
-    with op.batch_alter_table("jobs", table_args=_CHECKS) as table:
+    with op.batch_alter_table("jobs", table_args=_checks()) as table:
         table.add_column(_owner())
         table.create_foreign_key(
             op.f("fk_jobs_tenant_id_tenants"), "tenants", ["tenant_id"], ["id"]
@@ -55,14 +44,14 @@ def upgrade() -> None:
         table.create_index(op.f("ix_jobs_tenant_id_id"), ["tenant_id", "id"])
         table.create_index(op.f("ix_jobs_tenant_id_status_id"), ["tenant_id", "status", "id"])
     # The default was for the rows that there were: from now on whoever adds one says whose it is.
-    for name, checks in (("datasets", ()), ("jobs", _CHECKS)):
+    for name, checks in (("datasets", ()), ("jobs", _checks())):
         with op.batch_alter_table(name, table_args=checks) as table:
             table.alter_column("tenant_id", server_default=None)
 
 
 def downgrade() -> None:
     """Forget whose rows they are: everything belongs to everybody again."""
-    with op.batch_alter_table("jobs", table_args=_CHECKS) as table:
+    with op.batch_alter_table("jobs", table_args=_checks()) as table:
         table.drop_index(op.f("ix_jobs_tenant_id_status_id"))
         table.drop_index(op.f("ix_jobs_tenant_id_id"))
         table.drop_constraint(op.f("fk_jobs_tenant_id_dataset_id_datasets"), type_="foreignkey")
@@ -80,3 +69,17 @@ def downgrade() -> None:
 
 def _owner() -> sa.Column[str]:
     return sa.Column("tenant_id", sa.String(length=40), nullable=False, server_default=_DEFAULT)
+
+
+def _checks() -> tuple[sa.CheckConstraint, ...]:
+    """SQLite cannot change a table's keys in place, so the table is copied, which loses these."""
+    return (
+        sa.CheckConstraint(
+            "(status IN ('running', 'cancelling')) = (lease_token IS NOT NULL)",
+            name=op.f("ck_jobs_lease"),
+        ),
+        sa.CheckConstraint(
+            "status IN ('queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled')",
+            name=op.f("ck_jobs_status"),
+        ),
+    )
