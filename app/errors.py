@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.logs import log_fields
 from app.schemas.problems import FieldError, Problem
 from td3engine.interactions import LogErrorCode
 
@@ -186,6 +187,10 @@ class RequestIds:
             return
         request_id = _incoming_request_id(scope) or uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        with log_fields(request_id=request_id):
+            await self._serve(scope, receive, send, request_id)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request_id: str) -> None:
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -198,7 +203,7 @@ class RequestIds:
         try:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
-            logger.info("request %s: the client went away", request_id)
+            logger.info("the client went away")
         except Exception:
             where = f"{scope['method']} {scope['path']}"
             logger.exception("request %s: %s failed", request_id, where)

@@ -15,6 +15,9 @@ from pydantic.json_schema import models_json_schema
 from app.api import artifacts, datasets, events, health, jobs
 from app.api.context import Context, problems, refuse_unknown_query
 from app.errors import install_error_handlers
+from app.logs import set_up_logging
+from app.metrics import HttpMetrics, StoreCollector, process_registry
+from app.observe import Observe
 from app.queue import JobQueue
 from app.schemas.jobs import JobRequest, JobSettings
 from app.schemas.problems import Problem
@@ -38,7 +41,7 @@ TAGS = [
     {"name": "datasets", "description": "Interaction logs, checked and normalised."},
     {"name": "jobs", "description": "Distillations: create, watch, cancel."},
     {"name": "artifacts", "description": "What a job made."},
-    {"name": "health", "description": "For supervisors and load balancers."},
+    {"name": "health", "description": "For supervisors, load balancers and Prometheus."},
 ]
 # Documented, but not the model of any route's parameter: we parse these bodies ourselves.
 _EXTRA_SCHEMAS = (DistillConfig, JobRequest, JobSettings, Problem)
@@ -59,6 +62,7 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         store = open_store(settings.database_url)
+        registry.register(StoreCollector(store))
         queue = JobQueue(settings.broker_url)
         uploads = UploadFolders(settings.data_dir / "uploads")
         try:
@@ -70,12 +74,14 @@ def create_app(settings: Settings) -> FastAPI:
                     uploads,
                     normalising=asyncio.Semaphore(_READERS_AT_ONCE),
                     stopping=stopping,
+                    registry=registry,
                 )
                 yield
         finally:
             queue.close()
             store.close()
 
+    registry = process_registry()
     app = FastAPI(
         title="TD3: dataset distillation for sequential recommendation",
         version=version("td3engine"),
@@ -90,6 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     install_error_handlers(app)
+    app.add_middleware(Observe, metrics=HttpMetrics(registry))  # the last one added is outermost
     for resource in (datasets, jobs, events, artifacts, health):
         app.include_router(resource.router)
     _document_extra_schemas(app)
@@ -142,4 +149,14 @@ def _document_extra_schemas(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-app = create_app(get_settings())
+def __getattr__(name: str) -> FastAPI:
+    """`app`, when a server asks for it: reads the environment and sets up the process's logging.
+
+    Raises:
+        AttributeError: it is something else that this module does not have.
+    """
+    if name != "app":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    settings = get_settings()
+    set_up_logging(settings.log_format)
+    return create_app(settings)

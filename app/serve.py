@@ -34,6 +34,7 @@ from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app.logs import set_up_logging
 from app.settings import Settings
 from app.store.migrate import upgrade
 from app.supervise import Child, ServeError
@@ -101,7 +102,7 @@ class Service:
         names = [
             f"td3-{os.getpid()}-{number}@{socket.gethostname()}" for number in range(self.workers)
         ]
-        for name in names:
+        for number, name in enumerate(names):
             command = [
                 "-m",
                 "celery",
@@ -117,7 +118,7 @@ class Service:
                 Child(
                     "worker",
                     [sys.executable, *command, "-n", name, "--loglevel", "INFO"],
-                    environment=environment,
+                    environment={**environment, **_metrics_port(self.settings, number)},
                     grace_seconds=self.settings.cancel_grace_seconds + KILL_SLACK_SECONDS,
                 )
             )
@@ -316,6 +317,11 @@ def _as_environment(settings: Settings) -> Mapping[str, str]:
     }
 
 
+def _metrics_port(settings: Settings, number: int) -> Mapping[str, str]:
+    port = settings.worker_metrics_port
+    return {"TD3_WORKER_METRICS_PORT": str(port + number)} if port else {}
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -361,10 +367,6 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the service; returns the exit code."""
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     options = _parse(arguments)
     given: dict[str, Any] = {
         name: value
@@ -373,6 +375,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     try:
         settings = _settings(given)
+        set_up_logging(settings.log_format)
         embedded_broker = "broker_url" not in settings.model_fields_set
         if not (options.allow_remote or _is_loopback(settings.host)):
             raise ServeError(

@@ -8,6 +8,8 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.logs import LogFormat
+
 _Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -32,6 +34,23 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         default=8000, description="Port that the API listens on; 0 takes a free one."
+    )
+
+    log_format: LogFormat = Field(
+        default="auto",
+        description="`json`: one JSON object a record; `text`: lines for people; `auto`: text if "
+        "stderr is a terminal, else JSON.",
+    )
+    worker_metrics_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        default=0,
+        description="Port at which a worker answers Prometheus; 0: none. `td3 serve` gives its "
+        "second worker the next port, and so on.",
+    )
+    worker_metrics_host: str = Field(
+        default="127.0.0.1", description="Address for worker_metrics_port."
+    )
+    ready_free_bytes: Annotated[int, Field(ge=0)] = Field(
+        default=1024**3, description="With less room on the disk of data_dir, /readyz says 503."
     )
 
     max_upload_bytes: Annotated[int, Field(gt=0)] = Field(

@@ -5,19 +5,19 @@ or may not have children. Ids are acknowledged as they arrive: a job that a dyin
 is found by its lease, not by the broker.
 """
 
-import logging
-import sys
 import threading
 from functools import cache
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, worker_init, worker_shutting_down
+from celery.signals import celeryd_init, setup_logging, worker_init, worker_shutting_down
 
+from app.logs import set_up_logging
 from app.queue import TASK, JobQueue, celery_settings
 from app.settings import get_settings
 from app.store.engine import Store, open_store
 from worker.janitor import Janitor
+from worker.metrics import WorkerMetrics
 from worker.supervisor import run_job
 
 celery_app = Celery("td3")
@@ -52,22 +52,38 @@ def _janitor() -> Janitor:
     return Janitor(_store(), _queue(), get_settings())
 
 
+@cache
+def _metrics() -> WorkerMetrics:
+    return WorkerMetrics()
+
+
 def _run_job(job_id: str) -> None:
-    run_job(job_id, store=_store(), queue=_queue(), settings=get_settings(), stopping=_stopping)
+    run_job(
+        job_id,
+        store=_store(),
+        queue=_queue(),
+        settings=get_settings(),
+        stopping=_stopping,
+        metrics=_metrics(),
+    )
 
 
 run_job_task = celery_app.task(_run_job, name=TASK)
 
 
+def _omit_banner(instance: Any, **_: Any) -> None:
+    instance.quiet = True  # no log record
+    _set_up_logging()  # Celery's own moment for it comes after its first warnings
+
+
 def _set_up_logging(**_: Any) -> None:
-    logging.basicConfig(
-        level=logging.INFO,
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    set_up_logging(get_settings().log_format)
 
 
 def _start(**_: Any) -> None:
+    settings = get_settings()
+    if settings.worker_metrics_port:
+        _metrics().serve(settings.worker_metrics_host, settings.worker_metrics_port)
     _janitor().start()
 
 
@@ -77,6 +93,7 @@ def _stop(**_: Any) -> None:
     _janitor().stop()
 
 
+celeryd_init.connect(_omit_banner)
 setup_logging.connect(_set_up_logging)
 worker_init.connect(_start)
 worker_shutting_down.connect(_stop)

@@ -1,6 +1,7 @@
 """The engine's process, seen from the worker: its lines, its end, and how to bring that about."""
 
 import contextlib
+import logging
 import os
 import queue
 import signal
@@ -9,11 +10,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextvars import copy_context
 from types import TracebackType
 from typing import IO, Self
 
 from app.launch import launch_command
-from worker.joblog import JobLog
+
+logger = logging.getLogger(__name__)
+engine_logger = logging.getLogger("engine")  # what the engine says that is no event
 
 MAX_LINE_BYTES = 1024 * 1024
 _TAIL_LINES = 40
@@ -29,13 +33,12 @@ class Child:
     The kernel ties its life to the *thread* that started it, so that thread has to stay with it.
     """
 
-    def __init__(self, command: Sequence[str], log: JobLog) -> None:
+    def __init__(self, command: Sequence[str]) -> None:
         """Start it.
 
         Raises:
             OSError: it cannot be started.
         """
-        self._log = log
         self._lines: queue.Queue[bytes | None] = queue.Queue(maxsize=1000)  # None: end of output
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._process = subprocess.Popen(
@@ -48,8 +51,12 @@ class Child:
         )
         self.pid = self._process.pid
         self._readers = [
-            threading.Thread(target=self._read_stdout, name=f"stdout-{self.pid}", daemon=True),
-            threading.Thread(target=self._read_stderr, name=f"stderr-{self.pid}", daemon=True),
+            # In our context: what they log is about this job.
+            threading.Thread(target=copy_context().run, args=(read,), name=name, daemon=True)
+            for read, name in (
+                (self._read_stdout, f"stdout-{self.pid}"),
+                (self._read_stderr, f"stderr-{self.pid}"),
+            )
         ]
         for reader in self._readers:
             reader.start()
@@ -77,7 +84,7 @@ class Child:
                     self.kill()
                     gone_since = gone_since or time.monotonic()
                     if time.monotonic() - gone_since > _DRAIN_SECONDS:
-                        self._log.warning("somebody keeps the engine's output open: not read on")
+                        logger.warning("somebody keeps the engine's output open: not read on")
                         return
                 yield None
                 continue
@@ -135,7 +142,7 @@ class Child:
             if whole:
                 self._lines.put(line)
             else:
-                self._log.warning("engine: a line above %d bytes was dropped", MAX_LINE_BYTES)
+                logger.warning("a line of the engine above %d bytes was dropped", MAX_LINE_BYTES)
         self._lines.put(None)
 
     def _read_stderr(self) -> None:
@@ -143,7 +150,7 @@ class Child:
         for line, _ in _read_lines(self._process.stderr, _TAIL_LINE_BYTES):
             text = line.decode(errors="replace").rstrip()
             self._tail.append(text)
-            self._log.info("engine: %s", text)
+            engine_logger.info("%s", text)
 
 
 def _read_lines(stream: IO[bytes], limit: int) -> Iterator[tuple[bytes, bool]]:

@@ -1,8 +1,10 @@
 """Keeps a lease alive while its job runs, from its own thread, and passes on what it learns."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable
+from contextvars import copy_context
 from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar
@@ -13,13 +15,13 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from app.settings import Settings
 from app.store import jobs
 from app.store.engine import Store, database_now
-from worker.joblog import JobLog
 
 # The database does not answer or is busy: worth another try for as long as the lease lasts.
 TRANSIENT = (OperationalError, InterfaceError, PoolTimeout)
 _RETRY_SECONDS = 0.5
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class LeaseLostError(Exception):
@@ -33,16 +35,17 @@ class Pulse:
     not renewed in time because the database did not answer.
     """
 
-    def __init__(self, store: Store, lease: jobs.Lease, settings: Settings, log: JobLog) -> None:
+    def __init__(self, store: Store, lease: jobs.Lease, settings: Settings) -> None:
         self.cancel = threading.Event()
         self.lost = threading.Event()
         self._store = store
         self._lease = lease
         self._settings = settings
-        self._log = log
         self._over = threading.Event()
         self._renewed = time.monotonic()  # start of the last renewal that worked
-        self._thread = threading.Thread(target=self._run, name=f"pulse-{lease.job_id}", daemon=True)
+        self._thread = threading.Thread(
+            target=copy_context().run, args=(self._run,), name=f"pulse-{lease.job_id}", daemon=True
+        )
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -67,7 +70,7 @@ class Pulse:
             try:
                 return call()
             except TRANSIENT as error:
-                self._log.warning("the database does not answer, trying again: %s", error)
+                logger.warning("the database does not answer, trying again: %s", error)
                 if self.lost.wait(_RETRY_SECONDS):
                     raise LeaseLostError from error
 
@@ -76,10 +79,10 @@ class Pulse:
             try:
                 state = self._look()
             except Exception as error:  # noqa: BLE001 - whatever it is, the lease decides
-                self._log.warning("lease: not renewed: %s", error)
+                logger.warning("lease: not renewed: %s", error)
                 state = "lost" if self._expired() else "unknown"
             if state == "cancelling" and not self.cancel.is_set():
-                self._log.info("cancel requested")
+                logger.info("cancel requested")
                 self.cancel.set()
             if state == "lost":
                 self.lost.set()

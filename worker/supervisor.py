@@ -18,11 +18,12 @@ from typing import Any, TypeVar, assert_never
 from sqlalchemy.orm import Session
 
 from app.blobs import sql as blobs
+from app.logs import log_fields
 from app.queue import JobQueue
 from app.settings import Settings
 from app.store import datasets, jobs
 from app.store.engine import Store, database_now
-from worker.child import Child
+from worker.child import Child, engine_logger
 from worker.events import (
     ArtifactFile,
     CheckpointEvent,
@@ -34,7 +35,7 @@ from worker.events import (
     parse_event,
 )
 from worker.folders import work_folder
-from worker.joblog import JobLog
+from worker.metrics import WorkerMetrics
 from worker.pulse import LeaseLostError, Pulse
 
 EXIT_PERMANENT = 65
@@ -46,7 +47,13 @@ logger = logging.getLogger(__name__)
 
 
 def run_job(
-    job_id: str, *, store: Store, queue: JobQueue, settings: Settings, stopping: threading.Event
+    job_id: str,
+    *,
+    store: Store,
+    queue: JobQueue,
+    settings: Settings,
+    stopping: threading.Event,
+    metrics: WorkerMetrics,
 ) -> None:
     """Run a job if it is queued; a second delivery of its id finds it taken and does nothing.
 
@@ -67,15 +74,20 @@ def run_job(
     if lease is None:
         logger.info("%s: not queued (any more), nothing to do", job_id)
         return
-    log = JobLog(logger, job_id, lease.attempt)
-    log.info("claimed")
-    with Pulse(store, lease, settings, log) as pulse:
-        outcome = _Attempt(
-            store=store, lease=lease, settings=settings, pulse=pulse, stopping=stopping, log=log
-        ).run()
-    log.info("now %s", outcome)
-    if outcome == "queued":
-        queue.publish(store, job_id)
+    with log_fields(job_id=job_id, attempt=lease.attempt, request_id=lease.request_id):
+        logger.info("claimed")
+        metrics.claimed(lease.waited)
+        outcome = "lost"
+        try:
+            with Pulse(store, lease, settings) as pulse:
+                outcome = _Attempt(
+                    store=store, lease=lease, settings=settings, pulse=pulse, stopping=stopping
+                ).run()
+        finally:
+            metrics.ended(outcome)
+        logger.info("now %s", outcome)
+        if outcome == "queued":
+            queue.publish(store, job_id)
 
 
 @dataclass(kw_only=True)
@@ -87,7 +99,6 @@ class _Attempt:
     settings: Settings
     pulse: Pulse
     stopping: threading.Event
-    log: JobLog
     asked_to_stop: float | None = None
     hangs: bool = False
     result: ResultEvent | None = None
@@ -105,10 +116,10 @@ class _Attempt:
                 exit_code, tail = self._follow(command, folder)
                 return self._settle(exit_code, tail, folder)
         except LeaseLostError:
-            self.log.warning("lease lost: the engine is dead, the job is left alone")
+            logger.warning("lease lost: the engine is dead, the job is left alone")
             return "lost"
         except Exception as error:  # the engine is dead by now; a job must never hang silently
-            self.log.exception("the worker failed")
+            logger.exception("the worker failed")
             return self._give_up("worker_error", f"{type(error).__name__}: {error}")
 
     def _prepare(self, folder: Path) -> list[str]:
@@ -120,7 +131,7 @@ class _Attempt:
         self._fetch(fingerprint, log_path)
         if checkpoint is not None:
             self._fetch(checkpoint, out / "checkpoint.pt")
-            self.log.info("resuming from checkpoint %s", checkpoint[:12])
+            logger.info("resuming from checkpoint %s", checkpoint[:12])
         return [
             *self.settings.engine_command,
             *("--data", str(log_path), "--config", str(config_path), "--out", str(out)),
@@ -143,8 +154,8 @@ class _Attempt:
 
     def _follow(self, command: list[str], folder: Path) -> tuple[int, str]:
         """Run the engine to its end; returns its exit code and the tail of its stderr."""
-        with Child(command, self.log) as child:
-            self.log.info("engine started, process %d", child.pid)
+        with Child(command) as child:
+            logger.info("engine started, process %d", child.pid)
             heard = time.monotonic()
             for line in child.lines():
                 if line is not None:
@@ -153,7 +164,7 @@ class _Attempt:
                 self._store_progress(at_once=False)
                 self._watch(child, heard)
             exit_code = child.end()
-        self.log.info("engine ended with %s", _describe_exit(exit_code))
+        logger.info("engine ended with %s", _describe_exit(exit_code))
         self._store_progress(at_once=True)
         return exit_code, child.tail()
 
@@ -162,16 +173,16 @@ class _Attempt:
             raise LeaseLostError  # leaving the block kills the engine
         silent = time.monotonic() - heard > self.settings.engine_silence_seconds
         if silent and not self.hangs:
-            self.log.warning("the engine hangs: killed")
+            logger.warning("the engine hangs: killed")
             self.hangs = True
             child.kill()
         if self.asked_to_stop is None:
             if self._should_stop():
-                self.log.info("asking the engine to stop")
+                logger.info("asking the engine to stop")
                 self.asked_to_stop = time.monotonic()
                 child.terminate()
         elif time.monotonic() - self.asked_to_stop > self.settings.cancel_grace_seconds:
-            self.log.warning("the engine did not stop in time: killed")
+            logger.warning("the engine did not stop in time: killed")
             child.kill()
 
     def _should_stop(self) -> bool:
@@ -180,7 +191,7 @@ class _Attempt:
     def _take(self, line: bytes, out: Path) -> None:
         event = parse_event(line)
         if event is None:
-            self.log.info("engine: %s", line[:2000].decode(errors="replace").rstrip())
+            engine_logger.info("%s", line[:2000].decode(errors="replace").rstrip())
             return
         if not isinstance(event, ProgressEvent):
             self._store_progress(at_once=True)  # events stay in order
@@ -219,7 +230,7 @@ class _Attempt:
             )
         except FileNotFoundError:
             # We are late (the database was away): the engine has finished, and removed it.
-            self.log.info("checkpoint at %s step %d is gone already", event.phase, event.step)
+            logger.info("checkpoint at %s step %d is gone already", event.phase, event.step)
             return
 
         def change(session: Session) -> bool:
@@ -230,7 +241,7 @@ class _Attempt:
 
         if not self._write(change):
             raise LeaseLostError
-        self.log.info("checkpoint at %s step %d, %d bytes", event.phase, event.step, size)
+        logger.info("checkpoint at %s step %d, %d bytes", event.phase, event.step, size)
 
     def _record(self, type_: str, data: dict[str, Any]) -> None:
         def change(session: Session) -> bool:
@@ -294,7 +305,7 @@ class _Attempt:
 
     def _give_up(self, code: str, message: str, *, permanent: bool = False) -> str:
         error = {"code": code, "message": message[:_MESSAGE_CHARACTERS]}
-        self.log.error("%s: %s", code, message)
+        logger.error("%s: %s", code, message)
         try:
             return self._write(
                 lambda session: jobs.give_up_attempt(

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import Depends, Query, Request
 from fastapi.routing import APIRoute
+from prometheus_client import CollectorRegistry
 
 from app.errors import PROBLEM_MEDIA_TYPE, field_error
 from app.queue import JobQueue
@@ -27,6 +28,7 @@ class Context:
     normalising: asyncio.Semaphore
     # Set when the server was told to stop: who waits for something answers then.
     stopping: threading.Event
+    registry: CollectorRegistry  # what Prometheus is told
 
 
 async def _context(request: Request) -> Context:

@@ -1,11 +1,14 @@
-"""Is the process alive, can it serve."""
+"""Is the process alive, can it serve, and what Prometheus is told."""
 
+import shutil
 from functools import cache
+from pathlib import Path
 
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from fastapi import APIRouter, Response
 from kombu.exceptions import OperationalError
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.api.context import Context, ContextDep
@@ -29,12 +32,34 @@ async def get_health() -> Health:
     responses={503: {"model": Readiness, "description": "Not ready; `checks` says why."}},
 )
 def get_readiness(response: Response, context: ContextDep) -> Readiness:
-    """Whether the database answers and has the tables of this release, and the broker answers."""
-    checks = {**_check_database(context.store), "broker": _check_broker(context)}
+    """Whether the database answers and has the tables of this release, the broker answers, and
+    there is room for uploads.
+    """
+    checks = {
+        **_check_database(context.store),
+        "broker": _check_broker(context),
+        "disk": _check_disk(context.settings.data_dir, context.settings.ready_free_bytes),
+    }
     ready = all(result == _OK for result in checks.values())
     if not ready:
         response.status_code = 503
     return Readiness(ready=ready, checks=checks)
+
+
+@router.get(
+    "/metrics",
+    operation_id="getMetrics",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "Prometheus' text format.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        }
+    },
+)
+def get_metrics(context: ContextDep) -> Response:
+    """What this process has served, and the state of the store."""
+    return Response(generate_latest(context.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def _check_database(store: Store) -> dict[str, str]:
@@ -64,3 +89,13 @@ def _check_broker(context: Context) -> str:
     except OperationalError as error:
         return f"does not answer: {type(error).__name__}"
     return _OK
+
+
+def _check_disk(folder: Path, wanted: int) -> str:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return f"data_dir cannot be used: {error.strerror}"
+    if free >= wanted:
+        return _OK
+    return f"{free // 2**20} MiB are free in data_dir, {wanted // 2**20} are wanted"

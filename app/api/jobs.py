@@ -28,6 +28,7 @@ from app.api.datasets import (
 )
 from app.downloads import not_modified
 from app.errors import ApiError, not_found, validation_error
+from app.logs import current_request_id
 from app.multipart import is_multipart, receive_form
 from app.schemas.common import Page
 from app.schemas.jobs import Artifact, Job, JobRequest, JobSettings
@@ -252,6 +253,7 @@ def _submit(
             preset=asked.preset,
             name=asked.name,
             max_attempts=context.settings.max_attempts,
+            request_id=current_request_id(),
         )
         job = job_view(row)
     # Where the broker does not answer this is only logged: the committed row is its own outbox, and

@@ -16,6 +16,6 @@ class Readiness(BaseModel):
 
     ready: bool
     checks: dict[str, str] = Field(
-        description="`ok`, or what is wrong, for each of database, migrations and broker.",
-        examples=[{"database": "ok", "migrations": "ok", "broker": "ok"}],
+        description="`ok`, or what is wrong, for each of database, migrations, broker and disk.",
+        examples=[{"database": "ok", "migrations": "ok", "broker": "ok", "disk": "ok"}],
     )

@@ -49,6 +49,8 @@ class Lease:
     job_id: str
     token: str
     attempt: int
+    waited: timedelta = timedelta(0)  # from (last) being queued to the claim
+    request_id: str | None = None  # of the request that made the job
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,7 @@ def create(
     preset: str,
     name: str | None,
     max_attempts: int,
+    request_id: str | None = None,
 ) -> Job:
     """A new queued job. Publish its id after the commit (app/queue.py).
 
@@ -161,6 +164,7 @@ def create(
         created_at=now,
         updated_at=now,
         event_count=1,
+        request_id=request_id,
         artifacts=[],
     )
     session.add(job)
@@ -219,7 +223,14 @@ def claim(
         lease_owner=owner,
         lease_expires_at=now + lease,
     )
-    return None if row is None else Lease(job_id, token, row.attempt)
+    if row is None:
+        return None
+    # The event before this claim's is the one that queued the job: nobody writes to a queued job.
+    queued = select(JobEvent.created_at).where(
+        JobEvent.job_id == job_id, JobEvent.sequence == row.event_count - 1
+    )
+    waited = now - session.scalars(queued).one()
+    return Lease(job_id, token, row.attempt, waited, row.request_id)
 
 
 def renew(

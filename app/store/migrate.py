@@ -1,6 +1,5 @@
 """Bring a database's tables up to date: `upgrade` from code, `python -m app.store.migrate` once."""
 
-import logging
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -9,6 +8,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, event, text
 
+from app.logs import set_up_logging
 from app.settings import get_settings
 from app.store.engine import open_store
 
@@ -64,7 +64,6 @@ def _check_foreign_keys(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    upgrade(get_settings().database_url)
+    settings = get_settings()
+    set_up_logging(settings.log_format)
+    upgrade(settings.database_url)

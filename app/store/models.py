@@ -176,6 +176,8 @@ class Job(Base):
     )
     # Events so far. Bumped by the UPDATE that the event belongs to, whose row lock orders them.
     event_count: Mapped[int]
+    # Of the request that made it: ties what the workers log to it.
+    request_id: Mapped[str | None] = mapped_column(String(128))
 
     artifacts: Mapped[list["Artifact"]] = relationship(lazy="selectin", order_by="Artifact.name")
 

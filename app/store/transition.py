@@ -28,7 +28,7 @@ def change(
         update(Job)
         .where(condition)
         .values(updated_at=now, event_count=Job.event_count + 1, **values)
-        .returning(Job.id, Job.status, Job.attempt, Job.event_count)
+        .returning(Job.id, Job.status, Job.attempt, Job.event_count, Job.request_id)
     )
     row = run(session, statement)
     if row is None:

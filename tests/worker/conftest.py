@@ -75,7 +75,11 @@ class Service:
     # --- jobs ------------------------------------------------------------------------------------
 
     def make_job(
-        self, *scripts: list[list[Any]], max_attempts: int = 3, publish: bool = True
+        self,
+        *scripts: list[list[Any]],
+        max_attempts: int = 3,
+        publish: bool = True,
+        request_id: str | None = None,
     ) -> str:
         """A job on which the fake engine follows these scripts; returns its id."""
         log = self.folder / "log"
@@ -101,6 +105,7 @@ class Service:
                 preset="fast",
                 name=None,
                 max_attempts=max_attempts,
+                request_id=request_id,
             )
         if publish:
             assert self.queue.publish(self.store, job.id)
@@ -184,6 +189,14 @@ class Service:
             f"--- {path.name}\n{path.read_text(errors='replace')}"
             for path in sorted(self.folder.glob("worker-*.log"))
         )
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the workers logged, record by record; every line has to be one."""
+        return [
+            json.loads(line)
+            for path in sorted(self.folder.glob("worker-*.log"))
+            for line in path.read_text().splitlines()
+        ]
 
     def close(self) -> None:
         """Kill the workers (their engines die with them)."""

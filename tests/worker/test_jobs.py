@@ -43,7 +43,6 @@ def test_success(any_service: Service) -> None:
     assert start["data"] == "a log"
     assert start["pid"] == start["group"]
     assert start["secrets"] == []
-    assert f"{job_id} attempt 1: claimed" in any_service.logs()
     wait_for(lambda: not list((any_service.folder / "data" / "work").iterdir()), "folder removed")
 
 

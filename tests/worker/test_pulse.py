@@ -1,6 +1,5 @@
 """The lease while the database does not answer."""
 
-import logging
 from typing import Any
 
 import pytest
@@ -9,7 +8,6 @@ from sqlalchemy.exc import OperationalError
 from app.settings import Settings
 from app.store import jobs
 from tests.worker.conftest import Service
-from worker.joblog import JobLog
 from worker.pulse import LeaseLostError, Pulse
 
 LEASE = jobs.Lease("job_1", "token", 1)
@@ -20,11 +18,10 @@ def down(*_: Any, **__: Any) -> Any:
 
 
 def make_pulse(service: Service, heartbeat_seconds: float, lease_seconds: float) -> Pulse:
-    log = JobLog(logging.getLogger(__name__), LEASE.job_id, LEASE.attempt)
     settings = Settings(
         cancel_poll_seconds=0.01, heartbeat_seconds=heartbeat_seconds, lease_seconds=lease_seconds
     )
-    return Pulse(service.store, LEASE, settings, log)
+    return Pulse(service.store, LEASE, settings)
 
 
 def test_without_a_database_the_lease_is_lost_when_it_ends(

@@ -11,7 +11,7 @@ def test_ready(each_service: Service) -> None:
     assert each_service.http.get("/healthz").json() == {"status": "ok"}
     answer = each_service.http.get("/readyz")
     assert answer.status_code == 200
-    checks = {"database": "ok", "migrations": "ok", "broker": "ok"}
+    checks = {"database": "ok", "migrations": "ok", "broker": "ok", "disk": "ok"}
     assert answer.json() == {"ready": True, "checks": checks}
 
 
@@ -24,6 +24,14 @@ def test_tables_of_another_release(service: Service) -> None:
     assert body["ready"] is False
     assert body["checks"]["database"] == body["checks"]["broker"] == "ok"
     assert "0000" in body["checks"]["migrations"]
+
+
+def test_too_little_room_for_uploads(sqlite_url: str, broker_url: str, tmp_path: Path) -> None:
+    settings = settings_for(sqlite_url, broker_url, tmp_path, ready_free_bytes=2**62)
+    with running(settings) as service:
+        answer = service.http.get("/readyz")
+        assert answer.status_code == 503
+        assert "are free in data_dir" in answer.json()["checks"]["disk"]
 
 
 def test_nothing_answers(tmp_path: Path) -> None:

@@ -1,0 +1,91 @@
+"""Logging of every process of the service: one record a line, with the ids of what it is about.
+
+Code says once what it is working on, and every record of the block carries it, whichever module
+writes it:
+
+    with log_fields(job_id=job_id, attempt=1):
+        logger.info("claimed")
+
+The fields live in a context variable: tasks and FastAPI's threads inherit them, a thread of our own
+does if it is started with `contextvars.copy_context().run`.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Literal
+
+LogFormat = Literal["auto", "json", "text"]
+_NO_FIELDS: Mapping[str, object] = MappingProxyType({})
+_fields: ContextVar[Mapping[str, object]] = ContextVar("td3_log_fields", default=_NO_FIELDS)
+
+
+@contextmanager
+def log_fields(**fields: object) -> Iterator[None]:
+    """Put these fields on every record of the block; None leaves one out."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    token = _fields.set({**_fields.get(), **given})
+    try:
+        yield
+    finally:
+        _fields.reset(token)
+
+
+def current_request_id() -> str | None:
+    """Of the request that is being served here."""
+    found = _fields.get().get("request_id")
+    return None if found is None else str(found)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object on one line, whatever is in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`time`, `level`, `logger`, `message`, the fields, and `exception` (a traceback)."""
+        entry: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields.get(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """The same for people: a line, the fields at its end, and a traceback below it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s%(fields)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record with its fields as `[job_id=... attempt=1]`."""
+        fields = " ".join(f"{name}={value}" for name, value in _fields.get().items())
+        record.fields = f" [{fields}]" if fields else ""
+        return super().format(record)
+
+
+def set_up_logging(form: LogFormat) -> None:
+    """Send every record of this process to stderr; `auto`: as text if that is a terminal.
+
+    For programs. Where logging has been set up already, by a test for example, it stays as it is.
+    """
+    if logging.getLogger().handlers:
+        return
+    as_text = form == "text" or (form == "auto" and sys.stderr.isatty())
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.captureWarnings(capture=True)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # have handlers of their own
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = name != "uvicorn.access"  # app.observe logs requests, and knows more
+    logging.getLogger("httpx").setLevel(logging.WARNING)
