@@ -22,6 +22,7 @@ from td3engine.config import DistillConfig, Mode, Preset, build_config, merge
 from td3engine.distill import Distillation, Pooled
 from td3engine.evaluation import Benchmark, summary_rows
 from td3engine.sequences import questions
+from td3engine.summary import query
 
 # `quality` is what the quality tables are made with.
 FAMILIES = ("base", "parts", "preset", "window", "users", "steps")
@@ -59,6 +60,7 @@ def variants(base: DistillConfig) -> list[Variant]:
     found = [
         Variant("base", "base"),
         Variant("parts", "free queries, no Tucker factors", {"summary": free}, FreeQueries),
+        Variant("parts", "start from noise", {"summary": {"start": "random"}}),
         Variant("parts", "no feature alignment", {"outer": {"feature_weight": 0}}),
         Variant("parts", "no augmentation", {"learner": {"augmented": 0}}),
         Variant("parts", "the paper's one augmented target", {"learner": {"augmented": 1}}),
@@ -91,13 +93,8 @@ class FreeQueries(Distillation):
 
     def _distil_for(self, mode: Mode) -> None:
         users, length = self.config.summary.users, self.config.summary.length
-        std = self.factors[2].detach().std()
-        self.factors[0] = torch.eye(users)
-        self.factors[1] = torch.eye(length)
-        # As wide a start as the factors' product has.
-        scale = self.config.summary.initial_std**2 * users**0.5 * length**0.5 * std
-        core = self.factors[2].detach() / std * scale
-        self.factors[2] = core.requires_grad_()
+        C_UTD = query(*self.factors).detach()
+        self.factors = [torch.eye(users), torch.eye(length), C_UTD.requires_grad_()]
         super()._distil_for(mode)
 
 

@@ -24,7 +24,7 @@ from benchmarks.hard_export import Way
 from benchmarks.hard_export import train as train_on_samples
 from td3engine.backbones import Asked, build_backbone
 from td3engine.config import BackboneName, DistillConfig, Mode
-from td3engine.distill import Distillation, initial_summary
+from td3engine.distill import Distillation
 from td3engine.evaluation import (
     Benchmark,
     longest_histories,
@@ -46,6 +46,7 @@ from td3engine.ranking import CUTOFFS
 from td3engine.report import Row, make_row
 from td3engine.seeding import Purpose, generator
 from td3engine.sequences import WindowIndex, questions, training_windows
+from td3engine.start import initial_summary
 from td3engine.summary import Summary, query
 from td3engine.teacher import LogTraining, Trained
 
@@ -185,7 +186,8 @@ class Study:
         config = self.config(backbone, mode, seed)
         path = self.work / f"summary-{backbone}-{mode}-{seed}-{_hash(config)}.pt"
         teacher = self.full(backbone, seed)
-        start = initial_summary(config, teacher.table[:, : config.backbone.hidden])
+        V_ND = teacher.table[:, : config.backbone.hidden]
+        start = initial_summary(config, self.split, V_ND)
         if not path.exists():
             distillation = Distillation(
                 self.split,
@@ -229,7 +231,7 @@ class Study:
                 chosen = {seed: pick(self.split, benchmark.config)}
                 return real_user_rows(benchmark, cell.source, cell.mode, V_ND, chosen)
             case "initial":
-                summary = initial_summary(config, V_ND)
+                summary = initial_summary(config, self.split, V_ND)
             case _:
                 summary = self.summary(cell.distilled_with, cell.mode, replicate)
         if cell.source == "soft-export":

@@ -91,6 +91,16 @@ class SummaryConfig(_Part):
     length: Annotated[int, Field(ge=4, le=1000)] = Field(default=50, description="zeta")
     user_rank: Rank = Field(default=16, description="d1")
     time_rank: Rank = Field(default=16, description="d2")
+    start: Literal["users", "random"] = Field(
+        default="users",
+        description="Before distilling: histories of some users, as near as the ranks allow, or "
+        "noise.",
+    )
+    sharpness: Annotated[float, Field(ge=-20, le=20)] = Field(
+        default=1.5,
+        description="How plainly a start from users points at its events' items, in nats above "
+        "the weight of all others together.",
+    )
     initial_std: PositiveFloat = Field(
         default=0.5, description="Standard deviation of U and T before distilling."
     )

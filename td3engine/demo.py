@@ -21,13 +21,13 @@ from td3engine.bundle import load_bundle
 from td3engine.client import Client, Job
 from td3engine.commands import PhaseBars, prepare_for
 from td3engine.config import MODES, DistillConfig
-from td3engine.distill import initial_summary
 from td3engine.errors import UnusableError
 from td3engine.evaluation import random_user_rows, summary_rows, zero_step_rows
 from td3engine.interactions import read_log
 from td3engine.ml100k import FetchError, cache_folder, fetch_ml100k
 from td3engine.report import Row, results_tables
 from td3engine.run import RESULT_SEEDS, pick_device
+from td3engine.start import initial_summary
 
 STOP_SECONDS = 30
 Result = TypeVar("Result")
@@ -109,7 +109,7 @@ def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Consol
     device = pick_device(config)
     benchmark = prepare_for(bundle, read_log(log), device)
     distilled = bundle.summary.to(device)
-    start = initial_summary(config, distilled.V)
+    start = initial_summary(config, benchmark.split, distilled.V)
     full_data: list[Row] = [row for row in job_metrics["rows"] if row["name"] == "full data"]
     rows = list(full_data)
     with console.status("zero steps") as status:

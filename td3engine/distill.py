@@ -38,6 +38,7 @@ from td3engine.model import Draws, cross_entropy, unseen_cross_entropy
 from td3engine.ranking import evaluate
 from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, gather, training_windows
+from td3engine.start import initial_summary
 from td3engine.summary import Summary, query, soft_sequences
 from td3engine.teacher import Trained
 from td3engine.unroll import LearnerState, Tape, meta_gradient, train
@@ -86,7 +87,7 @@ class Distillation:
         self.history = config.learner_history
         # A biased backbone's table has one more column.
         self.V_ND = teacher.table[:, : config.backbone.hidden]
-        self.summary = initial_summary(config, self.V_ND)
+        self.summary = initial_summary(config, split, self.V_ND)
         self.factors = [factor.clone().requires_grad_() for factor in self.summary.learned]
         self.done = 0
         self.best: dict[str, Any] = {"validation": -1.0, "step": 0}
@@ -294,12 +295,6 @@ class Distillation:
                 "step": self.done,
                 "factors": list(current.learned),
             }
-
-
-def initial_summary(config: DistillConfig, V_ND: Tensor) -> Summary:
-    """The summary before distilling, from the configuration's seed."""
-    draw = generator(config.seed, Purpose.SUMMARY_INITIAL, device=V_ND.device.type)
-    return Summary.initial(config.summary, V_ND, draw)
 
 
 def cosine(lr: float, step: int, steps: int) -> float:
