@@ -163,7 +163,7 @@ class OuterConfig(_Part):
         default=30.0, description="lambda: weight of the feature alignment with the teacher."
     )
     among: Literal["all", "unseen"] = Field(
-        default="unseen",
+        default="all",
         description="Items that a real target competes with: all, or those that its user has not "
         "had before, as in the measurement.",
     )
@@ -249,7 +249,7 @@ class DistillConfig(_Part):
 PRESETS: dict[Preset, dict[str, Any]] = {
     "fast": {"outer": {"steps": 120, "shared_steps": 60, "validate_every": 20}},
     "balanced": {},
-    "quality": {"outer": {"steps": 800, "shared_steps": 300, "validation_learners": 3}},
+    "quality": {"outer": {"steps": 500, "shared_steps": 250, "validation_learners": 3}},
     "auto": {},
 }
 
