@@ -7,8 +7,10 @@ that request and not the service.
 
 import asyncio
 import fcntl
+import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -27,6 +29,8 @@ from app.store import datasets
 from app.store.engine import Store
 from app.store.models import Dataset
 from td3engine.interactions import ColumnNames, Limits, LogErrorCode, LogStatistics
+
+logger = logging.getLogger(__name__)
 
 NORMALISED_NAME = "normalised.parquet"
 _EXIT_BAD_DATA = 65
@@ -112,8 +116,8 @@ async def normalise(
     """Normalise the uploaded file to `target` in a child process with limits.
 
     Raises:
-        ApiError: 422 with the reader's code, line and column, or `too_large` where it ran out of
-            memory or time.
+        ApiError: 422 with the reader's code, line and column; `too_large` where it ran out of
+            memory or time; `bad_format` where the file crashed it.
         RuntimeError: the child failed for a reason that is not the file's.
     """
     command = launch_command(
@@ -138,9 +142,17 @@ async def normalise(
             line=refusal.line,
             column=refusal.column,
         )
-    if status < 0 or any(sign in complaints for sign in _OUT_OF_MEMORY):
-        megabytes = settings.normalise_memory_bytes // 2**20
-        raise _too_large(f"Reading the file needs more than {megabytes} MiB of memory.")
+    memory = f"needs more than {settings.normalise_memory_bytes // 2**20} MiB of memory"
+    if status == -signal.SIGKILL or any(sign in complaints for sign in _OUT_OF_MEMORY):
+        raise _too_large(f"Reading the file {memory}.")
+    if status < 0:  # pyarrow aborts on some damaged files, and where some allocations fail
+        logger.warning("signal %d ended an upload's reader: %s", -status, complaints[-2000:])
+        raise ApiError(
+            422,
+            "bad_format",
+            f"The file is damaged, or reading it {memory}: it crashed the reader.",
+            param=FILE_FIELD,
+        )
     raise RuntimeError(f"td3engine.interactions ended with {status}: {complaints[-2000:]}")
 
 

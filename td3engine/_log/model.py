@@ -22,6 +22,7 @@ LogErrorCode = Literal[
     "field_too_long",
     "too_little_data",
 ]
+RATIO_FREE_BYTES = 2**20
 Codes = NDArray[np.int32]
 Times = NDArray[np.int64] | NDArray[np.float64]
 PositiveInt = Annotated[int, Field(gt=0)]
@@ -70,6 +71,19 @@ class Limits(BaseModel):
     max_field_length: PositiveInt = Field(
         default=1024, description="Bytes of one user id, item id or time."
     )
+
+    def check_unpacked(self, unpacked: int, packed: int) -> None:
+        """Refuses what unpacks to too much, all in all or for its size.
+
+        Raises:
+            LogError: `too_large`.
+        """
+        if unpacked > self.max_unpacked_bytes:
+            limit = f"{self.max_unpacked_bytes:,} bytes"
+            raise LogError("too_large", f"the file unpacks to more than {limit}")
+        if unpacked > max(RATIO_FREE_BYTES, self.max_ratio * packed):
+            ratio = f"{self.max_ratio:,} times"
+            raise LogError("too_large", f"the file unpacks to more than {ratio} its size")
 
 
 class ColumnNames(BaseModel):

@@ -11,6 +11,8 @@ from td3engine._log.model import ColumnNames, Interactions, Limits, LogError
 from td3engine._log.values import BadRowError, Collector, is_id_type, is_time_type
 
 MAGIC = b"PAR1"
+# What pyarrow says, as an OSError, where the memory for a page cannot be had.
+NO_MEMORY_SIGN = "malloc of size"
 BATCH_ROWS = 2**18
 
 
@@ -19,6 +21,7 @@ def read_parquet(path: Path, columns: ColumnNames, limits: Limits) -> Interactio
 
     Raises:
         LogError: any of its codes that a file without lines can have; `line` is the row, from 1.
+        MemoryError: there is not enough of it.
     """
     try:
         with pq.ParquetFile(path) as opened:
@@ -26,7 +29,7 @@ def read_parquet(path: Path, columns: ColumnNames, limits: Limits) -> Interactio
         found = find_columns(schema.names, columns, limits)
         wanted = [schema.names[position] for position in found.positions]
         _check_types(schema, found)
-        _check_promises(metadata, wanted, limits)
+        _check_promises(metadata, wanted, limits, packed=path.stat().st_size)
         return _collect(path, wanted, limits)
     except BadRowError as error:
         name = found.names[error.role]
@@ -35,6 +38,8 @@ def read_parquet(path: Path, columns: ColumnNames, limits: Limits) -> Interactio
         raise LogError(error.code, problem, line=row, column=name) from error
     # pyarrow decodes a damaged column name only when it is asked for, and without translating.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if NO_MEMORY_SIGN in str(error):
+            raise MemoryError(str(error)) from error
         raise LogError("bad_format", f"the file is not valid Parquet: {error}") from error
 
 
@@ -51,8 +56,10 @@ def _check_types(schema: Any, found: FoundColumns) -> None:
             raise LogError("bad_format", problem, column=name)
 
 
-def _check_promises(metadata: Any, wanted: list[str], limits: Limits) -> None:
-    """Refuses by what the footer says. A lying footer meets the checks made while rows arrive."""
+def _check_promises(metadata: Any, wanted: list[str], limits: Limits, *, packed: int) -> None:
+    """Refuses by what the footer says. A lying footer meets the checks made while rows arrive, and
+    the limit on the memory of the process that reads uploads.
+    """
     if metadata.num_rows > limits.max_rows:
         raise LogError(
             "too_many_rows",
@@ -64,10 +71,7 @@ def _check_promises(metadata: Any, wanted: list[str], limits: Limits) -> None:
         for chunk in (chunks.column(index) for index in range(chunks.num_columns)):
             if chunk.path_in_schema in wanted:
                 unpacked += chunk.total_uncompressed_size
-    if unpacked > limits.max_unpacked_bytes:
-        raise LogError(
-            "too_large", f"the file unpacks to more than {limits.max_unpacked_bytes:,} bytes"
-        )
+    limits.check_unpacked(unpacked, packed)
 
 
 def _collect(path: Path, wanted: list[str], limits: Limits) -> Interactions:
@@ -76,4 +80,8 @@ def _collect(path: Path, wanted: list[str], limits: Limits) -> Interactions:
     with pq.ParquetFile(path, read_dictionary=wanted[:2], pre_buffer=False) as opened:
         for batch in opened.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
             collector.add(*(batch.column(name) for name in wanted))
+        promised = opened.metadata.num_rows
+    if collector.rows != promised:
+        problem = f"the footer promises {promised:,} rows, there are {collector.rows:,}"
+        raise LogError("bad_format", f"the file is not valid Parquet: {problem}")
     return collector.finish()

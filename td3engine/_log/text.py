@@ -24,7 +24,6 @@ from td3engine._log.values import BadRowError, Collector
 Compression = Literal["gzip", "zstd"]
 MAGIC: dict[bytes, Compression] = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 SNIFFED_DELIMITERS = "\t,;|"
-RATIO_FREE_BYTES = 2**20
 BLOCK_BYTES = 2**20
 LINE_BYTES = 2**18
 # Rows taken at once. Few, so that what a hostile file can make of them in memory is little, and the
@@ -77,7 +76,7 @@ class CheckedBytes(io.RawIOBase):
             problem = f"the {self._compression or 'plain'} data is damaged: {error}"
             raise LogError("bad_format", problem) from error
         self.unpacked += len(chunk)
-        self._check_size()
+        self._limits.check_unpacked(self.unpacked, self._packed)
         if self.unpacked > self.readable_until:
             raise RowTooLongError("it goes on for too many lines")
         self._check_text(chunk)
@@ -89,15 +88,6 @@ class CheckedBytes(io.RawIOBase):
     def close(self) -> None:
         self._source.close()
         super().close()
-
-    def _check_size(self) -> None:
-        if self.unpacked > self._limits.max_unpacked_bytes:
-            limit = f"{self._limits.max_unpacked_bytes:,} bytes"
-            raise LogError("too_large", f"the file unpacks to more than {limit}")
-        allowed = max(RATIO_FREE_BYTES, self._limits.max_ratio * self._packed)
-        if self._compression and self.unpacked > allowed:
-            ratio = f"{self._limits.max_ratio:,} times"
-            raise LogError("too_large", f"the file unpacks to more than {ratio} its size")
 
     def _check_text(self, chunk: bytes) -> None:
         pending = len(self._decoder.getstate()[0])

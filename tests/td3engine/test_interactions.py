@@ -86,6 +86,11 @@ def test_parquet_of_every_type_gives_the_same_rows(tmp_path: Path) -> None:
             (users.cast(pa.binary()), seconds.cast(pa.timestamp("s")).cast(pa.timestamp("ns"))),
             (users.cast(pa.string_view()), seconds.cast(pa.timestamp("s", "UTC"))),
             (users, seconds.cast(pa.decimal128(22, 2))),
+            (users, seconds.cast(pa.decimal256(50, 9))),
+            (users.cast(pa.large_binary()), seconds.cast(pa.string()).dictionary_encode()),
+            (users, seconds.cast(pa.timestamp("s", "America/New_York"))),
+            (users, seconds.cast(pa.timestamp("s", "+05:30")).dictionary_encode()),
+            (users, seconds.cast(pa.float16())),
         ]
     ):
         path = tmp_path / f"{number}.parquet"
@@ -116,6 +121,9 @@ def test_ties_keep_the_order_of_the_file(tmp_path: Path) -> None:
         (["1", "2.5"], [1.0, 2.5]),
         (["9007199254740993", "9007199254740994"], [9007199254740993, 9007199254740994]),
         (["2", "1e300"], [2.0, 1e300]),
+        (["-9223372036854775808", "1"], [-(2**63), 1]),
+        (["1", "9223372036854775808"], [1.0, 2.0**63]),
+        (["-1", "9" * 300], [-1.0, 1e300]),
         (["1970-01-01", "1970-01-02"], [0, 86400]),
         (["1970-01-01T00:00:01Z", "1970-01-01 01:00:02+01:00"], [1, 2]),
         (["1970-01-01 00:00:01", "1970-01-01T00:00:01.25"], [1.0, 1.25]),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from td3engine._log import text
 from td3engine.interactions import ColumnNames, Limits, LogError, read_log
+from tests import hostile_parquet
 
 HEADER = b"user_id,item_id,timestamp\n"
 GOOD = HEADER + b"u,i,1\n"
@@ -168,6 +169,16 @@ def parquet(**columns: Any) -> bytes:
         ("user", [["u"], ["v"]], "bad_format", None),
         ("item", [{"a": 1}, {"a": 2}], "bad_format", None),
         ("time", [True, False], "bad_format", None),
+        ("user", pa.nulls(2), "bad_format", None),
+        ("user", pa.array([1, 2], pa.decimal128(9, 0)), "bad_format", None),
+        ("user", pa.array([1.0, 2.0]).dictionary_encode(), "bad_format", None),
+        ("user", pa.array([b"u" * 16, b"v" * 16], pa.uuid()), "bad_format", None),
+        ("item", pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int8())), "bad_format", None),
+        ("item", pa.array([b"ab", b"cd"], pa.binary(2)), "bad_format", None),
+        ("time", pa.array([1, 2], pa.duration("s")), "bad_format", None),
+        ("time", pa.array([1, 2], pa.time32("s")), "bad_format", None),
+        ("time", pa.array([1, None], pa.timestamp("us", "Asia/Tokyo")), "bad_value", 2),
+        ("time", pa.array(["1", None]).dictionary_encode(), "bad_value", 2),
     ],
 )
 def test_bad_parquet_columns(
@@ -190,9 +201,20 @@ def test_bad_parquet_files(tmp_path: Path) -> None:
     )
     assert refusal(tmp_path, nothing).code == "empty_file"
     million = np.zeros(MIB, np.int64)
-    bomb = parquet(user=million, item=million, time=million)
-    assert refusal(tmp_path, bomb, limits=Limits(max_rows=MIB - 1)).code == "too_many_rows"
-    assert refusal(tmp_path, bomb, limits=Limits(max_unpacked_bytes=50)).code == "too_large"
+    large = parquet(user=million, item=million, time=million)
+    assert refusal(tmp_path, large, limits=Limits(max_rows=MIB - 1)).code == "too_many_rows"
+    assert refusal(tmp_path, large, limits=Limits(max_unpacked_bytes=50)).code == "too_large"
+
+
+def test_parquet_footers_that_promise_too_much_or_too_little(tmp_path: Path) -> None:
+    bomb = refusal(tmp_path, hostile_parquet.bomb(32, lying=False))
+    assert (bomb.code, "200 times its size" in bomb.message) == ("too_large", True)
+    assert refusal(tmp_path, hostile_parquet.claiming_rows(2**40)).code == "too_many_rows"
+    missing = refusal(tmp_path, hostile_parquet.claiming_rows(200))
+    assert (missing.code, "promises 200 rows, there are 100" in missing.message) == (
+        "bad_format",
+        True,
+    )
 
 
 @given(
