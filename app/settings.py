@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from app.logs import LogFormat
 
 _Seconds = Annotated[float, Field(gt=0)]
+_Days = Annotated[float | None, Field(ge=0)]
 
 
 class Settings(BaseSettings):
@@ -106,6 +107,23 @@ class Settings(BaseSettings):
         default=600,
         description="Stored bytes that nothing refers to are deleted when they are this old; "
         "well above the time from storing bytes to referring to them.",
+    )
+    retain_jobs_days: _Days = Field(
+        default=None,
+        description="Jobs that ended so long ago are deleted, with all they made. Unset: never.",
+    )
+    retain_events_days: _Days = Field(
+        default=None,
+        description="Events of jobs that ended so long ago are deleted, except for the changes of "
+        "state. Unset: with the job.",
+    )
+    retain_datasets_days: _Days = Field(
+        default=None,
+        description="Datasets without jobs, uploaded and last used so long ago, are deleted. "
+        "Unset: never.",
+    )
+    gc_seconds: _Seconds = Field(
+        default=3600, description="Between a worker's deletions of what is old."
     )
     engine_command: Annotated[list[str], Field(min_length=1)] = Field(
         default=[sys.executable, "-m", "td3engine.cli", "run"],

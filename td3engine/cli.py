@@ -188,6 +188,15 @@ def serve(context: typer.Context) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "app.serve", *context.args])
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def gc(context: typer.Context) -> NoReturn:
+    """Delete old jobs, events and datasets of a service. See [b]td3 gc --help[/]."""
+    os.execv(sys.executable, [sys.executable, "-m", "app.gc", *context.args])
+
+
 @app.command(hidden=True)
 def run(
     data: Annotated[Path, typer.Option(help="A normalised log.")],

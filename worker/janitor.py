@@ -2,14 +2,17 @@
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 
 from app.blobs import sql as blobs
+from app.gc import ages_of
 from app.queue import JobQueue
 from app.settings import Settings
 from app.store import jobs
 from app.store.engine import Store, database_now
+from app.store.retention import collect
 from worker.folders import sweep_work_folders
 
 logger = logging.getLogger(__name__)
@@ -23,6 +26,7 @@ class Janitor:
         self._queue = queue
         self._settings = settings
         self._over = threading.Event()
+        self._collect_at = 0.0  # by the monotonic clock
         self._thread = threading.Thread(target=self._run, name="janitor", daemon=True)
 
     def start(self) -> None:
@@ -35,7 +39,7 @@ class Janitor:
 
     def round(self) -> None:
         """Every chore once. One that fails is logged and hinders no other."""
-        for chore in (self.requeue, self.republish, self.sweep):
+        for chore in (self.requeue, self.republish, self.collect, self.sweep):
             self._attempt(chore)
 
     def requeue(self) -> None:
@@ -66,6 +70,16 @@ class Janitor:
             logger.warning("%s: waited long, sent again", job_id)
             if not self._queue.publish(self._store, job_id):
                 return
+
+    def collect(self) -> None:
+        """What is older than the settings say goes, every `gc_seconds`."""
+        ages = ages_of(self._settings)
+        if not ages or time.monotonic() < self._collect_at:
+            return
+        self._collect_at = time.monotonic() + self._settings.gc_seconds
+        gone = collect(self._store, ages)
+        if gone.jobs or gone.events or gone.datasets:
+            logger.info("deleted because of their age: %s", gone)
 
     def sweep(self) -> None:
         """Bytes that nothing refers to, and folders of workers that were killed, are removed."""

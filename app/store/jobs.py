@@ -33,7 +33,7 @@ from sqlalchemy.orm import Session
 
 from app.store.engine import database_now
 from app.store.ids import new_id
-from app.store.models import HELD, TERMINAL, Artifact, Job, JobEvent, JobStatus
+from app.store.models import HELD, TERMINAL, Artifact, Dataset, Job, JobEvent, JobStatus
 from app.store.transition import STATUS_EVENT, change, run
 
 _WORKER_LOST = {
@@ -151,6 +151,11 @@ def create(
         sqlalchemy.exc.IntegrityError: the tenant has no such dataset.
     """
     now = database_now(session)
+    # Also a lock: until the end of the transaction the dataset cannot be collected as unused.
+    session.execute(
+        update(Dataset).where(Dataset.id == dataset_id).values(used_at=now),
+        execution_options={"synchronize_session": False},
+    )
     job = Job(
         id=new_id("job"),
         tenant_id=tenant_id,

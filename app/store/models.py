@@ -124,6 +124,8 @@ class Dataset(Base):
     tenant_id: Mapped[str] = mapped_column(_Id, ForeignKey("tenants.id"))
     name: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[datetime]
+    # When it was uploaded, or a job was last made of it: what its age is counted from.
+    used_at: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
     fingerprint: Mapped[str] = mapped_column(_Sha256, ForeignKey("blobs.sha256"), index=True)
     source_sha256: Mapped[str] = mapped_column(_Sha256)
     source_bytes: Mapped[int] = mapped_column(BigInteger)
@@ -165,7 +167,7 @@ class Job(Base):
     created_at: Mapped[datetime]
     updated_at: Mapped[datetime]
     started_at: Mapped[datetime | None]
-    finished_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None] = mapped_column(index=True)
     published_at: Mapped[datetime | None]
     lease_token: Mapped[str | None] = mapped_column(String(64))
     lease_owner: Mapped[str | None] = mapped_column(String(200))

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import redis
 from kombu.exceptions import OperationalError
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.queue import QUEUE, JobQueue
 from app.settings import Settings
 from app.store import jobs
 from app.store.models import Job
-from tests.worker.conftest import Script, Service
+from tests.worker.conftest import Script, Service, cancel
 from worker.folders import sweep_work_folders, work_folder
 from worker.janitor import Janitor
 
@@ -105,6 +105,27 @@ def test_a_broker_that_is_gone_hinders_no_other_chore(
     assert "republish did not work" in caplog.text
     assert swept == [1]
     queue.close()
+
+
+def test_what_is_old_goes_once_in_a_while(service: Service, tmp_path: Path) -> None:
+    def old_job() -> None:
+        cancel(service, service.make_job(SCRIPT, publish=False))
+        with service.store.write() as session:
+            session.execute(update(Job).values(finished_at=datetime.now(UTC) - timedelta(days=2)))
+
+    def jobs_left() -> int:
+        with service.store.read() as session:
+            return session.scalar(select(func.count()).select_from(Job)) or 0
+
+    old_job()
+    Janitor(service.store, service.queue, Settings(data_dir=tmp_path)).collect()
+    assert jobs_left() == 1  # nobody said that it may go
+    janitor = Janitor(service.store, service.queue, Settings(data_dir=tmp_path, retain_jobs_days=1))
+    janitor.collect()
+    assert jobs_left() == 0
+    old_job()
+    janitor.collect()
+    assert jobs_left() == 1  # not yet
 
 
 def test_only_forgotten_work_folders_are_removed(tmp_path: Path) -> None:
