@@ -34,11 +34,17 @@ ServiceCode = Literal[
     "bad_request",
     "dataset_not_found",
     "http_error",
+    "insufficient_scope",
     "internal_error",
     "invalid_json",
     "job_is_over",
     "job_not_found",
     "job_not_succeeded",
+    "key_expired",
+    "key_invalid",
+    "key_not_found",
+    "key_required",
+    "key_revoked",
     "method_not_allowed",
     "not_found",
     "precondition_failed",
@@ -106,10 +112,11 @@ _CODES_OF_MISSING: dict[str, ServiceCode] = {
     "artifact": "artifact_not_found",
     "dataset": "dataset_not_found",
     "job": "job_not_found",
+    "key": "key_not_found",
 }
 
 
-def not_found(kind: Literal["artifact", "dataset", "job"], identifier: str) -> ApiError:
+def not_found(kind: Literal["artifact", "dataset", "job", "key"], identifier: str) -> ApiError:
     """Nothing of that kind has that id or name."""
     code = _CODES_OF_MISSING[kind]
     return ApiError(404, code, f"There is no {kind} {identifier[:100]!r}.")

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from pydantic.json_schema import models_json_schema
 
-from app.api import artifacts, datasets, events, health, jobs
+from app.api import artifacts, datasets, events, health, jobs, keys
 from app.api.context import Context, problems, refuse_unknown_query
 from app.errors import install_error_handlers
 from app.logs import set_up_logging
@@ -21,6 +21,7 @@ from app.observe import Observe
 from app.queue import JobQueue
 from app.schemas.jobs import JobRequest, JobSettings
 from app.schemas.problems import Problem
+from app.security import PUBLIC_PATHS, Doorkeeper, install_authentication
 from app.settings import Settings, get_settings
 from app.store.engine import open_store
 from app.uploads import UploadFolders, upload_limits
@@ -41,8 +42,16 @@ TAGS = [
     {"name": "datasets", "description": "Interaction logs, checked and normalised."},
     {"name": "jobs", "description": "Distillations: create, watch, cancel."},
     {"name": "artifacts", "description": "What a job made."},
+    {"name": "keys", "description": "API keys of your tenant; for keys of scope `admin`."},
     {"name": "health", "description": "For supervisors, load balancers and Prometheus."},
 ]
+_KEY_SCHEME = {
+    "type": "http",
+    "scheme": "bearer",
+    "bearerFormat": "td3_…",
+    "description": "An API key (`td3 keys create`). A service without keys, which answers requests "
+    "from its own machine only, needs none.",
+}
 # Documented, but not the model of any route's parameter: we parse these bodies ourselves.
 _EXTRA_SCHEMAS = (DistillConfig, JobRequest, JobSettings, Problem)
 _READERS_AT_ONCE = 2
@@ -67,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
         uploads = UploadFolders(settings.data_dir / "uploads")
         try:
             with uploads.in_use(), _set_when_told_to_stop() as stopping:
+                app.state.doorkeeper = Doorkeeper(settings, store)
                 app.state.context = Context(
                     settings,
                     store,
@@ -90,14 +100,17 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         dependencies=[Depends(refuse_unknown_query)],
         responses=problems(
+            _401="`key_required`, `key_invalid`, `key_expired` or `key_revoked`.",
+            _403="`insufficient_scope`: the key may not do this.",
             _422="`validation_error`: `errors` names each field.",
             _500="`internal_error`: our fault; logged under `request_id`.",
         ),
         redirect_slashes=False,
     )
+    install_authentication(app)  # within what gives every answer its request id
     install_error_handlers(app)
     app.add_middleware(Observe, metrics=HttpMetrics(registry))  # the last one added is outermost
-    for resource in (datasets, jobs, events, artifacts, health):
+    for resource in (datasets, jobs, events, artifacts, keys, health):
         app.include_router(resource.router)
     _document_extra_schemas(app)
     return app
@@ -143,6 +156,13 @@ def _document_extra_schemas(app: FastAPI) -> None:
             )
             schemas = schema["components"]["schemas"]
             schemas.update(extra["$defs"])
+            schema["components"]["securitySchemes"] = {"key": _KEY_SCHEME}
+            schema["security"] = [{"key": []}]
+            for path in PUBLIC_PATHS & schema["paths"].keys():
+                for operation in schema["paths"][path].values():
+                    operation["security"] = []
+                    for status in ("401", "403"):
+                        del operation["responses"][status]
             schemas["Job"]["properties"]["config"] = {"$ref": "#/components/schemas/DistillConfig"}
         return generate()
 

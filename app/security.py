@@ -1,22 +1,261 @@
-"""Who asks. What a client may see is what its tenant owns."""
+"""Who asks, and what they may do. What a client may see is what its tenant owns.
 
+With API keys every request needs one. Without any, the service is for the people of one machine:
+it answers requests that come from it, on a loopback address, and not by way of a browser or proxy.
+"""
+
+import hmac
+import ipaddress
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Annotated
+from urllib.parse import SplitResult, urlsplit
 
-from fastapi import Depends
+from fastapi import Depends, FastAPI, Request
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.store.models import DEFAULT_TENANT
+from app.apikeys import digest, key_id_of, read_secret
+from app.errors import ApiError, ServiceCode, problem_response
+from app.settings import Settings
+from app.store import keys
+from app.store import models as rows
+from app.store.engine import Store
+from app.store.models import DEFAULT_TENANT, SCOPES
+
+# What anybody may ask: no row of anybody's is in the answer.
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+_ADMIN_PATH = "/keys"
+_OPERATOR_PATHS = frozenset({"/metrics"})  # what tells of all tenants
+# What proxies add. Whoever is behind one is not on this machine, whatever the connection says.
+_FORWARDING = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_USE_NOTED = timedelta(minutes=10)
+_LOOK_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """On whose behalf a request is served."""
+    """On whose behalf a request is served; `key_id` is None for somebody on this machine."""
 
     tenant_id: str
+    scope: rows.Scope
+    key_id: str | None = None
+
+    def require(self, scope: rows.Scope) -> None:
+        """See that this much is allowed.
+
+        Raises:
+            ApiError: 403 `insufficient_scope`.
+        """
+        if SCOPES.index(self.scope) >= SCOPES.index(scope):
+            return
+        who = "This key has" if self.key_id else "Without a key one has"
+        raise ApiError(
+            403,
+            "insufficient_scope",
+            f"{who} the scope {self.scope}; this needs {scope}.",
+            headers={"WWW-Authenticate": _challenge(error="insufficient_scope", scope=scope)},
+        )
 
 
-async def _caller() -> Caller:
-    return Caller(DEFAULT_TENANT)
+def caller_of(request: Request) -> Caller:
+    """Whom `Authentication` recognised."""
+    caller = request.scope["state"]["caller"]
+    assert isinstance(caller, Caller)
+    return caller
+
+
+async def _caller(request: Request) -> Caller:
+    return caller_of(request)
 
 
 CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+class Doorkeeper:
+    """Recognises callers. A key is looked up at each request, so revoking one works at once."""
+
+    def __init__(
+        self, settings: Settings, store: Store, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._settings = settings
+        self._store = store
+        self._secret: bytes | None = None
+        self._keys_exist = False  # once true for good
+        self._looked = -math.inf
+
+    def admit(self, method: str, path: str, headers: Headers, local: bool) -> Caller:
+        """Who this is.
+
+        Raises:
+            ApiError: 401 where that is not known or not good (any more), 403 where it is not
+                enough.
+        """
+        key = _bearer(headers)
+        if key is not None:
+            caller = self._by_key(key)
+        elif local and not self._keys_are_needed(path):
+            caller = Caller(DEFAULT_TENANT, "write")
+        else:
+            raise _refused(
+                "key_required",
+                "Send an API key: Authorization: Bearer td3_… Without keys only requests from this "
+                "machine are served (docs/operations.md).",
+            )
+        caller.require(_needed_scope(method, path))
+        if path in _OPERATOR_PATHS and caller.tenant_id != DEFAULT_TENANT:
+            raise ApiError(
+                403,
+                "insufficient_scope",
+                f"What concerns all tenants is for keys of the tenant {DEFAULT_TENANT!r}.",
+            )
+        return caller
+
+    def _by_key(self, key: str) -> Caller:
+        key_id = key_id_of(key)
+        if key_id is None:
+            raise _refused("key_invalid", "This is not a key of this service, or not all of it.")
+        with self._store.read() as session:
+            row = keys.find(session, key_id)
+        # The same work whether there is such a key or not.
+        if not hmac.compare_digest(digest(key, self._server_secret()), row.digest if row else ""):
+            row = None
+        if row is None:
+            raise _refused("key_invalid", "There is no such key.")
+        now = datetime.now(UTC)
+        if row.revoked_at is not None:
+            raise _refused("key_revoked", f"The key {row.id} was revoked.")
+        if row.expires_at is not None and row.expires_at <= now:
+            raise _refused("key_expired", f"The key {row.id} expired at {row.expires_at}.")
+        if row.last_used_at is None or now - row.last_used_at >= _USE_NOTED:
+            self._note_use(row.id, now)
+        return Caller(row.tenant_id, row.scope, row.id)
+
+    def _server_secret(self) -> bytes:
+        if self._secret is None:
+            self._secret = read_secret(self._settings)
+        if self._secret is None:
+            logger.error("no secret: no API key can be recognised (TD3_KEY_SECRET, key.secret)")
+            return b""
+        return self._secret
+
+    def _note_use(self, key_id: str, now: datetime) -> None:
+        try:
+            with self._store.write() as session:
+                keys.mark_used(session, key_id, now)
+        except SQLAlchemyError as error:  # no reason to refuse the request
+            logger.warning("%s: use not noted: %s", key_id, error)
+
+    def _keys_are_needed(self, path: str) -> bool:
+        if self._keys_exist or self._clock() - self._looked < _LOOK_SECONDS:
+            return self._keys_exist
+        try:
+            with self._store.read() as session:
+                self._keys_exist = keys.any_made(session)
+        except SQLAlchemyError:
+            if path not in _OPERATOR_PATHS:
+                raise
+            return False  # Prometheus shall hear of it; without the database nothing of it is rows
+        self._looked = self._clock()
+        return self._keys_exist
+
+
+class Authentication:
+    """ASGI middleware: nothing but the public paths is reached by a caller who is not known.
+
+    Before routing and before the body is read, so what there is shows only to those who may ask.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request, or refuse it."""
+        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS:
+            await self.app(scope, receive, send)
+            return
+        doorkeeper: Doorkeeper = scope["app"].state.doorkeeper
+        headers = Headers(scope=scope)
+        try:
+            scope["state"]["caller"] = await run_in_threadpool(
+                doorkeeper.admit, scope["method"], scope["path"], headers, is_local(scope, headers)
+            )
+        except ApiError as error:
+            await problem_response(scope, error)(scope, receive, send)
+            return
+        await self.app(scope, receive, send)
+
+
+def install_authentication(app: FastAPI) -> None:
+    """Have every request but those of public paths say who asks."""
+    app.add_middleware(Authentication)
+
+
+def is_local(scope: Mapping[str, object], headers: Headers) -> bool:
+    """Whether a program on this machine asks, and not somebody through a proxy or a web page.
+
+    A page of another site can have a browser on this machine send requests: such a request names
+    its origin, or (with a name that was made to point here) another host than this one.
+    """
+    ends = [scope.get("server"), scope.get("client")]
+    if not all(isinstance(end, list | tuple) and is_loopback(str(end[0])) for end in ends):
+        return False
+    host = headers.get("host", "")
+    if not is_loopback(_split(f"//{host}").hostname or ""):
+        return False
+    origin = headers.get("origin")
+    if origin is not None and _split(origin).netloc != host:
+        return False
+    return not any(name in headers for name in _FORWARDING)
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return SplitResult("", "", "", "", "")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this address or name can be reached from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _needed_scope(method: str, path: str) -> rows.Scope:
+    if path == _ADMIN_PATH or path.startswith(f"{_ADMIN_PATH}/"):
+        return "admin"
+    return "read" if method in _READING else "write"
+
+
+def _bearer(headers: Headers) -> str | None:
+    given = headers.getlist("authorization")
+    if not given:
+        return None
+    scheme, _, key = given[0].partition(" ")
+    if len(given) > 1 or scheme.lower() != "bearer":
+        raise _refused("key_invalid", "The header must be one, and say: Authorization: Bearer KEY")
+    return key.strip()
+
+
+def _refused(code: ServiceCode, detail: str) -> ApiError:
+    challenge = _challenge() if code == "key_required" else _challenge(error="invalid_token")
+    return ApiError(401, code, detail, headers={"WWW-Authenticate": challenge})
+
+
+def _challenge(**parameters: str) -> str:
+    """Value of WWW-Authenticate (RFC 6750, section 3)."""
+    fields = {"realm": "td3", **parameters}
+    return "Bearer " + ", ".join(f'{name}="{value}"' for name, value in fields.items())

@@ -1,6 +1,6 @@
 """The whole service on one machine: `td3 serve`, or `python -m app.serve`.
 
-Starts an embedded Valkey (unless a broker is given), brings the tables up to date, starts the API
+Brings the tables up to date, starts an embedded Valkey (unless a broker is given), the API
 and a worker, and prints `listening on URL` to stdout once requests can be served. A process that
 ends unexpectedly is started again; one that ends three times within a minute stops everything, with
 exit code 1. SIGINT or SIGTERM stops the API and the workers, then Valkey; a second one at once.
@@ -10,7 +10,6 @@ exit code 1. SIGINT or SIGTERM stops the API and the workers, then Valkey; a sec
 import argparse
 import fcntl
 import hashlib
-import ipaddress
 import json
 import logging
 import os
@@ -35,7 +34,10 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app.logs import set_up_logging
+from app.security import is_loopback
 from app.settings import Settings
+from app.store import keys
+from app.store.engine import open_store
 from app.store.migrate import upgrade
 from app.supervise import Child, ServeError
 
@@ -79,7 +81,6 @@ class Service:
     def _start(self, embedded_broker: bool) -> None:
         if embedded_broker:
             self._start_broker()
-        upgrade(self.settings.database_url)
         listener = self.cleanup.enter_context(_listen(self.settings.host, self.settings.port))
         port = listener.getsockname()[1]
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
@@ -322,11 +323,25 @@ def _metrics_port(settings: Settings, number: int) -> Mapping[str, str]:
     return {"TD3_WORKER_METRICS_PORT": str(port + number)} if port else {}
 
 
-def _is_loopback(host: str) -> bool:
+def _refuse_strangers(settings: Settings) -> None:
+    """Without API keys nobody but this machine may reach the service.
+
+    Raises:
+        ServeError: others could.
+    """
+    if is_loopback(settings.host):
+        return
+    store = open_store(settings.database_url)
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        with store.read() as session:
+            protected = keys.any_made(session)
+    finally:
+        store.close()
+    if not protected:
+        raise ServeError(
+            f"{settings.host} can be reached by others, and there is no API key that they would "
+            "need. Make one first: td3 keys create NAME"
+        )
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -337,17 +352,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         epilog="All other settings are environment variables TD3_... (docs/operations.md).",
     )
     parser.add_argument("--data-dir", type=Path, help="folder for everything (default: td3-data)")
-    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument(
+        "--host",
+        help="address to listen on (default: 127.0.0.1; others need keys: td3 keys create)",
+    )
     parser.add_argument("--port", type=int, help="port; 0 takes a free one (default: 8000)")
     parser.add_argument("--broker-url", help="Redis or Valkey to use (default: an embedded one)")
     parser.add_argument("--database-url", help="default: SQLite in the data folder")
     parser.add_argument(
         "--workers", type=int, default=1, help="jobs at once; 0: the API only (default: 1)"
-    )
-    parser.add_argument(
-        "--allow-remote",
-        action="store_true",
-        help="listen on an address that others reach; there is no authentication yet",
     )
     options = parser.parse_args(arguments)
     if options.workers < 0:
@@ -377,13 +390,10 @@ def main(arguments: list[str] | None = None) -> int:
         settings = _settings(given)
         set_up_logging(settings.log_format)
         embedded_broker = "broker_url" not in settings.model_fields_set
-        if not (options.allow_remote or _is_loopback(settings.host)):
-            raise ServeError(
-                f"{settings.host} can be reached by others, and there is no authentication yet: "
-                "anybody could read and start jobs. Say --allow-remote if that is meant."
-            )
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         with _own(settings.data_dir):
+            upgrade(settings.database_url)
+            _refuse_strangers(settings)
             Service(settings, options.workers).run(embedded_broker=embedded_broker)
     except ServeError as error:
         logger.error("%s", error)

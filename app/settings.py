@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.logs import LogFormat
@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     )
     ready_free_bytes: Annotated[int, Field(ge=0)] = Field(
         default=1024**3, description="With less room on the disk of data_dir, /readyz says 503."
+    )
+    key_secret: Annotated[SecretStr, Field(min_length=32)] | None = Field(
+        default=None,
+        description="Secret by which API keys are recognised; without it every key is void. "
+        "Default: key.secret in data_dir, made with the first key. Give it where several APIs "
+        "serve one database.",
     )
 
     max_upload_bytes: Annotated[int, Field(gt=0)] = Field(
@@ -130,6 +136,11 @@ class Settings(BaseSettings):
         description="The engine, as a JSON list; --data, --config, --out and --checkpoint-seconds "
         "are put behind it.",
     )
+
+    @field_validator("key_secret", mode="before")
+    @classmethod
+    def _empty_is_not_given(cls, value: object) -> object:
+        return value or None
 
     @model_validator(mode="after")
     def _leases_outlast_heartbeats(self) -> Self:

@@ -197,6 +197,15 @@ def gc(context: typer.Context) -> NoReturn:
     os.execv(sys.executable, [sys.executable, "-m", "app.gc", *context.args])
 
 
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)
+def keys(context: typer.Context) -> NoReturn:
+    """Make, list and revoke API keys of a service. See [b]td3 keys --help[/]."""
+    os.execv(sys.executable, [sys.executable, "-m", "app.keys", *context.args])
+
+
 @app.command(hidden=True)
 def run(
     data: Annotated[Path, typer.Option(help="A normalised log.")],

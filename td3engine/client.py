@@ -10,6 +10,7 @@ with Client("http://127.0.0.1:8000") as client:
 import hashlib
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping
 from datetime import datetime
@@ -22,6 +23,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from td3engine.config import Preset
 
+API_KEY_VARIABLE = "TD3_API_KEY"
 SUMMARY_FILES = ("manifest.json", "items.parquet", "summary.safetensors")
 TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 _LONGEST_WAIT_SECONDS = 60
@@ -125,10 +127,22 @@ class Client:
     `httpx.TransportError` where it cannot be reached.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        """
+        Args:
+            url: the service.
+            api_key: sent with every request; by default that of the environment variable
+                `TD3_API_KEY`, if there is one. Empty: none.
+        """
+        key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
         # A proxy that the environment names cannot reach a service on this machine.
         elsewhere = httpx.URL(url).host not in _THIS_MACHINE
-        self._http = httpx.Client(base_url=url, timeout=_TIMEOUT, trust_env=elsewhere)
+        self._http = httpx.Client(
+            base_url=url,
+            timeout=_TIMEOUT,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            trust_env=elsewhere,
+        )
 
     def __enter__(self) -> Self:
         return self

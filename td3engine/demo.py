@@ -52,7 +52,8 @@ def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Conso
     with _service(folder / "service", seconds) as url:
         console.print(f"[bold]2[/] the log goes to {url}/jobs")
         log = data or _timed(seconds, "fetching the log", _movielens)
-        with Client(url) as client:
+        # Not the key of some other service that the environment may have.
+        with Client(url, api_key="") as client:
             job = _timed(seconds, "job", lambda: _follow(client, log, config, console))
             files = client.download_summary(job.id, folder / "summary")
     console.print(f"[bold]3[/] summary: {files[0].parent}; the service has stopped", soft_wrap=True)

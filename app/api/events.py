@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
@@ -15,7 +16,7 @@ from app.errors import field_error
 from app.schemas.common import Page
 from app.schemas.jobs import JobEvent
 from app.security import Caller, CallerDep
-from app.store import jobs
+from app.store import jobs, keys
 from app.store.models import TERMINAL
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
@@ -101,6 +102,9 @@ def _load(
 ) -> tuple[Page[JobEvent], bool]:
     """Events after `after`, and whether the job is over, so that no more will come."""
     with context.store.read() as session:
+        key_id = caller.key_id  # a stream may outlive the key that opened it
+        if key_id is not None and not keys.is_good(session, key_id, datetime.now(UTC)):
+            return Page(data=[], has_more=False), True
         # The status first: when it is terminal, the event that made it so is there as well.
         over = find_job(session, caller, job_id).status in TERMINAL
         found = jobs.events(

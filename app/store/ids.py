@@ -10,5 +10,9 @@ _LENGTH = 26
 def new_id(prefix: str) -> str:
     """`prefix_` and 26 characters: 48 bits of milliseconds since 1970, then 80 random bits."""
     number = (time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    digits = (_ALPHABET[number >> 5 * place & 31] for place in reversed(range(_LENGTH)))
-    return f"{prefix}_{''.join(digits)}"
+    return f"{prefix}_{encode(number, _LENGTH)}"
+
+
+def encode(number: int, length: int) -> str:
+    """The last `length` base-32 digits of a number."""
+    return "".join(_ALPHABET[number >> 5 * place & 31] for place in reversed(range(length)))

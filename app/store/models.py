@@ -24,6 +24,10 @@ JobStatus = Literal["queued", "running", "cancelling", "succeeded", "failed", "c
 TERMINAL: tuple[JobStatus, ...] = ("succeeded", "failed", "cancelled")
 HELD: tuple[JobStatus, ...] = ("running", "cancelling")  # a worker has a lease on it
 
+# What a key may do; each includes the one before.
+Scope = Literal["read", "write", "admin"]
+SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
+
 # Whose rows they are where nobody says: a service without API keys, for the people of one machine.
 DEFAULT_TENANT = "default"
 
@@ -111,6 +115,26 @@ class Tenant(Base):
 
     id: Mapped[str] = mapped_column(_Id, primary_key=True)  # the name that the operator chose
     created_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """The right to act for a tenant. The key itself is not kept, only its digest."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint("scope IN ('read', 'write', 'admin')", name="scope"),
+        Index(None, "tenant_id", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    tenant_id: Mapped[str] = mapped_column(_Id, ForeignKey("tenants.id"))
+    name: Mapped[str] = mapped_column(String(200))
+    scope: Mapped[Scope] = mapped_column(String(10))
+    digest: Mapped[str] = mapped_column(_Sha256)
+    created_at: Mapped[datetime]
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]  # to within some minutes
 
 
 class Dataset(Base):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 
+import httpx
 import pytest
 import yaml
 
@@ -247,6 +248,18 @@ def readiness(port: int) -> tuple[int, dict[str, Any]]:
             time.sleep(0.1)
 
 
+def requires_a_key(api: Role, port: int) -> None:
+    """The first key, as the comment in docker-compose.yml has it made."""
+    made = api.run(Role.find(["td3", "keys", "create", "compose"]))
+    assert made.returncode == 0, made.stderr
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as http:
+        deadline = time.monotonic() + START_SECONDS
+        while http.get("/jobs").status_code != 401:
+            assert time.monotonic() < deadline
+        headers = {"Authorization": f"Bearer {made.stdout.strip()}"}
+        assert http.get("/jobs", headers=headers).status_code == 200
+
+
 def test_migrate_and_api(roles: dict[str, Role], port: int) -> None:
     with roles["api"].running() as process:
         status, body = readiness(port)
@@ -263,6 +276,7 @@ def test_migrate_and_api(roles: dict[str, Role], port: int) -> None:
             part.replace(":8000/", f":{port}/") for part in exec_form(last("api", "HEALTHCHECK"))
         ]
         assert roles["api"].run(Role.find(check)).returncode == 0
+        requires_a_key(roles["api"], port)
         process.terminate()
         # uvicorn ends in order and then by the signal that told it to.
         assert process.wait(timeout=30) in (0, -signal.SIGTERM), roles["api"].log.read_text()

@@ -17,7 +17,11 @@ from app.settings import Settings
 from td3engine.interactions import Limits
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
-BY_MACHINE = {"engine_command": "python -m td3engine.cli run", "database_url": "SQLite in data_dir"}
+BY_MACHINE = {
+    "engine_command": "python -m td3engine.cli run",
+    "database_url": "SQLite in data_dir",
+    "key_secret": "a file in data_dir",
+}
 
 
 def shown(name: str, field: FieldInfo) -> str:

@@ -16,13 +16,14 @@ import pytest
 import uvicorn
 from redis import Redis
 
+from app.apikeys import issue
 from app.blobs import sql as blobs
 from app.main import create_app
 from app.queue import QUEUE
 from app.settings import Settings
-from app.store import datasets, jobs
+from app.store import datasets, jobs, tenants
 from app.store.engine import Store, open_store
-from app.store.models import DEFAULT_TENANT
+from app.store.models import DEFAULT_TENANT, Scope
 
 LOG = "user_id,item_id,timestamp\n" + "".join(f"u{i % 7},i{i % 11},{i}\n" for i in range(200))
 BUNDLE = {
@@ -60,7 +61,22 @@ class Service:
         job: dict[str, Any] = answer.json()
         return job
 
-    def dataset(self) -> str:
+    def key(self, scope: Scope = "write", tenant_id: str = DEFAULT_TENANT, **more: Any) -> str:
+        """A new API key; makes the tenant as well."""
+        expires_at: datetime | None = more.get("expires_at")
+        with self.store.write() as session:
+            tenants.ensure(session, tenant_id)
+            _, key = issue(
+                session,
+                self.settings,
+                tenant_id=tenant_id,
+                name="test",
+                scope=scope,
+                expires_at=expires_at,
+            )
+        return key
+
+    def dataset(self, tenant_id: str = DEFAULT_TENANT) -> str:
         """A dataset's id; made without the reader's process, which takes a second."""
         path = self.settings.data_dir / "normalised"
         path.write_bytes(b"a normalised log")
@@ -69,7 +85,7 @@ class Service:
         with self.store.write() as session:
             return datasets.create(
                 session,
-                tenant_id=DEFAULT_TENANT,
+                tenant_id=tenant_id,
                 name="made",
                 fingerprint=fingerprint,
                 source_sha256=fingerprint,

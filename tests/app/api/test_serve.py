@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
+import app.keys
 from app.launch import launch_command
 from app.serve import Service, main
 from app.settings import Settings
@@ -147,14 +148,18 @@ def test_killed_service_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
             served.process.wait()
 
 
-def test_address_that_others_reach_needs_a_word(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_an_address_that_others_reach_needs_a_key(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    data_dir = ["--data-dir", str(tmp_path / "data")]
     for host in ("0.0.0.0", "192.0.2.1", "::", "example.org"):
-        assert main(["--data-dir", str(tmp_path / "data"), "--host", host]) == 1
-        assert "--allow-remote" in caplog.text
+        assert main([*data_dir, "--host", host]) == 1
+        assert "td3 keys create" in caplog.text
         caplog.clear()
-    assert not (tmp_path / "data").exists()
+    assert app.keys.main([*data_dir, "create", "first"]) == 0
+    # TEST-NET-1 is nobody's: with a key the service gets as far as finding that out.
+    assert main([*data_dir, "--host", "192.0.2.1", "--broker-url", "redis://127.0.0.1:1"]) == 1
+    assert "cannot listen on 192.0.2.1" in caplog.text
 
 
 def test_child_that_does_not_stay_up_is_given_up() -> None:

@@ -1,0 +1,95 @@
+"""API keys in SQL. A key itself is never here, only its digest (app/apikeys.py)."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import ColumnElement, and_, exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from app.store.models import ApiKey, Scope
+
+
+def create(
+    session: Session,
+    *,
+    key_id: str,
+    tenant_id: str,
+    name: str,
+    scope: Scope,
+    digest: str,
+    expires_at: datetime | None,
+) -> ApiKey:
+    """A new key of a tenant that there is.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: there is no such tenant.
+    """
+    key = ApiKey(
+        id=key_id,
+        tenant_id=tenant_id,
+        name=name,
+        scope=scope,
+        digest=digest,
+        created_at=datetime.now(UTC),
+        expires_at=expires_at,
+    )
+    session.add(key)
+    session.flush()
+    return key
+
+
+def find(session: Session, key_id: str) -> ApiKey | None:
+    """One key, whoever's it is: to recognise who asks."""
+    return session.get(ApiKey, key_id)
+
+
+def any_made(session: Session) -> bool:
+    """Whether there is a key, or ever was one: revoking the last does not open the service."""
+    return bool(session.scalar(select(exists().select_from(ApiKey))))
+
+
+def is_good(session: Session, key_id: str, now: datetime) -> bool:
+    """Whether the key is neither revoked nor expired."""
+    unexpired = or_(ApiKey.expires_at.is_(None), ApiKey.expires_at > now)
+    good = exists().where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None), unexpired)
+    return bool(session.scalar(select(good)))
+
+
+def get(session: Session, key_id: str, *, tenant_id: str) -> ApiKey | None:
+    """One key of this tenant, or None."""
+    return session.scalar(select(ApiKey).where(_owned(key_id, tenant_id)))
+
+
+def page(
+    session: Session, *, tenant_id: str, limit: int, after: str | None = None
+) -> tuple[list[ApiKey], bool]:
+    """The tenant's keys, newest first, older than `after`; and whether there are more."""
+    query = select(ApiKey).where(ApiKey.tenant_id == tenant_id)
+    query = query.order_by(ApiKey.id.desc()).limit(limit + 1)
+    if after is not None:
+        query = query.where(ApiKey.id < after)
+    found = list(session.scalars(query))
+    return found[:limit], len(found) > limit
+
+
+def all_keys(session: Session) -> list[ApiKey]:
+    """The keys of all tenants, newest first: for the operator's command."""
+    return list(session.scalars(select(ApiKey).order_by(ApiKey.id.desc())))
+
+
+def revoke(session: Session, key_id: str, now: datetime, *, tenant_id: str) -> bool:
+    """Never good again, from the commit on. Asking twice is harmless. False: no such key."""
+    session.execute(
+        update(ApiKey)
+        .where(_owned(key_id, tenant_id), ApiKey.revoked_at.is_(None))
+        .values(revoked_at=now)
+    )
+    return get(session, key_id, tenant_id=tenant_id) is not None
+
+
+def mark_used(session: Session, key_id: str, now: datetime) -> None:
+    """The key was good for a request."""
+    session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now))
+
+
+def _owned(key_id: str, tenant_id: str) -> ColumnElement[bool]:
+    return and_(ApiKey.id == key_id, ApiKey.tenant_id == tenant_id)
