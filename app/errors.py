@@ -16,6 +16,8 @@ from typing import Any, Literal, get_args
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -32,6 +34,7 @@ ServiceCode = Literal[
     "artifact_not_found",
     "bad_multipart",
     "bad_request",
+    "database_unavailable",
     "dataset_not_found",
     "http_error",
     "insufficient_scope",
@@ -64,6 +67,7 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 REQUEST_ID_HEADER = "x-request-id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LONGEST_ERROR_LIST = 50
+_RETRY_AFTER_SECONDS = "5"
 _CODES_OF_FRAMEWORK_ERRORS: dict[int, ServiceCode] = {
     400: "bad_request",
     404: "not_found",
@@ -211,6 +215,18 @@ class RequestIds:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
             logger.info("the client went away")
+        except (OperationalError, InterfaceError, PoolTimeout) as away:
+            # The class only: the text may be long, and hold what the client sent.
+            logger.error("the database does not answer: %s", type(away).__name__)
+            if started:
+                raise
+            unavailable = ApiError(
+                503,
+                "database_unavailable",
+                "The database does not answer in time: try again.",
+                headers={"Retry-After": _RETRY_AFTER_SECONDS},
+            )
+            await problem_response(scope, unavailable)(scope, receive, send_with_id)
         except Exception:
             where = f"{scope['method']} {scope['path']}"
             logger.exception("request %s: %s failed", request_id, where)

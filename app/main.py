@@ -104,6 +104,7 @@ def create_app(settings: Settings) -> FastAPI:
             _403="`insufficient_scope`: the key may not do this.",
             _422="`validation_error`: `errors` names each field.",
             _500="`internal_error`: our fault; logged under `request_id`.",
+            _503="`database_unavailable`: try again after `Retry-After` seconds.",
         ),
         redirect_slashes=False,
     )

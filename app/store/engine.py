@@ -21,6 +21,10 @@ from sqlalchemy.orm import Session
 
 _BEGIN = "td3_begin"  # execution option: how a SQLite transaction starts
 _BUSY_SECONDS = 30
+# Of one process, opened as they are needed and then kept: connections above the size of a pool
+# would be opened and closed at every use. FastAPI runs at most 40 threads; one that finds all
+# connections in use waits for its turn, and gives up (503) after `pool_timeout` seconds.
+_POOL: dict[str, Any] = {"pool_size": 20, "max_overflow": 0, "pool_timeout": 10}
 
 
 def make_engine(url: str) -> Engine:
@@ -42,7 +46,7 @@ def make_engine(url: str) -> Engine:
 def _sqlite(url: URL) -> Engine:
     if url.database and url.database != ":memory:":
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS})
+    engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, **_POOL)
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, _record: Any) -> None:
@@ -67,10 +71,8 @@ def _postgresql(url: URL) -> Engine:
     return create_engine(
         url.set(drivername="postgresql+psycopg"),
         pool_pre_ping=True,
-        pool_size=5,
-        max_overflow=15,
-        pool_timeout=10,
         pool_recycle=1800,
+        **_POOL,
         connect_args={
             "connect_timeout": 10,
             "application_name": "td3",

@@ -173,12 +173,13 @@ class Job(Base):
         Index(None, "status", "id"),
         Index(None, "tenant_id", "id"),
         Index(None, "tenant_id", "status", "id"),
+        Index(None, "dataset_id", "id"),
     )
 
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(_Id, ForeignKey("tenants.id"))
     name: Mapped[str | None] = mapped_column(String(200))
-    dataset_id: Mapped[str] = mapped_column(_Id, index=True)
+    dataset_id: Mapped[str] = mapped_column(_Id)
     preset: Mapped[str] = mapped_column(String(40))
     config: Mapped[dict[str, Any]]
     status: Mapped[JobStatus] = mapped_column(String(20))

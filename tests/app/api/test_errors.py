@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.errors import PROBLEM_CODES
-from tests.app.api.conftest import Service
+from tests.app.api.conftest import Service, running, settings_for
 
 JSON = {"content-type": "application/json"}
 NOT_FOUND = [
@@ -115,6 +115,17 @@ def test_unexpected_errors_are_logged_and_do_not_leak(
     assert "swordfish" not in answer.text
     assert "swordfish" in caplog.text
     assert "q2" in caplog.text
+
+
+def test_a_database_that_is_away_is_worth_another_try(
+    broker_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = "postgresql://td3:swordfish@127.0.0.1:1/td3"
+    with running(settings_for(url, broker_url, tmp_path)) as service:
+        answer = service.http.get("/jobs/job_1")
+    problem(answer, 503, "database_unavailable")
+    assert answer.headers["retry-after"] == "5"
+    assert "swordfish" not in answer.text + caplog.text
 
 
 def test_the_document_names_the_problems_of_each_route(service: Service) -> None:

@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError
 
 from app.blobs import sql as blobs
 from app.store import jobs
 from app.store.engine import Store
-from app.store.models import DEFAULT_TENANT
+from app.store.models import DEFAULT_TENANT, Job
 from tests.app.store.conftest import ERROR, MINUTE, NOW, claim, history, job, make_job
 
 NO_BLOB = "0" * 64
@@ -413,3 +414,40 @@ def test_unclaimed(store: Store, dataset_id: str) -> None:
             [never_sent, sent_long_ago]
         )
         assert jobs.unclaimed(session, older_than=20 * MINUTE, now=now) == []
+
+
+def test_a_look_sees_what_the_object_has(store: Store, dataset_id: str, tmp_path: Path) -> None:
+    job_id = make_job(store, dataset_id)
+    statements: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT"):
+            statements.append(statement)
+
+    def look_and_compare() -> int:
+        """How many statements the look took."""
+        whole = job(store, job_id)
+        statements.clear()
+        with store.read() as session:
+            found = jobs.look(session, job_id, tenant_id=DEFAULT_TENANT)
+        assert found is not None
+        columns = {column.name: getattr(whole, column.name) for column in Job.__table__.columns}
+        assert dict(found.job._mapping) == columns
+        assert [artifact.sha256 for artifact in found.artifacts] == [
+            artifact.sha256 for artifact in whole.artifacts
+        ]
+        assert [artifact.name for artifact in found.artifacts] == ["a", "b"][: len(whole.artifacts)]
+        return len(statements)
+
+    event.listen(store.engine, "before_cursor_execute", note)
+    assert look_and_compare() == 1
+    lease = claim(store, job_id)
+    assert look_and_compare() == 1
+    sha256 = stored_blob(store, tmp_path, b"made")
+    made = [jobs.StoredArtifact(name, "text/plain", 4, sha256) for name in ("b", "a")]
+    with store.write() as session:
+        assert jobs.succeed(session, lease, artifacts=made, metrics={"x": 1}, now=NOW)
+    assert look_and_compare() == 2
+    with store.read() as session:
+        assert jobs.look(session, job_id, tenant_id="somebody else") is None
+        assert jobs.look(session, "job_none", tenant_id=DEFAULT_TENANT) is None
