@@ -1,0 +1,266 @@
+"""The state machine against a model of it: random steps of clients, workers and janitors.
+
+The model is a handful of plain rules about one job; hypothesis looks for an order of steps after
+which the store says something else. Workers keep every lease that they ever had, so most of what
+they try is late. Time is the model's own, and can be put back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import delete, select
+
+from app.blobs import sql as blobs
+from app.store import jobs
+from app.store.engine import Store
+from app.store.models import DEFAULT_TENANT, HELD, TERMINAL, Artifact, Job, JobEvent
+from tests.app.store.conftest import ERROR, NOW
+
+LONGEST = 60  # seconds of a lease
+SECONDS = st.integers(1, 2 * LONGEST)
+
+
+@dataclass
+class Model:
+    """What a job should be."""
+
+    max_attempts: int
+    status: str = "queued"
+    attempt: int = 0
+    token: str | None = None
+    expires: datetime | None = None
+    checkpoint: str | None = None
+    sent: datetime | None = None  # when its id was sent, or it was queued again; None: long ago
+    history: list[str] = field(default_factory=lambda: ["queued"])
+
+    def enter(self, status: str, now: datetime) -> None:
+        """Change the state, and what goes with it."""
+        self.status = status
+        self.history.append(status)
+        if status not in HELD:
+            self.token = self.expires = None
+            self.sent = now
+        if status in TERMINAL:
+            self.checkpoint = None
+
+    def end_attempt(self, now: datetime, *, permanent: bool = False) -> None:
+        """It went wrong."""
+        if self.status == "cancelling":
+            self.enter("cancelled", now)
+        elif permanent or self.attempt >= self.max_attempts:
+            self.enter("failed", now)
+        else:
+            self.enter("queued", now)
+
+
+class JobMachine(RuleBasedStateMachine):
+    """Steps on the store and on the model; what the store answers is foretold each time."""
+
+    ids = Bundle("ids")
+    leases = Bundle("leases")
+
+    def __init__(self, store: Store, dataset_id: str, stored: list[str]) -> None:
+        super().__init__()
+        self.store = store
+        self.dataset_id = dataset_id
+        self.stored = stored
+        self.now = NOW
+        self.models: dict[str, Model] = {}
+
+    def teardown(self) -> None:
+        """The next run begins with an empty table."""
+        with self.store.write() as session:
+            for table in (Artifact, JobEvent, Job):
+                session.execute(delete(table))
+
+    def call(self, change: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        with self.store.write() as session:
+            return change(session, *arguments, **options)
+
+    def holding(self, lease: jobs.Lease) -> Model | None:
+        """The model of the lease's job, if the lease is still good."""
+        model = self.models[lease.job_id]
+        return model if model.token == lease.token else None
+
+    # --- clients ---------------------------------------------------------------------------------
+
+    # Few jobs, for many steps on each.
+    @precondition(lambda self: len(self.models) < 3)
+    @rule(target=ids, max_attempts=st.integers(1, 3))
+    def create(self, max_attempts: int) -> str:
+        job = self.call(
+            jobs.create,
+            tenant_id=DEFAULT_TENANT,
+            dataset_id=self.dataset_id,
+            config={},
+            preset="fast",
+            name=None,
+            max_attempts=max_attempts,
+        )
+        self.models[job.id] = Model(max_attempts)
+        return str(job.id)
+
+    @rule(job_id=ids)
+    def cancel(self, job_id: str) -> None:
+        model = self.models[job_id]
+        said = self.call(jobs.request_cancel, job_id, self.now, tenant_id=DEFAULT_TENANT)
+        if model.status in TERMINAL:
+            assert said == "terminal"
+            return
+        if model.status == "queued":
+            model.enter("cancelled", self.now)
+        elif model.status == "running":
+            model.enter("cancelling", self.now)
+        assert said == model.status
+
+    # --- workers ---------------------------------------------------------------------------------
+
+    @rule(target=leases, job_id=ids, seconds=st.integers(1, LONGEST))
+    def claim(self, job_id: str, seconds: int) -> jobs.Lease | MultipleResults[jobs.Lease]:
+        model, lasts = self.models[job_id], timedelta(seconds=seconds)
+        lease = self.call(jobs.claim, job_id, owner="me", lease=lasts, now=self.now)
+        if model.status != "queued":
+            assert lease is None
+            return multiple()
+        model.attempt += 1
+        model.enter("running", self.now)
+        model.token, model.expires = lease.token, self.now + lasts
+        assert (lease.job_id, lease.attempt) == (job_id, model.attempt)
+        assert isinstance(lease, jobs.Lease)
+        return lease
+
+    @rule(lease=leases, what=st.sampled_from(["renew", "check", "record", "checkpoint"]))
+    def work(self, lease: jobs.Lease, what: str) -> None:
+        model, lasts = self.holding(lease), timedelta(seconds=LONGEST)
+        standing = model.status if model else "lost"
+        if what == "renew":
+            assert self.call(jobs.renew, lease, lease_for=lasts, now=self.now) == standing
+            if model:
+                model.expires = self.now + lasts
+        elif what == "check":
+            assert self.call(jobs.check, lease) == standing
+        elif what == "record":
+            said = self.call(jobs.record, lease, "phase", {"phase": "distilling"}, self.now)
+            assert said == (model is not None)
+        else:
+            stored = self.stored[lease.attempt % 2]
+            assert self.call(jobs.set_checkpoint, lease, stored, self.now) == (model is not None)
+            if model:
+                model.checkpoint = stored
+
+    @rule(lease=leases, how=st.sampled_from(["success", "crash", "refusal", "release"]))
+    def end(self, lease: jobs.Lease, how: str) -> None:
+        model = self.holding(lease)
+        if how == "success":
+            artifact = jobs.StoredArtifact("a", "text/plain", 1, self.stored[0])
+            said = self.call(jobs.succeed, lease, artifacts=[artifact], metrics={}, now=self.now)
+            assert said == (model is not None and model.status == "running")
+            if model and said:
+                model.enter("succeeded", self.now)
+            return
+        if how == "release":
+            said = self.call(jobs.release, lease, self.now)
+            if model:
+                given_back = model.status == "running"
+                model.attempt -= given_back
+                model.enter("queued" if given_back else "cancelled", self.now)
+        else:
+            permanent = how == "refusal"
+            said = self.call(
+                jobs.give_up_attempt, lease, error=ERROR, permanent=permanent, now=self.now
+            )
+            if model:
+                model.end_attempt(self.now, permanent=permanent)
+        assert said == (model.status if model else "lost")
+
+    # --- janitors and time -----------------------------------------------------------------------
+
+    @rule(job_id=ids)
+    def publish(self, job_id: str) -> None:
+        self.call(jobs.mark_published, job_id, self.now)
+        self.models[job_id].sent = self.now
+
+    @rule(seconds=SECONDS)
+    def requeue_expired(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+        late = [
+            (job_id, model)
+            for job_id, model in self.models.items()
+            if model.expires and model.expires < self.now
+        ]
+        requeued = self.call(jobs.requeue_expired, self.now)
+        for _, model in late:
+            model.end_attempt(self.now)
+        assert requeued == sorted(job_id for job_id, model in late if model.status == "queued")
+
+    @rule(seconds=SECONDS)
+    def shorten_leases(self, seconds: int) -> None:
+        """The clock is put back, and a janitor comes by."""
+        self.now -= timedelta(seconds=seconds)
+        longest = timedelta(seconds=LONGEST)
+        self.call(jobs.shorten_leases, self.now, longest=longest)
+        for model in self.models.values():
+            if model.expires:
+                model.expires = min(model.expires, self.now + longest)
+
+    @rule(seconds=SECONDS)
+    def unclaimed(self, seconds: int) -> None:
+        found = self.call(jobs.unclaimed, older_than=timedelta(seconds=seconds), now=self.now)
+        due = self.now - timedelta(seconds=seconds)
+        assert found == sorted(
+            job_id
+            for job_id, model in self.models.items()
+            if model.status == "queued"
+            and (model.sent is None or model.sent <= due or model.sent > self.now)
+        )
+
+    # --- what is true after each step ------------------------------------------------------------
+
+    @invariant()
+    def the_store_is_as_the_model(self) -> None:
+        with self.store.read() as session:
+            rows = {job.id: job for job in session.scalars(select(Job))}
+            events = session.scalars(
+                select(JobEvent).order_by(JobEvent.job_id, JobEvent.sequence)
+            ).all()
+        assert rows.keys() == self.models.keys()
+        for job_id, model in self.models.items():
+            row, own = rows[job_id], [event for event in events if event.job_id == job_id]
+            assert (row.status, row.attempt) == (model.status, model.attempt)
+            assert (row.lease_token, row.lease_expires_at) == (model.token, model.expires)
+            assert row.checkpoint_sha256 == model.checkpoint
+            assert row.attempt <= row.max_attempts
+            assert (row.finished_at is not None) == (row.status in TERMINAL)
+            assert (row.error is not None) == (row.status == "failed")
+            assert len(row.artifacts) == (row.status == "succeeded")
+            assert [event.sequence for event in own] == list(range(1, row.event_count + 1))
+            told = [event.data["status"] for event in own if event.type == "status"]
+            assert told == model.history
+            assert sum(status in TERMINAL for status in told) == (row.status in TERMINAL)
+
+
+def test_the_store_does_as_the_model(store: Store, dataset_id: str, tmp_path: Path) -> None:
+    stored = []
+    for content in ("one checkpoint", "another"):
+        path = tmp_path / "checkpoint"
+        path.write_text(content)
+        stored.append(blobs.put_file(store, path)[0])
+    run_state_machine_as_test(
+        lambda: JobMachine(store, dataset_id, stored),  # type: ignore[arg-type] # makes one
+        settings=settings(max_examples=25, stateful_step_count=40, deadline=None),
+    )
