@@ -80,13 +80,16 @@ def run_job(
         outcome = "lost"
         try:
             with Pulse(store, lease, settings) as pulse:
-                outcome = _Attempt(
+                attempt = _Attempt(
                     store=store, lease=lease, settings=settings, pulse=pulse, stopping=stopping
-                ).run()
+                )
+                outcome = attempt.run()
         finally:
             metrics.ended(outcome)
         logger.info("now %s", outcome)
-        if outcome == "queued":
+        # After a trouble of this worker's own (a full disk?) the janitors send the id, some time
+        # later: sent at once, it would come back here and use up all attempts within a second.
+        if outcome == "queued" and not attempt.worker_failed:
             queue.publish(store, job_id)
 
 
@@ -101,6 +104,7 @@ class _Attempt:
     stopping: threading.Event
     asked_to_stop: float | None = None
     hangs: bool = False
+    worker_failed: bool = False
     result: ResultEvent | None = None
     error: ErrorEvent | None = None
     progress: ProgressEvent | None = None  # the latest, not stored yet
@@ -120,6 +124,7 @@ class _Attempt:
             return "lost"
         except Exception as error:  # the engine is dead by now; a job must never hang silently
             logger.exception("the worker failed")
+            self.worker_failed = True
             return self._give_up("worker_error", f"{type(error).__name__}: {error}")
 
     def _prepare(self, folder: Path) -> list[str]:

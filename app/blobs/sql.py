@@ -100,13 +100,19 @@ def get_to_file(store: Store, sha256: str, path: Path) -> None:
 def sweep(store: Store, *, older_than: timedelta) -> int:
     """Delete blobs that nothing refers to and nobody put for `older_than`; returns how many."""
     with store.read() as session:
+        now = database_now(session)
         unneeded = and_(
-            Blob.created_at < database_now(session) - older_than,
+            Blob.created_at < now - older_than,
             ~exists().where(Dataset.fingerprint == Blob.sha256),
             ~exists().where(Job.checkpoint_sha256 == Blob.sha256),
             ~exists().where(Artifact.sha256 == Blob.sha256),
         )
         found = session.scalars(select(Blob.sha256).where(unneeded)).all()
+        from_the_future = Blob.created_at > now + older_than
+        misdated = session.scalars(select(Blob.sha256).where(from_the_future)).all()
+    if misdated:  # the clock was put back since: they would be young until that time came again
+        with store.write() as session:
+            session.execute(update(Blob).where(from_the_future).values(created_at=now))
     swept = 0
     for sha256 in found:
         try:

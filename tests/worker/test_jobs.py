@@ -172,6 +172,20 @@ def test_a_worker_that_cannot_go_on_says_so(service: Service) -> None:
     assert "FileNotFoundError" in error["message"]
 
 
+def test_a_worker_in_trouble_leaves_its_job_to_the_janitors(service: Service) -> None:
+    job_id = service.make_job([["result", "lie"]], [["result"]])
+    worker = service.start_worker(REPUBLISH_AFTER_SECONDS="3600")
+    wait_for(lambda: "worker_error" in service.logs(), "the trouble")
+    job = service.wait_status(job_id, "queued")
+    wait_for(lambda: "now queued" in service.logs(), "the end of the attempt")
+    worker.send_signal(signal.SIGTERM)  # it ends when it has done all that it does
+    worker.wait(timeout=20)
+    assert (service.job(job_id).attempt, job.published_at) == (1, None)
+    assert service.queue.depth() == 0
+    service.start_worker()
+    assert service.wait_status(job_id, "succeeded", "failed").status == "succeeded"
+
+
 def test_a_checkpoint_that_is_gone_already_costs_nothing(service: Service) -> None:
     """The engine removes its checkpoint when it is done; a worker may be late to read of it."""
     job_id = service.make_job([["step", 1], ["forget"], ["result"]], max_attempts=1)
