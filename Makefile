@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install install-dev lint types rooms dependencies pytest format clean
+.PHONY: help demo test install install-dev lint types rooms dependencies pytest faults format clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -51,6 +51,9 @@ dependencies: install-dev
 
 pytest: install-dev
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup $(PYTEST)
+
+faults: install-dev  ## Kill, stop and starve the service's processes; no job may be lost (10 minutes)
+	$(BIN)/python -m tests.faults $(FAULTS)
 
 format: install-dev  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
