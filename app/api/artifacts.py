@@ -19,6 +19,12 @@ router = APIRouter(prefix="/jobs", tags=["artifacts"])
 
 BUNDLE_NAMES = ("manifest.json", "items.parquet", "summary.safetensors")
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
+# What the engine's artifacts are.
+_ARTIFACT_CONTENT: dict[str, Any] = {
+    "application/json": {"schema": {}},
+    "application/octet-stream": _BINARY,
+    "application/vnd.apache.parquet": _BINARY,
+}
 
 
 def _header(description: str) -> dict[str, Any]:
@@ -42,12 +48,12 @@ _SUMMARY_RESPONSES: dict[int | str, dict[str, Any]] = {
 _ARTIFACT_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file.",
-        "content": {"application/octet-stream": _BINARY},
+        "content": _ARTIFACT_CONTENT,
         "headers": {**_ETAG_HEADER, "Accept-Ranges": _header("`bytes`")},
     },
     206: {
         "description": "The bytes that `Range: bytes=...` asks for (one range).",
-        "content": {"application/octet-stream": _BINARY},
+        "content": _ARTIFACT_CONTENT,
         "headers": {**_ETAG_HEADER, "Content-Range": _header("Which bytes, of how many.")},
     },
     304: _SUMMARY_RESPONSES[304],
