@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from td3engine._log import text
@@ -190,7 +190,9 @@ def test_bad_parquet_columns(
 
 def test_bad_parquet_files(tmp_path: Path) -> None:
     good = parquet()
-    for damaged in (good[:-5], good[:8], b"PAR1" + bytes(200) + b"PAR1", MANY):
+    unreadable_name = good.replace(b"\x18\x04user", b"\x18\x04use\x80")
+    no_footer = b"PAR1" + bytes(200) + b"PAR1"
+    for damaged in (good[:-5], good[:8], no_footer, MANY, unreadable_name):
         assert refusal(tmp_path, damaged, "x.parquet").code == "bad_format"
     assert refusal(tmp_path, gzip.compress(good, mtime=0), "x.parquet.gz").code == "bad_format"
     assert refusal(tmp_path, parquet(user=[b"\xff", b"v"])).code == "bad_format"
@@ -218,11 +220,10 @@ def test_parquet_footers_that_promise_too_much_or_too_little(tmp_path: Path) -> 
 
 
 @given(
-    kind=st.sampled_from(["csv", "csv.gz", "csv.zst", "parquet"]),
+    kind=st.sampled_from(["csv", "csv.gz", "csv.zst"]),
     edits=st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=4)), max_size=4),
     cut=st.none() | st.integers(0, 10**6),
 )
-@example(kind="parquet", edits=[(7066, b"\x80")], cut=None)  # a column name that is not UTF-8
 @settings(max_examples=300, deadline=None)
 def test_no_damage_leads_to_anything_but_rows_or_a_log_error(
     tmp_path_factory: pytest.TempPathFactory,
@@ -230,12 +231,12 @@ def test_no_damage_leads_to_anything_but_rows_or_a_log_error(
     edits: list[tuple[int, bytes]],
     cut: int | None,
 ) -> None:
+    """Damaged Parquet can end the process: tests/app/api/test_upload_fuzz.py has it."""
     plain = HEADER + b"".join(b'"u%d",i%d,%d\n' % (n % 5, n, n) for n in range(40))
     content = {
         "csv": plain,
         "csv.gz": gzip.compress(plain, mtime=0),
         "csv.zst": zstandard.compress(plain),
-        "parquet": parquet(),
     }[kind]
     for position, piece in edits:
         start = position % (len(content) + 1)
