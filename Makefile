@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install install-dev lint types rooms dependencies pytest faults format clean
+.PHONY: help demo test install install-dev lint types rooms dependencies pytest faults audit fuzz format clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -54,6 +54,14 @@ pytest: install-dev
 
 faults: install-dev  ## Kill, stop and starve the service's processes; no job may be lost (10 minutes)
 	$(BIN)/python -m tests.faults $(FAULTS)
+
+audit: $(VENV)/made  ## Known weaknesses of the pinned dependencies (asks pypi.org), in an environment of its own
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip --disable-pip-version-check --quiet install pip-audit
+	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
+
+fuzz: install-dev  ## Generated requests and uploads, TD3_FUZZ times as many as in `make test`, new ones each time
+	TD3_FUZZ=$${TD3_FUZZ:-50} $(BIN)/pytest tests/app/api/test_openapi_conformance.py tests/app/api/test_upload_fuzz.py $(PYTEST)
 
 format: install-dev  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .
