@@ -52,7 +52,10 @@ ServiceCode = Literal[
     "not_found",
     "precondition_failed",
     "range_not_satisfiable",
+    "rate_limited",
+    "storage_full",
     "too_large",
+    "too_many_active_jobs",
     "unsupported_media_type",
     "validation_error",
 ]

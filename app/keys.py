@@ -16,6 +16,7 @@ from sqlalchemy import inspect
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.apikeys import issue
+from app.quotas import quotas_for
 from app.settings import Settings
 from app.store import keys, tenants
 from app.store.engine import Store, open_store
@@ -91,7 +92,21 @@ def _revoke(store: Store, _settings: Settings, options: argparse.Namespace) -> S
     return [f"{row.id} is revoked"]
 
 
-_COMMANDS = {"create": _create, "list": _list, "revoke": _revoke}
+def _quotas(store: Store, settings: Settings, options: argparse.Namespace) -> Sequence[str]:
+    with store.write() as session:
+        own = dict(tenants.lock(session, options.tenant) or {})
+        for name, value in options.quota:
+            if value is None:
+                own.pop(name, None)
+            else:
+                own[name] = value
+        quotas = quotas_for(settings, own)  # before they are kept: an unknown name is refused
+        tenants.ensure(session, options.tenant)
+        tenants.set_overrides(session, options.tenant, own)
+    return [f"{name}={value}" for name, value in quotas]
+
+
+_COMMANDS = {"create": _create, "list": _list, "revoke": _revoke, "quotas": _quotas}
 
 
 def _cells(row: ApiKey, now: datetime) -> tuple[str, ...]:
@@ -146,6 +161,15 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     create.add_argument("--expires-in-days", type=_days, help="default: it does not expire")
     commands.add_parser("list", help="all keys of all tenants, newest first")
+    quotas = commands.add_parser("quotas", help="show or set what a tenant may use")
+    quotas.add_argument("tenant", type=_tenant)
+    quotas.add_argument(
+        "quota",
+        nargs="*",
+        type=_quota,
+        metavar="NAME=VALUE",
+        help="a number, or `default` for what the settings say (docs/operations.md)",
+    )
     revoke = commands.add_parser("revoke", help="refuse a key from now on")
     revoke.add_argument("key_id", help="key_... (not the key itself)")
     return parser.parse_args(arguments)
@@ -161,6 +185,11 @@ def _name(text: str) -> str:
     if not 1 <= len(text) <= _LONGEST_NAME or not text.isprintable():
         raise argparse.ArgumentTypeError(f"must be 1 to {_LONGEST_NAME} printable characters")
     return text
+
+
+def _quota(text: str) -> tuple[str, int | None]:
+    name, _, value = text.partition("=")
+    return name, None if value == "default" else int(value)
 
 
 def _days(text: str) -> float:

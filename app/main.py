@@ -12,13 +12,14 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from pydantic.json_schema import models_json_schema
 
-from app.api import artifacts, datasets, events, health, jobs, keys
+from app.api import artifacts, datasets, events, health, jobs, keys, usage
 from app.api.context import Context, problems, refuse_unknown_query
 from app.errors import install_error_handlers
 from app.logs import set_up_logging
 from app.metrics import HttpMetrics, StoreCollector, process_registry
 from app.observe import Observe
 from app.queue import JobQueue
+from app.quotas import quotas_for
 from app.schemas.jobs import JobRequest, JobSettings
 from app.schemas.problems import Problem
 from app.security import PUBLIC_PATHS, Doorkeeper, install_authentication
@@ -42,6 +43,7 @@ TAGS = [
     {"name": "datasets", "description": "Interaction logs, checked and normalised."},
     {"name": "jobs", "description": "Distillations: create, watch, cancel."},
     {"name": "artifacts", "description": "What a job made."},
+    {"name": "usage", "description": "What your tenant has, of what it may have."},
     {"name": "keys", "description": "API keys of your tenant; for keys of scope `admin`."},
     {"name": "health", "description": "For supervisors, load balancers and Prometheus."},
 ]
@@ -63,10 +65,11 @@ def create_app(settings: Settings) -> FastAPI:
     Nothing is opened before the application starts (its lifespan), and all is closed when it stops.
 
     Raises:
-        pydantic.ValidationError: the setting `upload_limits` is wrong.
+        pydantic.ValidationError: the setting `upload_limits` or `quotas` is wrong.
     """
 
     upload_limits(settings)  # a wrong limit is better told now than at the first upload
+    quotas_for(settings, None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -102,6 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses=problems(
             _401="`key_required`, `key_invalid`, `key_expired` or `key_revoked`.",
             _403="`insufficient_scope`: the key may not do this.",
+            _429="`rate_limited`, `storage_full` or `too_many_active_jobs`: see `Retry-After`.",
             _422="`validation_error`: `errors` names each field.",
             _500="`internal_error`: our fault; logged under `request_id`.",
             _503="`database_unavailable`: try again after `Retry-After` seconds.",
@@ -111,7 +115,7 @@ def create_app(settings: Settings) -> FastAPI:
     install_authentication(app)  # within what gives every answer its request id
     install_error_handlers(app)
     app.add_middleware(Observe, metrics=HttpMetrics(registry))  # the last one added is outermost
-    for resource in (datasets, jobs, events, artifacts, keys, health):
+    for resource in (datasets, jobs, events, artifacts, keys, usage, health):
         app.include_router(resource.router)
     _document_extra_schemas(app)
     return app
@@ -162,7 +166,7 @@ def _document_extra_schemas(app: FastAPI) -> None:
             for path in PUBLIC_PATHS & schema["paths"].keys():
                 for operation in schema["paths"][path].values():
                     operation["security"] = []
-                    for status in ("401", "403"):
+                    for status in ("401", "403", "429"):
                         del operation["responses"][status]
             schemas["Job"]["properties"]["config"] = {"$ref": "#/components/schemas/DistillConfig"}
         return generate()

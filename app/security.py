@@ -23,6 +23,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.apikeys import digest, key_id_of, read_secret
 from app.errors import ApiError, ServiceCode, problem_response
+from app.quotas import quotas_for
+from app.ratelimit import RateLimiter
 from app.settings import Settings
 from app.store import keys
 from app.store import models as rows
@@ -90,6 +92,7 @@ class Doorkeeper:
         self._clock = clock
         self._settings = settings
         self._store = store
+        self._limiter = RateLimiter(settings.broker_url)
         self._secret: bytes | None = None
         self._keys_exist = False  # once true for good
         self._looked = -math.inf
@@ -99,7 +102,7 @@ class Doorkeeper:
 
         Raises:
             ApiError: 401 where that is not known or not good (any more), 403 where it is not
-                enough.
+                enough, 429 `rate_limited` where it is too much.
         """
         key = _bearer(headers)
         if key is not None:
@@ -126,7 +129,7 @@ class Doorkeeper:
         if key_id is None:
             raise _refused("key_invalid", "This is not a key of this service, or not all of it.")
         with self._store.read() as session:
-            row = keys.find(session, key_id)
+            row, overrides = keys.recognise(session, key_id)
         # The same work whether there is such a key or not.
         if not hmac.compare_digest(digest(key, self._server_secret()), row.digest if row else ""):
             row = None
@@ -139,7 +142,18 @@ class Doorkeeper:
             raise _refused("key_expired", f"The key {row.id} expired at {row.expires_at}.")
         if row.last_used_at is None or now - row.last_used_at >= _USE_NOTED:
             self._note_use(row.id, now)
+        self._count(row.tenant_id, quotas_for(self._settings, overrides).requests_per_minute)
         return Caller(row.tenant_id, row.scope, row.id)
+
+    def _count(self, tenant_id: str, per_minute: int) -> None:
+        seconds = self._limiter.wait_for(tenant_id, per_minute)
+        if seconds:
+            raise ApiError(
+                429,
+                "rate_limited",
+                f"This tenant may send {per_minute} requests a minute.",
+                headers={"Retry-After": str(seconds)},
+            )
 
     def _server_secret(self) -> bytes:
         if self._secret is None:

@@ -60,6 +60,12 @@ class Settings(BaseSettings):
         "serve one database.",
     )
 
+    quotas: dict[str, int] = Field(
+        default={},
+        description="Quotas of every tenant, as JSON: those that differ from their default. "
+        "`td3 keys quotas` sets those of one tenant.",
+    )
+
     max_upload_bytes: Annotated[int, Field(gt=0)] = Field(
         default=2 * 1024**3, description="Largest file that may be uploaded."
     )

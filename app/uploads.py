@@ -24,6 +24,7 @@ from app.blobs import sql as blobs
 from app.errors import ApiError
 from app.launch import launch_command
 from app.multipart import FILE_FIELD, Form
+from app.quotas import Quotas, take_bytes
 from app.settings import Settings
 from app.store import datasets
 from app.store.engine import Store
@@ -101,17 +102,25 @@ class UploadFolders:
             yield Path(folder)
 
 
-def upload_limits(settings: Settings) -> Limits:
+def upload_limits(settings: Settings, quotas: Quotas | None = None) -> Limits:
     """What an uploaded log may cost.
 
     Raises:
         pydantic.ValidationError: the setting `upload_limits` has an unknown or impossible limit.
     """
-    return Limits.model_validate({"max_bytes": settings.max_upload_bytes, **settings.upload_limits})
+    given = {"max_bytes": settings.max_upload_bytes, **settings.upload_limits}
+    limits = Limits.model_validate(given)
+    if quotas is None:
+        return limits
+    smaller = {
+        "max_bytes": min(limits.max_bytes, quotas.upload_bytes),
+        "max_rows": min(limits.max_rows, quotas.rows),
+    }
+    return limits.model_copy(update=smaller)
 
 
 async def normalise(
-    form: Form, target: Path, columns: ColumnNames, settings: Settings
+    form: Form, target: Path, columns: ColumnNames, settings: Settings, quotas: Quotas
 ) -> Normalised:
     """Normalise the uploaded file to `target` in a child process with limits.
 
@@ -124,7 +133,7 @@ async def normalise(
         [
             *(sys.executable, "-m", "td3engine.interactions", str(form.path), str(target)),
             f"--name={form.filename}",
-            f"--limits={upload_limits(settings).model_dump_json()}",
+            f"--limits={upload_limits(settings, quotas).model_dump_json()}",
             f"--columns={columns.model_dump_json()}",
         ],
         memory_bytes=settings.normalise_memory_bytes,
@@ -180,11 +189,22 @@ async def _run(command: Sequence[str], seconds: float) -> tuple[int, str, str]:
 
 
 def save(
-    store: Store, tenant_id: str, form: Form, normalised: Normalised, target: Path, name: str | None
+    store: Store,
+    settings: Settings,
+    tenant_id: str,
+    form: Form,
+    normalised: Normalised,
+    target: Path,
+    name: str | None,
 ) -> Dataset:
-    """Store the normalised log, then the tenant's row that refers to it."""
-    fingerprint, _ = blobs.put_file(store, target)
+    """Store the normalised log, then the tenant's row that refers to it.
+
+    Raises:
+        ApiError: 429 `storage_full`.
+    """
+    fingerprint, size = blobs.put_file(store, target)
     with store.write() as session:
+        take_bytes(session, settings, tenant_id, size)
         return datasets.create(
             session,
             tenant_id=tenant_id,

@@ -8,12 +8,13 @@ from starlette.concurrency import run_in_threadpool
 from app.api.context import After, Context, ContextDep, Limit, multipart_body, problems
 from app.errors import not_found, validation_error
 from app.multipart import Form, receive_form
+from app.quotas import Quotas, see_room
 from app.schemas.common import Name, Page
 from app.schemas.datasets import ColumnNames, Dataset
 from app.security import Caller, CallerDep
 from app.store import datasets
 from app.store import models as rows
-from app.uploads import NORMALISED_NAME, normalise, save
+from app.uploads import NORMALISED_NAME, normalise, save, upload_limits
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
@@ -67,15 +68,16 @@ async def create_dataset(
     """Upload an interaction log. It is checked and normalised before the answer, which has its
     statistics. Uploading the same interactions twice gives two datasets of one fingerprint.
     """
+    quotas = await run_in_threadpool(quotas_with_room, context, caller)
     with context.uploads.one() as folder:
         form = await receive_form(
             request,
             folder / "upload",
             fields=frozenset({"name", "columns"}),
-            max_file_bytes=context.settings.max_upload_bytes,
+            max_file_bytes=upload_limits(context.settings, quotas).max_bytes,
         )
         name = _parse_name(form.fields.get("name"))
-        row = await store_upload(context, caller, form, name=name)
+        row = await store_upload(context, caller, quotas, form, name=name)
     response.headers["Location"] = f"/datasets/{row.id}"
     return Dataset.model_validate(row)
 
@@ -113,8 +115,18 @@ def find_dataset(session: Session, caller: Caller, dataset_id: str) -> rows.Data
     return datasets.get(session, dataset_id, tenant_id=caller.tenant_id)
 
 
+def quotas_with_room(context: Context, caller: Caller) -> Quotas:
+    """What the caller may have, of which there is something left.
+
+    Raises:
+        ApiError: 429 `storage_full`, before the body is read.
+    """
+    with context.store.read() as session:
+        return see_room(session, context.settings, caller.tenant_id)
+
+
 async def store_upload(
-    context: Context, caller: Caller, form: Form, *, name: str | None
+    context: Context, caller: Caller, quotas: Quotas, form: Form, *, name: str | None
 ) -> rows.Dataset:
     """A received file as a dataset of the caller's: read in a child process, stored in a thread."""
     try:
@@ -123,9 +135,9 @@ async def store_upload(
         raise validation_error(error, below="columns") from error
     target = form.path.with_name(NORMALISED_NAME)
     async with context.normalising:
-        normalised = await normalise(form, target, columns, context.settings)
+        normalised = await normalise(form, target, columns, context.settings, quotas)
     return await run_in_threadpool(
-        save, context.store, caller.tenant_id, form, normalised, target, name
+        save, context.store, context.settings, caller.tenant_id, form, normalised, target, name
     )
 
 

@@ -26,12 +26,14 @@ from app.api.datasets import (
     FILE_DESCRIPTION,
     UPLOAD_PROBLEMS,
     find_dataset,
+    quotas_with_room,
     store_upload,
 )
 from app.downloads import not_modified
 from app.errors import ApiError, not_found, validation_error
 from app.logs import current_request_id
 from app.multipart import is_multipart, receive_form
+from app.quotas import take_job
 from app.schemas.common import Page
 from app.schemas.jobs import Artifact, Job, JobRequest, JobSettings
 from app.security import Caller, CallerDep
@@ -39,6 +41,7 @@ from app.store import jobs
 from app.store import models as rows
 from app.store.engine import database_now
 from app.store.models import TERMINAL, JobStatus
+from app.uploads import upload_limits
 from td3engine.config import DistillConfig, build_config
 
 Model = TypeVar("Model", bound=JobSettings)
@@ -229,16 +232,17 @@ def job_view(
 
 
 async def _create_from_upload(request: Request, context: Context, caller: Caller) -> Job:
+    quotas = await run_in_threadpool(quotas_with_room, context, caller)
     with context.uploads.one() as folder:
         form = await receive_form(
             request,
             folder / "upload",
             fields=frozenset({"request", "columns"}),
-            max_file_bytes=context.settings.max_upload_bytes,
+            max_file_bytes=upload_limits(context.settings, quotas).max_bytes,
         )
         asked = _parse(JobSettings, form.fields.get("request") or "{}")
         config = _full_config(asked)  # before the file is read, which takes longer
-        dataset = await store_upload(context, caller, form, name=None)
+        dataset = await store_upload(context, caller, quotas, form, name=None)
     return await run_in_threadpool(_submit, context, caller, asked, config, dataset.id)
 
 
@@ -246,6 +250,7 @@ def _submit(
     context: Context, caller: Caller, asked: JobSettings, config: DistillConfig, dataset_id: str
 ) -> Job:
     """Commit the job, then ring the bell."""
+    quotas_with_room(context, caller)
     with context.store.write() as session:
         if find_dataset(session, caller, dataset_id) is None:
             raise ApiError(
@@ -254,6 +259,7 @@ def _submit(
                 f"There is no dataset {dataset_id!r}.",
                 param="dataset_id",
             )
+        take_job(session, context.settings, caller.tenant_id)
         row = jobs.create(
             session,
             tenant_id=caller.tenant_id,

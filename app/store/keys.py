@@ -1,11 +1,12 @@
 """API keys in SQL. A key itself is never here, only its digest (app/apikeys.py)."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, exists, or_, select, update
 from sqlalchemy.orm import Session
 
-from app.store.models import ApiKey, Scope
+from app.store.models import ApiKey, Scope, Tenant
 
 
 def create(
@@ -38,8 +39,17 @@ def create(
 
 
 def find(session: Session, key_id: str) -> ApiKey | None:
-    """One key, whoever's it is: to recognise who asks."""
+    """One key, whoever's it is."""
     return session.get(ApiKey, key_id)
+
+
+def recognise(
+    session: Session, key_id: str
+) -> tuple[ApiKey, dict[str, Any] | None] | tuple[None, None]:
+    """One key, whoever's it is, and its tenant's own quotas."""
+    query = select(ApiKey, Tenant.quotas).join(Tenant).where(ApiKey.id == key_id)
+    found = session.execute(query).one_or_none()
+    return (None, None) if found is None else (found[0], found[1])
 
 
 def any_made(session: Session) -> bool:

@@ -115,6 +115,7 @@ class Tenant(Base):
 
     id: Mapped[str] = mapped_column(_Id, primary_key=True)  # the name that the operator chose
     created_at: Mapped[datetime]
+    quotas: Mapped[dict[str, Any] | None]  # those that differ from the settings
 
 
 class ApiKey(Base):

@@ -83,6 +83,7 @@ class Service:
         fingerprint, size = blobs.put_file(self.store, path)
         statistics = {"users": 1, "items": 1, "interactions": 1, "time_min": 0, "time_max": 0}
         with self.store.write() as session:
+            tenants.ensure(session, tenant_id)
             return datasets.create(
                 session,
                 tenant_id=tenant_id,

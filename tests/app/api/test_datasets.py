@@ -120,7 +120,7 @@ def test_wrong_limits_are_told_at_the_start(tmp_path: Path) -> None:
 
 def _connect(service: Service) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", httpx.URL(service.url).port or 0), 10)
-    connection.sendall(b"POST /datasets HTTP/1.1\r\nHost: x\r\n")
+    connection.sendall(b"POST /datasets HTTP/1.1\r\nHost: localhost\r\n")
     connection.sendall(b"Content-Type: multipart/form-data; boundary=b\r\n")
     return connection
 

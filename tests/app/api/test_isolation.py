@@ -27,6 +27,7 @@ DOCUMENT = create_app(Settings()).openapi()
 HEALTH = {"getHealth", "getReadiness"}
 # What concerns all tenants: for keys of the default one.
 OPERATOR = {"getMetrics"}
+COUNTS = {"getUsage"}
 ADMIN = {"createKey", "listKeys", "getKey", "revokeKey"}
 # What is refused with 409 for the state that its rows are in here is exercised well enough.
 GOOD = (*range(200, 300), 304, 409)
@@ -181,6 +182,11 @@ def test_every_route_keeps_tenants_apart(each_service: Service, tmp_path: Path) 
         if operation.id in OPERATOR:
             assert problem(answer, 403, "insufficient_scope")
             assert send(service, operation, a, service.key("read")).status_code == 200
+            continue
+        if operation.id in COUNTS:
+            body = answer.json()
+            assert (body["tenant"], body["datasets"]) == (b.tenant_id, 1)
+            assert body["jobs"] == {"succeeded": 1}
             continue
         if operation.parameters:
             assert answer.status_code == 404, (operation.id, answer.text)

@@ -1,0 +1,180 @@
+"""What a tenant may use: decided once for requests at once, told with a code and Retry-After."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from app.errors import ApiError
+from app.keys import main
+from app.main import create_app
+from app.quotas import take_bytes
+from app.ratelimit import RateLimiter
+from app.settings import Settings
+from app.store import datasets, jobs, tenants
+from app.store.engine import Store, open_store
+from app.store.models import DEFAULT_TENANT
+from tests.app.api.conftest import LOG, Service, running, settings_for
+from tests.app.api.test_errors import problem
+from tests.app.api.test_keys import bearer
+
+AT_ONCE = 8
+
+
+def at_once(work: Callable[[int], object]) -> None:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        list(pool.map(work, range(AT_ONCE)))
+
+
+def test_the_last_place_for_a_job_is_taken_once(
+    database_url: str, broker_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, broker_url, tmp_path, quotas={"active_jobs": 3})
+    with running(settings) as service:
+        request = {"dataset_id": service.dataset()}
+        answers = []
+        at_once(lambda _: answers.append(service.http.post("/jobs", json=request)))
+        assert sorted(answer.status_code for answer in answers) == [202] * 3 + [429] * 5
+        refused = next(answer for answer in answers if answer.status_code == 429)
+        problem(refused, 429, "too_many_active_jobs")
+        assert int(refused.headers["retry-after"]) > 0
+        usage = service.http.get("/usage").json()
+        assert (usage["active_jobs"], usage["jobs"]) == (3, {"queued": 3})
+        assert usage["quotas"]["active_jobs"] == 3
+
+        # Another tenant's jobs do not count, and one that is over leaves its place.
+        other = bearer(service.key("write", "other"))
+        theirs = {"dataset_id": service.dataset("other")}
+        assert service.http.post("/jobs", json=theirs, headers=other).status_code == 202
+        key = bearer(service.key())
+        job_id = next(answer for answer in answers if answer.status_code == 202).json()["id"]
+        service.http.post(f"/jobs/{job_id}/cancel", headers=key)
+        assert service.http.post("/jobs", json=request, headers=key).status_code == 202
+
+
+def test_the_last_bytes_are_taken_once(service_store: tuple[Store, str]) -> None:
+    store, fingerprint = service_store
+    size = len(b"a normalised log")
+    settings = Settings(quotas={"stored_bytes": 3 * size + 1})
+
+    def add(_: int) -> None:
+        with suppress(ApiError), store.write() as session:
+            take_bytes(session, settings, DEFAULT_TENANT, size)
+            datasets.create(
+                session,
+                tenant_id=DEFAULT_TENANT,
+                name="x",
+                fingerprint=fingerprint,
+                source_sha256=fingerprint,
+                source_bytes=1,
+                statistics={},
+            )
+
+    at_once(add)
+    with store.read() as session:
+        assert len(datasets.page(session, tenant_id=DEFAULT_TENANT, limit=99)[0]) == 3
+        assert tenants.stored_bytes(session, DEFAULT_TENANT) == 3 * size
+
+
+@pytest.fixture
+def service_store(each_service: Service) -> tuple[Store, str]:
+    """A store of each kind that has a blob, and no dataset."""
+    dataset_id = each_service.dataset("other")
+    with each_service.store.read() as session:
+        row = datasets.get(session, dataset_id, tenant_id="other")
+    assert row is not None
+    return each_service.store, row.fingerprint
+
+
+def test_stored_bytes(each_service: Service, tmp_path: Path) -> None:
+    """Datasets, checkpoints and artifacts count; without room nothing more is taken."""
+    service = each_service
+    job_id = service.new_job()["id"]
+    dataset_bytes = service.http.get("/usage").json()["stored_bytes"]
+    lease = service.claim(job_id)
+    with service.store.write() as session:
+        row = jobs.held(session, lease)
+        assert row is not None
+        dataset = datasets.get(session, row.dataset_id, tenant_id=DEFAULT_TENANT)
+        assert dataset is not None
+        jobs.set_checkpoint(session, lease, dataset.fingerprint, row.created_at)
+    assert service.http.get("/usage").json()["stored_bytes"] == 2 * dataset_bytes
+    service.succeed(lease, tmp_path)
+    artifacts = sum(a["bytes"] for a in service.http.get(f"/jobs/{job_id}").json()["artifacts"])
+    stored = service.http.get("/usage").json()["stored_bytes"]
+    assert stored == dataset_bytes + artifacts
+
+    with service.store.write() as session:
+        tenants.set_overrides(session, DEFAULT_TENANT, {"stored_bytes": stored})
+    problem(service.upload(), 429, "storage_full")
+    request = {"dataset_id": service.dataset()}
+    problem(service.http.post("/jobs", json=request), 429, "storage_full")
+    with_file = service.http.post("/jobs", files={"file": ("log.csv", LOG)})
+    problem(with_file, 429, "storage_full")
+    assert service.uploads_in_flight() == []
+
+
+def test_size_and_rows_of_a_file(service: Service) -> None:
+    for quota, status, code in [
+        ({"upload_bytes": len(LOG) - 1}, 413, "too_large"),
+        ({"rows": 199}, 422, "too_many_rows"),
+        ({"upload_bytes": len(LOG), "rows": 200}, 201, None),
+    ]:
+        with service.store.write() as session:
+            tenants.set_overrides(session, DEFAULT_TENANT, quota)
+        answer = service.upload()
+        assert answer.status_code == status, answer.text
+        if code is not None:
+            problem(answer, status, code)
+
+
+def test_requests_with_a_key_are_counted_for_the_tenant(service: Service) -> None:
+    first, second = (bearer(service.key("read", "busy")) for _ in range(2))
+    with service.store.write() as session:
+        tenants.set_overrides(session, "busy", {"requests_per_minute": 3})
+    answers = [
+        service.http.get("/jobs", headers=headers) for headers in (first, second, first, second)
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 429]
+    problem(answers[-1], 429, "rate_limited")
+    assert 1 <= int(answers[-1].headers["retry-after"]) <= 60
+    quiet = bearer(service.key("read", "quiet"))
+    assert service.http.get("/jobs", headers=quiet).status_code == 200
+
+
+def test_without_the_broker_each_process_counts_for_itself(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    limiter = RateLimiter(f"redis+socket://{tmp_path}/nobody.sock")
+    waits = [limiter.wait_for("a", 3) for _ in range(4)]
+    assert waits[:3] == [0, 0, 0]
+    assert 1 <= waits[3] <= 60
+    assert limiter.wait_for("b", 3) == 0
+    assert caplog.text.count("this process alone") == 1
+
+
+def test_wrong_quotas_are_told_at_the_start() -> None:
+    for wrong in ({"active_jobs": -1}, {"jobs": 3}):
+        with pytest.raises(ValidationError):
+            create_app(Settings(quotas=wrong))
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def quotas(*given: str) -> dict[str, str]:
+        code = main(["--data-dir", str(tmp_path), "quotas", "acme", *given])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        return dict(line.split("=") for line in out.splitlines())
+
+    default = quotas()["rows"]
+    assert quotas("rows=5", "active_jobs=2")["rows"] == "5"
+    left = quotas("rows=default")
+    assert (left["rows"], left["active_jobs"]) == (default, "2")
+    store = open_store(Settings(data_dir=tmp_path).database_url)
+    with store.read() as session:
+        assert tenants.overrides(session, "acme") == {"active_jobs": 2}
+    store.close()
+    assert main(["--data-dir", str(tmp_path), "quotas", "acme", "jobs=2"]) == 1
