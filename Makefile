@@ -6,7 +6,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 TEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install install-dev lint types rooms dependencies pytest faults audit fuzz format clean
+.PHONY: help demo test install install-dev lint types rooms dependencies pytest faults audit fuzz openapi format clean
 
 help:  ## What there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -62,6 +62,9 @@ audit: $(VENV)/made  ## Known weaknesses of the pinned dependencies (asks pypi.o
 
 fuzz: install-dev  ## Generated requests and uploads, TD3_FUZZ times as many as in `make test`, new ones each time
 	TD3_FUZZ=$${TD3_FUZZ:-50} $(BIN)/pytest tests/app/api/test_openapi_conformance.py tests/app/api/test_upload_fuzz.py $(PYTEST)
+
+openapi: install-dev  ## Write docs/openapi.json, which a test compares with the service
+	$(BIN)/python -m app.openapi docs/openapi.json
 
 format: install-dev  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Depends, FastAPI
 from pydantic.json_schema import models_json_schema
 
-from app.api import artifacts, datasets, events, health, jobs, keys, usage
+from app.api import artifacts, datasets, events, health, jobs, keys, submissions, usage
 from app.api.context import Context, problems, refuse_unknown_query
 from app.errors import install_error_handlers
 from app.logs import set_up_logging
@@ -115,7 +115,7 @@ def create_app(settings: Settings) -> FastAPI:
     install_authentication(app)  # within what gives every answer its request id
     install_error_handlers(app)
     app.add_middleware(Observe, metrics=HttpMetrics(registry))  # the last one added is outermost
-    for resource in (datasets, jobs, events, artifacts, keys, usage, health):
+    for resource in (datasets, submissions, jobs, events, artifacts, keys, usage, health):
         app.include_router(resource.router)
     _document_extra_schemas(app)
     return app

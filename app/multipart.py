@@ -8,6 +8,7 @@ stays flat, and a body that is too large, announced or not, is refused as soon a
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fastapi import Request
 from python_multipart import MultipartParser
@@ -33,6 +34,11 @@ class Form:
     bytes: int
     sha256: str
     fields: dict[str, str]
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """All of what the client sent, as JSON; the file by its sha256."""
+        return {"file": self.sha256, "filename": self.filename, "fields": self.fields}
 
 
 @dataclass

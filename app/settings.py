@@ -2,6 +2,7 @@
 
 import sys
 from functools import cache
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -136,6 +137,17 @@ class Settings(BaseSettings):
     )
     gc_seconds: _Seconds = Field(
         default=3600, description="Between a worker's deletions of what is old."
+    )
+    idempotency_seconds: _Seconds = Field(
+        default=86_400, description="An Idempotency-Key and its answer are remembered for so long."
+    )
+    webhook_seconds: _Seconds = Field(
+        default=2, description="Between a worker's looks for messages to webhooks that are due."
+    )
+    webhook_networks: list[IPv4Network | IPv6Network] = Field(
+        default=[],
+        description="Networks that webhooks may lead to although they are not public, as a JSON "
+        'list such as ["10.0.0.0/8"]; with any of them plain http is allowed too.',
     )
     engine_command: Annotated[list[str], Field(min_length=1)] = Field(
         default=[sys.executable, "-m", "td3engine.cli", "run"],

@@ -19,17 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 
 from app.blobs import sql as blobs
 from app.errors import ApiError
 from app.launch import launch_command
 from app.multipart import FILE_FIELD, Form
 from app.quotas import Quotas, take_bytes
+from app.schemas.datasets import DatasetStatistics
 from app.settings import Settings
 from app.store import datasets
 from app.store.engine import Store
 from app.store.models import Dataset
-from td3engine.interactions import ColumnNames, Limits, LogErrorCode, LogStatistics
+from td3engine.interactions import ColumnNames, Limits, LogErrorCode
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +62,7 @@ class Normalised(BaseModel):
 
     sha256: str
     bytes: int
-    statistics: LogStatistics
+    statistics: DatasetStatistics
 
 
 class _Answer(BaseModel):
@@ -188,32 +190,48 @@ async def _run(command: Sequence[str], seconds: float) -> tuple[int, str, str]:
     return process.returncode, output.decode(errors="replace"), complaints.decode(errors="replace")
 
 
-def save(
-    store: Store,
-    settings: Settings,
-    tenant_id: str,
-    form: Form,
-    normalised: Normalised,
-    target: Path,
-    name: str | None,
-) -> Dataset:
-    """Store the normalised log, then the tenant's row that refers to it.
+@dataclass(frozen=True)
+class Prepared:
+    """A normalised log whose bytes are stored, and which is no dataset yet."""
 
-    Raises:
-        ApiError: 429 `storage_full`.
-    """
-    fingerprint, size = blobs.put_file(store, target)
-    with store.write() as session:
-        take_bytes(session, settings, tenant_id, size)
+    name: str
+    fingerprint: str
+    source_sha256: str
+    source_bytes: int
+    statistics: DatasetStatistics
+    stored_bytes: int
+
+    def save(self, session: Session, settings: Settings, tenant_id: str) -> Dataset:
+        """The tenant's dataset of it: the one that there is already, or a new one.
+
+        Raises:
+            ApiError: 429 `storage_full`.
+        """
+        take_bytes(session, settings, tenant_id, self.stored_bytes)
         return datasets.create(
             session,
             tenant_id=tenant_id,
-            name=name or form.filename or "dataset",
-            fingerprint=fingerprint,
-            source_sha256=form.sha256,
-            source_bytes=form.bytes,
-            statistics=normalised.statistics.model_dump(mode="json"),
+            name=self.name,
+            fingerprint=self.fingerprint,
+            source_sha256=self.source_sha256,
+            source_bytes=self.source_bytes,
+            statistics=self.statistics.model_dump(mode="json"),
         )
+
+
+def store_bytes(
+    store: Store, form: Form, normalised: Normalised, target: Path, name: str | None
+) -> Prepared:
+    """Store the normalised log's bytes; make them a dataset soon, or they are swept."""
+    fingerprint, size = blobs.put_file(store, target)
+    return Prepared(
+        name=name or form.filename or "dataset",
+        fingerprint=fingerprint,
+        source_sha256=form.sha256,
+        source_bytes=form.bytes,
+        statistics=normalised.statistics,
+        stored_bytes=size,
+    )
 
 
 def _too_large(detail: str) -> ApiError:

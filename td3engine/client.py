@@ -5,6 +5,9 @@ with Client("http://127.0.0.1:8000") as client:
     for event in client.events(job.id):
         print(event.type, event.data)
     client.download_summary(job.id, Path("summary"))
+
+Calls that make something carry an idempotency key of their own, so they are sent again when the
+connection breaks, and still done once.
 """
 
 import hashlib
@@ -12,114 +15,56 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
-from datetime import datetime
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from td3engine.config import Preset
+from td3engine.wire import (
+    Artifact,
+    Dataset,
+    DownloadError,
+    Event,
+    Job,
+    MetricsPoint,
+    Problem,
+    ServiceError,
+)
+
+__all__ = [
+    "Artifact",
+    "Client",
+    "Dataset",
+    "DownloadError",
+    "Event",
+    "Job",
+    "MetricsPoint",
+    "Problem",
+    "ServiceError",
+]
 
 API_KEY_VARIABLE = "TD3_API_KEY"
 SUMMARY_FILES = ("manifest.json", "items.parquet", "summary.safetensors")
-TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 _LONGEST_WAIT_SECONDS = 60
 _THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
 # The service sends a heartbeat every 15 seconds, and answers a wait within a minute.
 _TIMEOUT = httpx.Timeout(90, connect=10)
 _RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause
 _RECONNECT_TRIES = 10
-
-
-class Problem(BaseModel):
-    """What the service says about a request that it refused (RFC 9457)."""
-
-    status: int
-    title: str = ""
-    detail: str = ""
-    code: str = "unknown"
-    request_id: str | None = None
-    param: str | None = None
-    errors: list[dict[str, Any]] | None = None
-    line: int | None = None
-    column: str | None = None
-
-
-class ServiceError(Exception):
-    """The service refused or failed a request; `problem` says why."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(f"{problem.detail or problem.title} ({problem.code})")
-        self.problem = problem
-
-
-class DownloadError(Exception):
-    """What came down is not what the job made."""
-
-
-class Dataset(BaseModel):
-    """An uploaded log."""
-
-    id: str
-    name: str
-    created_at: datetime
-    fingerprint: str
-    source_sha256: str
-    source_bytes: int
-    statistics: dict[str, Any]
-
-
-class Artifact(BaseModel):
-    """A file that a job made."""
-
-    name: str
-    media_type: str
-    bytes: int
-    sha256: str
-    href: str
-
-
-class Job(BaseModel):
-    """A distillation."""
-
-    id: str
-    name: str | None
-    dataset_id: str
-    preset: str
-    config: dict[str, Any]
-    status: str
-    phase: str | None
-    progress: dict[str, Any] | None
-    metrics: dict[str, Any] | None
-    error: dict[str, Any] | None
-    attempt: int
-    max_attempts: int
-    created_at: datetime
-    updated_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    artifacts: list[Artifact]
-
-    @property
-    def is_over(self) -> bool:
-        """Whether it has succeeded, failed or was cancelled."""
-        return self.status in TERMINAL
-
-
-class Event(BaseModel):
-    """Something that happened to a job."""
-
-    sequence: int
-    type: str
-    created_at: datetime
-    data: dict[str, Any]
+_SEND_TRIES = 5
+_RETRY_STATUS = frozenset({429, 502, 503, 504})
+_RETRY_CODE = "idempotency_key_in_use"
+_LONGEST_RETRY_AFTER_SECONDS = 60
 
 
 Model = TypeVar("Model", bound=BaseModel)
 _Jobs = TypeAdapter(list[Job])
+_Points = TypeAdapter(list[MetricsPoint])
 
 
 class Client:
@@ -160,7 +105,12 @@ class Client:
         self._http.close()
 
     def upload(
-        self, path: Path, name: str | None = None, *, columns: Mapping[str, str] | None = None
+        self,
+        path: Path,
+        name: str | None = None,
+        *,
+        columns: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Dataset:
         """Upload a log.
 
@@ -168,9 +118,10 @@ class Client:
             path: CSV, TSV, RecBole .inter or Parquet; gzip or zstd.
             name: shown in lists; the file's name otherwise.
             columns: names of the file's columns, by `user`, `item`, `time`.
+            idempotency_key: what makes a call of another process the same as this one.
         """
         fields = {"name": name, "columns": json.dumps(dict(columns)) if columns else None}
-        return _read(Dataset, self._send_file("/datasets", path, fields))
+        return _read(Dataset, self._send_file("/datasets", path, fields, idempotency_key))
 
     def create_job(
         self,
@@ -179,7 +130,11 @@ class Client:
         file: Path | None = None,
         preset: Preset = "balanced",
         config: Mapping[str, Any] | None = None,
+        seed: int | None = None,
         name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        webhook: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
     ) -> Job:
         """Distil a dataset, or a file that is uploaded with the request.
 
@@ -187,18 +142,29 @@ class Client:
             dataset_id, file: exactly one of them.
             preset: what `config` is laid over.
             config: part of a `DistillConfig`.
+            seed: short for `config["seed"]`.
             name: shown in lists.
+            metadata: your own words for it.
+            webhook: `url` and `secret` of who is told of the job's end.
+            idempotency_key: what makes a call of another process the same as this one.
 
         Raises:
             ValueError: both or none of `dataset_id` and `file`.
         """
-        asked = {"preset": preset, "config": dict(config or {}), "name": name}
+        asked: dict[str, Any] = {"preset": preset, "config": dict(config or {}), "name": name}
+        asked |= {"seed": seed, "metadata": dict(metadata or {})}
+        asked["webhook"] = dict(webhook) if webhook is not None else None
         if file is not None and dataset_id is None:
-            return _read(Job, self._send_file("/jobs", file, {"request": json.dumps(asked)}))
+            fields = {"request": json.dumps(asked)}
+            return _read(Job, self._send_file("/jobs", file, fields, idempotency_key))
         if dataset_id is not None and file is None:
-            answer = self._http.post("/jobs", json={"dataset_id": dataset_id, **asked})
-            return _read(Job, answer)
+            content = {"dataset_id": dataset_id, **asked}
+            return self._make_job("/jobs", idempotency_key, json=content)
         raise ValueError("give either a dataset_id or a file")
+
+    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
+        """A new job of the same request; `ServiceError` with code `job_not_over` before its end."""
+        return self._make_job(f"/jobs/{job_id}/retry", idempotency_key)
 
     def dataset(self, dataset_id: str) -> Dataset:
         """One dataset."""
@@ -272,6 +238,25 @@ class Client:
         """Ask for the job's end; `ServiceError` with code `job_is_over` when it has ended."""
         return _read(Job, self._http.post(f"/jobs/{job_id}/cancel"))
 
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job that is over, with all that it made."""
+        _check(self._http.delete(f"/jobs/{job_id}"))
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Delete a dataset; `ServiceError` with code `dataset_in_use` while a job needs it."""
+        _check(self._http.delete(f"/datasets/{dataset_id}"))
+
+    def metrics(self, job_id: str) -> Iterator[MetricsPoint]:
+        """How the job went so far, point by point; fetched page by page as they are taken."""
+        params: dict[str, Any] = {}
+        while True:
+            page = _check(self._http.get(f"/jobs/{job_id}/metrics", params=params)).json()
+            found = _Points.validate_python(page["data"])
+            yield from found
+            if not page["has_more"]:
+                return
+            params["after"] = found[-1].sequence
+
     def download_summary(self, job_id: str, folder: Path) -> list[Path]:
         """Write the summary's three files to `folder`, each complete and checked, or not at all.
 
@@ -288,29 +273,94 @@ class Client:
 
     def _download(self, artifact: Artifact, target: Path) -> Path:
         part = target.with_name(f".{target.name}.part")
-        digest = hashlib.sha256()
+        first, longest = _RECONNECT_SECONDS
+        failures = 0
         try:
-            with self._http.stream("GET", artifact.href) as answer, part.open("wb") as file:
-                for chunk in _check(answer).iter_bytes():
-                    digest.update(chunk)
-                    file.write(chunk)
-            if digest.hexdigest() != artifact.sha256:
-                raise DownloadError(f"{artifact.name} came down damaged")
+            with part.open("wb") as file:
+                while True:
+                    before = file.tell()
+                    try:
+                        self._fetch_rest(artifact, file)
+                        break
+                    except httpx.TransportError:
+                        if file.tell() >= artifact.bytes:
+                            break  # at the very end: the checksum will tell
+                        failures = 0 if file.tell() > before else failures + 1
+                        if failures > _RECONNECT_TRIES:
+                            raise
+                        time.sleep(min(first * 2**failures, longest))
+            with part.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != artifact.sha256:
+                    raise DownloadError(f"{artifact.name} came down damaged")
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)
         return target
 
-    def _send_file(self, url: str, path: Path, fields: Mapping[str, str | None]) -> httpx.Response:
-        data = {key: value for key, value in fields.items() if value is not None}
-        with path.open("rb") as file:
-            # Reading a large log takes the service a while before it answers.
-            return self._http.post(
-                url,
-                data=data,
-                files={"file": (path.name, file)},
-                timeout=httpx.Timeout(None, connect=10),
-            )
+    def _fetch_rest(self, artifact: Artifact, file: BinaryIO) -> None:
+        """Append what the file still lacks; all of it where the service sends the whole."""
+        headers = {}
+        if file.tell():
+            headers = {"Range": f"bytes={file.tell()}-", "If-Range": f'"{artifact.sha256}"'}
+        with self._http.stream("GET", artifact.href, headers=headers) as answer:
+            if _check(answer).status_code != httpx.codes.PARTIAL_CONTENT:
+                file.seek(0)
+                file.truncate()
+            for chunk in answer.iter_bytes():
+                file.write(chunk)
+
+    def _make_job(self, url: str, key: str | None, **content: Any) -> Job:
+        return _read(
+            Job, _once(key, lambda headers: self._http.post(url, headers=headers, **content))
+        )
+
+    def _send_file(
+        self, url: str, path: Path, fields: Mapping[str, str | None], key: str | None
+    ) -> httpx.Response:
+        data = {name: value for name, value in fields.items() if value is not None}
+
+        def send(headers: dict[str, str]) -> httpx.Response:
+            with path.open("rb") as file:
+                # Reading a large log takes the service a while before it answers.
+                return self._http.post(
+                    url,
+                    data=data,
+                    files={"file": (path.name, file)},
+                    headers=headers,
+                    timeout=httpx.Timeout(None, connect=10),
+                )
+
+        return _once(key, send)
+
+
+def _once(key: str | None, send: Callable[[dict[str, str]], httpx.Response]) -> httpx.Response:
+    """The answer to a request that is sent, under one idempotency key, until it is answered."""
+    headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+    first, longest = _RECONNECT_SECONDS
+    for attempt in range(_SEND_TRIES):
+        pause = min(first * 2**attempt, longest)
+        try:
+            answer = send(headers)
+        except httpx.TransportError:
+            pass  # it may have arrived, or not: with its key it is done once in any case
+        else:
+            if not _answered_later(answer):
+                return answer
+            pause = max(pause, _retry_after(answer))
+        time.sleep(pause)
+    return send(headers)
+
+
+def _answered_later(answer: httpx.Response) -> bool:
+    """Whether the same request will be answered in a while."""
+    return answer.status_code in _RETRY_STATUS or (
+        answer.status_code == httpx.codes.CONFLICT and _problem(answer).code == _RETRY_CODE
+    )
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    given = answer.headers.get("retry-after", "")
+    return min(int(given), _LONGEST_RETRY_AFTER_SECONDS) if given.isdecimal() else 0.0
 
 
 def _server_sent_data(lines: Iterator[str]) -> Iterator[str]:
@@ -333,8 +383,11 @@ def _check(answer: httpx.Response) -> httpx.Response:
     if not answer.is_error:
         return answer
     answer.read()
+    raise ServiceError(_problem(answer))
+
+
+def _problem(answer: httpx.Response) -> Problem:
     try:
-        problem = Problem.model_validate_json(answer.content)
+        return Problem.model_validate_json(answer.content)
     except ValidationError:  # not from the service: a proxy on the way, perhaps
-        problem = Problem(status=answer.status_code, title=answer.reason_phrase)
-    raise ServiceError(problem)
+        return Problem(status=answer.status_code, title=answer.reason_phrase)

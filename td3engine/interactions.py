@@ -28,10 +28,18 @@ from td3engine._log.model import (
     LogStatistics,
     describe,
 )
-from td3engine._log.split import Split, SplitStatistics, split
+from td3engine._log.split import (
+    FilterStatistics,
+    Split,
+    SplitStatistics,
+    filter_statistics,
+    split,
+)
+from td3engine.config import DataConfig
 
 __all__ = [
     "ColumnNames",
+    "FilterStatistics",
     "Interactions",
     "Limits",
     "LogError",
@@ -41,6 +49,7 @@ __all__ = [
     "Split",
     "SplitStatistics",
     "describe",
+    "filter_statistics",
     "format_of_name",
     "read_log",
     "read_normalised",
@@ -217,10 +226,16 @@ def main(arguments: list[str] | None = None) -> int:
             limits=limits,
             format=format_of_name(options.name or options.source.name),
         )
+        usual = DataConfig()
+        filtered = filter_statistics(
+            log,
+            min_user_interactions=usual.min_user_interactions,
+            min_item_interactions=usual.min_item_interactions,
+        )
         answer = {
             "sha256": write_normalised(log, options.target),
             "bytes": options.target.stat().st_size,
-            "statistics": describe(log).model_dump(),
+            "statistics": {**describe(log).model_dump(), "filter": filtered.model_dump()},
         }
     except MemoryError:
         return _refuse(LogError("too_large", NO_MEMORY))

@@ -19,6 +19,7 @@ from app.store.engine import Store, open_store
 from worker.janitor import Janitor
 from worker.metrics import WorkerMetrics
 from worker.supervisor import run_job
+from worker.webhooks import WebhookSender
 
 celery_app = Celery("td3")
 celery_app.conf.update(
@@ -57,6 +58,11 @@ def _metrics() -> WorkerMetrics:
     return WorkerMetrics()
 
 
+@cache
+def _webhooks() -> WebhookSender:
+    return WebhookSender(_store(), get_settings())
+
+
 def _run_job(job_id: str) -> None:
     run_job(
         job_id,
@@ -85,12 +91,14 @@ def _start(**_: Any) -> None:
     if settings.worker_metrics_port:
         _metrics().serve(settings.worker_metrics_host, settings.worker_metrics_port)
     _janitor().start()
+    _webhooks().start()
 
 
 def _stop(**_: Any) -> None:
     # Runs in a signal handler: nothing here may wait.
     _stopping.set()
     _janitor().stop()
+    _webhooks().stop()
 
 
 celeryd_init.connect(_omit_banner)

@@ -10,7 +10,7 @@ from app.blobs import sql as blobs
 from app.gc import ages_of
 from app.queue import JobQueue
 from app.settings import Settings
-from app.store import jobs
+from app.store import idempotency, jobs
 from app.store.engine import Store, database_now
 from app.store.retention import collect
 from worker.folders import sweep_work_folders
@@ -39,7 +39,8 @@ class Janitor:
 
     def round(self) -> None:
         """Every chore once. One that fails is logged and hinders no other."""
-        for chore in (self.requeue, self.republish, self.collect, self.sweep):
+        chores = (self.requeue, self.republish, self.collect, self.sweep, self.forget)
+        for chore in chores:
             self._attempt(chore)
 
     def requeue(self) -> None:
@@ -89,6 +90,11 @@ class Janitor:
         if swept:
             logger.info("%d unneeded blobs deleted", swept)
         sweep_work_folders(self._settings.data_dir / "work")
+
+    def forget(self) -> None:
+        """Idempotency keys that were kept for long enough are deleted."""
+        with self._store.write() as session:
+            idempotency.forget_expired(session)
 
     def _run(self) -> None:
         while True:

@@ -149,7 +149,9 @@ class _Attempt:
             if job is None:
                 raise LeaseLostError
             dataset = datasets.get(session, job.dataset_id, tenant_id=job.tenant_id)
-        assert dataset is not None  # a foreign key
+        # Nobody deletes the dataset of a job that is not over.
+        assert dataset is not None
+        assert dataset.fingerprint is not None
         return dataset.fingerprint, job.config, job.checkpoint_sha256
 
     def _fetch(self, sha256: str, path: Path) -> None:

@@ -1,20 +1,28 @@
-"""Datasets: upload, list, look at."""
+"""Datasets: upload, list, look at, delete."""
 
-from fastapi import APIRouter, Request, Response
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.api.context import After, Context, ContextDep, Limit, multipart_body, problems
-from app.errors import not_found, validation_error
-from app.multipart import Form, receive_form
+from app.api.once import IDEMPOTENCY_PROBLEMS, IdempotencyKeyHeader, serve_once
+from app.errors import ApiError, field_error, not_found, validation_error
+from app.idempotency import Once, respond
+from app.multipart import Form, is_multipart, receive_form
 from app.quotas import Quotas, see_room
+from app.raw_body import SUFFIXES, receive_raw
 from app.schemas.common import Name, Page
 from app.schemas.datasets import ColumnNames, Dataset
 from app.security import Caller, CallerDep
 from app.store import datasets
 from app.store import models as rows
-from app.uploads import NORMALISED_NAME, normalise, save, upload_limits
+from app.store.idempotency import Answer
+from app.uploads import NORMALISED_NAME, Prepared, normalise, store_bytes, upload_limits
 
 router = APIRouter(prefix="/datasets", tags=["datasets"])
 
@@ -37,49 +45,64 @@ _Name: TypeAdapter[str] = TypeAdapter(Name)
     "",
     status_code=201,
     operation_id="createDataset",
+    response_model=Dataset,
     responses={
         **UPLOAD_PROBLEMS,
+        **IDEMPOTENCY_PROBLEMS,
         201: {
-            "description": "Stored.",
+            "description": "Stored, or there already.",
             "headers": {"Location": {"schema": {"type": "string"}}},
         },
     },
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": multipart_body(
-                {
-                    "file": {
-                        "type": "string",
-                        "format": "binary",
-                        "description": FILE_DESCRIPTION,
+            "content": {
+                **multipart_body(
+                    {
+                        "file": {
+                            "type": "string",
+                            "format": "binary",
+                            "description": FILE_DESCRIPTION,
+                        },
+                        "name": {"type": "string", "maxLength": 200},
+                        "columns": {"type": "string", "description": COLUMNS_DESCRIPTION},
                     },
-                    "name": {"type": "string", "maxLength": 200},
-                    "columns": {"type": "string", "description": COLUMNS_DESCRIPTION},
+                    required=["file"],
+                ),
+                **{
+                    media_type: {"schema": {"type": "string", "format": "binary"}}
+                    for media_type in SUFFIXES
                 },
-                required=["file"],
-            ),
+            },
         }
     },
 )
 async def create_dataset(
-    request: Request, response: Response, context: ContextDep, caller: CallerDep
-) -> Dataset:
-    """Upload an interaction log. It is checked and normalised before the answer, which has its
-    statistics. Uploading the same interactions twice gives two datasets of one fingerprint.
+    request: Request,
+    context: ContextDep,
+    caller: CallerDep,
+    _key: IdempotencyKeyHeader = None,
+    name: Annotated[
+        Name | None, Query(description="Where the body is the file; else a field of the form.")
+    ] = None,
+    columns: Annotated[
+        str | None, Query(max_length=4000, description=f"Like `name`. {COLUMNS_DESCRIPTION}")
+    ] = None,
+) -> Response:
+    """Upload an interaction log, as a form or as the body itself. It is checked and normalised
+    before the answer, which has its statistics, and what a job's filter will do to it by default.
+    The same interactions under the same name are one dataset, however often they are uploaded.
     """
     quotas = await run_in_threadpool(quotas_with_room, context, caller)
     with context.uploads.one() as folder:
-        form = await receive_form(
-            request,
-            folder / "upload",
-            fields=frozenset({"name", "columns"}),
-            max_file_bytes=upload_limits(context.settings, quotas).max_bytes,
-        )
-        name = _parse_name(form.fields.get("name"))
-        row = await store_upload(context, caller, quotas, form, name=name)
-    response.headers["Location"] = f"/datasets/{row.id}"
-    return Dataset.model_validate(row)
+        form = await _receive(request, context, folder / "upload", name, columns, quotas)
+        name = name or _parse_name(form.fields.get("name"))
+        async with serve_once(request, context, caller, form.content) as once:
+            if once.replay is not None:
+                return once.replay
+            prepared = await prepare_upload(context, quotas, form, name=name)
+            return await run_in_threadpool(_save, context, caller, prepared, once)
 
 
 @router.get("", operation_id="listDatasets")
@@ -106,6 +129,24 @@ def get_dataset(dataset_id: str, context: ContextDep, caller: CallerDep) -> Data
     return Dataset.model_validate(row)
 
 
+@router.delete(
+    "/{dataset_id}",
+    status_code=204,
+    operation_id="deleteDataset",
+    responses=problems(
+        _404="`dataset_not_found`", _409="`dataset_in_use`: a job that is not over needs it."
+    ),
+)
+def delete_dataset(dataset_id: str, context: ContextDep, caller: CallerDep) -> None:
+    """Delete a dataset. Jobs that are over stay, with what they made."""
+    with context.store.write() as session:
+        if find_dataset(session, caller, dataset_id) is None:
+            raise not_found("dataset", dataset_id)
+        outcome = datasets.delete(session, dataset_id, tenant_id=caller.tenant_id)
+    if outcome == "in_use":
+        raise ApiError(409, "dataset_in_use", "A job that is not over needs this dataset.")
+
+
 def find_dataset(session: Session, caller: Caller, dataset_id: str) -> rows.Dataset | None:
     """The caller's dataset; what cannot be an id is not asked for (PostgreSQL refuses null
     characters).
@@ -125,10 +166,10 @@ def quotas_with_room(context: Context, caller: Caller) -> Quotas:
         return see_room(session, context.settings, caller.tenant_id)
 
 
-async def store_upload(
-    context: Context, caller: Caller, quotas: Quotas, form: Form, *, name: str | None
-) -> rows.Dataset:
-    """A received file as a dataset of the caller's: read in a child process, stored in a thread."""
+async def prepare_upload(
+    context: Context, quotas: Quotas, form: Form, *, name: str | None
+) -> Prepared:
+    """A received file, read in a child process and stored in a thread."""
     try:
         columns = ColumnNames.model_validate_json(form.fields.get("columns") or "{}")
     except ValidationError as error:
@@ -136,9 +177,35 @@ async def store_upload(
     target = form.path.with_name(NORMALISED_NAME)
     async with context.normalising:
         normalised = await normalise(form, target, columns, context.settings, quotas)
-    return await run_in_threadpool(
-        save, context.store, context.settings, caller.tenant_id, form, normalised, target, name
-    )
+    return await run_in_threadpool(store_bytes, context.store, form, normalised, target, name)
+
+
+async def _receive(
+    request: Request,
+    context: Context,
+    path: Path,
+    name: str | None,
+    columns: str | None,
+    quotas: Quotas,
+) -> Form:
+    most = upload_limits(context.settings, quotas).max_bytes
+    if not is_multipart(request):
+        form = await receive_raw(request, path, name=name, max_file_bytes=most)
+        return replace(form, fields={"columns": columns} if columns else {})
+    for parameter, value in (("name", name), ("columns", columns)):
+        if value is not None:
+            raise field_error(parameter, "extra_forbidden", "With a form it is a field of the form")
+    fields = frozenset({"name", "columns"})
+    return await receive_form(request, path, fields=fields, max_file_bytes=most)
+
+
+def _save(context: Context, caller: Caller, prepared: Prepared, once: Once) -> Response:
+    with context.store.write() as session:
+        row = prepared.save(session, context.settings, caller.tenant_id)
+        dataset = Dataset.model_validate(row)
+        answer = Answer(201, f"/datasets/{row.id}", dataset.model_dump_json())
+        once.keep(session, answer)
+    return respond(answer)
 
 
 def _parse_name(text: str | None) -> str | None:

@@ -11,7 +11,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from app.api.context import Context, ContextDep, Limit, problems
-from app.api.jobs import find_job
+from app.api.jobs import MAX_SEQUENCE, find_job
 from app.errors import field_error
 from app.schemas.common import Page
 from app.schemas.jobs import JobEvent
@@ -25,7 +25,6 @@ EVENT_STREAM = "text/event-stream"
 HEARTBEAT_SECONDS = 15.0
 POLL_SECONDS = 0.5
 _BATCH = 100
-_MAX_SEQUENCE = 2**31 - 1
 
 
 @router.get(
@@ -51,7 +50,7 @@ async def list_job_events(
     *,
     limit: Limit = 100,
     after: Annotated[
-        int, Query(ge=0, le=_MAX_SEQUENCE, description="Events with a sequence above this one.")
+        int, Query(ge=0, le=MAX_SEQUENCE, description="Events with a sequence above this one.")
     ] = 0,
     accept: Annotated[str | None, Header()] = None,
     last_event_id: Annotated[
@@ -122,4 +121,4 @@ def _resume_from(last_event_id: str | None, after: int) -> int:
         return after
     if not (last_event_id.isascii() and last_event_id.isdecimal()):
         raise field_error("Last-Event-ID", "int_parsing", "It must be the sequence of an event")
-    return min(int(last_event_id[:20]), _MAX_SEQUENCE)
+    return min(int(last_event_id[:20]), MAX_SEQUENCE)

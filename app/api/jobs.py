@@ -1,106 +1,35 @@
-"""Jobs: create, list, look at (and wait for), cancel."""
+"""Jobs: list, look at (and wait for), cancel, delete. They are made in app/api/submissions.py."""
 
 import asyncio
 import hashlib
 import re
 import time
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from pydantic import ValidationError
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.api.context import (
-    After,
-    Context,
-    ContextDep,
-    Limit,
-    multipart_body,
-    problems,
-)
-from app.api.datasets import (
-    COLUMNS_DESCRIPTION,
-    FILE_DESCRIPTION,
-    UPLOAD_PROBLEMS,
-    find_dataset,
-    quotas_with_room,
-    store_upload,
-)
+from app.api.context import After, Context, ContextDep, Limit, problems
 from app.downloads import not_modified
-from app.errors import ApiError, not_found, validation_error
-from app.logs import current_request_id
-from app.multipart import is_multipart, receive_form
-from app.quotas import take_job
-from app.schemas.common import Page
-from app.schemas.jobs import Artifact, Job, JobRequest, JobSettings
+from app.errors import ApiError, not_found
+from app.schemas.common import Name, Page, Time
+from app.schemas.jobs import Artifact, Job, MetricsPoint, WebhookDelivery, WebhookTarget
 from app.security import Caller, CallerDep
-from app.store import jobs
+from app.store import jobs, webhooks
 from app.store import models as rows
 from app.store.engine import database_now
 from app.store.models import TERMINAL, JobStatus
-from app.uploads import upload_limits
-from td3engine.config import DistillConfig, build_config
+from app.store.retention import remove_job
 
-Model = TypeVar("Model", bound=JobSettings)
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
-MAX_JSON_BYTES = 256 * 1024
 LONGEST_WAIT_SECONDS = 60
+MAX_SEQUENCE = 2**31 - 1
+_MADE_FOR_THE_WIRE = frozenset({"artifacts", "metadata", "seed", "webhook"})
 _POLL_SECONDS = (0.1, 1.0)  # first and longest pause while waiting for a job
-
-
-@router.post(
-    "",
-    status_code=202,
-    operation_id="createJob",
-    responses={
-        **UPLOAD_PROBLEMS,
-        **problems(_400="`invalid_json` or `bad_multipart`"),
-        202: {
-            "description": "Queued.",
-            "headers": {"Location": {"schema": {"type": "string"}}},
-        },
-    },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}},
-                **multipart_body(
-                    {
-                        "file": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": FILE_DESCRIPTION,
-                        },
-                        "request": {
-                            "type": "string",
-                            "contentMediaType": "application/json",
-                            "contentSchema": {"$ref": "#/components/schemas/JobSettings"},
-                        },
-                        "columns": {"type": "string", "description": COLUMNS_DESCRIPTION},
-                    },
-                    required=["file"],
-                ),
-            },
-        }
-    },
-)
-async def create_job(
-    request: Request, response: Response, context: ContextDep, caller: CallerDep
-) -> Job:
-    """Distil a dataset, or a file that is uploaded with the request and becomes a dataset."""
-    if is_multipart(request):
-        job = await _create_from_upload(request, context, caller)
-    else:
-        asked = _parse(JobRequest, await _read_json(request))
-        config = _full_config(asked)
-        job = await run_in_threadpool(_submit, context, caller, asked, config, asked.dataset_id)
-    response.headers["Location"] = f"/jobs/{job.id}"
-    return job
 
 
 @router.get("", operation_id="listJobs")
@@ -114,6 +43,14 @@ def list_jobs(
         str | None,
         Query(max_length=100, pattern=r"^\w+$", description="Only jobs of this dataset."),
     ] = None,
+    name: Annotated[Name | None, Query(description="Only jobs that are called exactly so.")] = None,
+    created_after: Annotated[
+        Time | None,
+        Query(description="Only jobs made after this time (RFC 3339, with its zone)."),
+    ] = None,
+    created_before: Annotated[
+        Time | None, Query(description="Only jobs made before this time.")
+    ] = None,
 ) -> Page[Job]:
     """Newest first."""
     with context.store.read() as session:
@@ -124,6 +61,9 @@ def list_jobs(
             after=after,
             status=status,
             dataset_id=dataset_id,
+            name=name,
+            created_after=created_after,
+            created_before=created_before,
         )
         return Page(data=[job_view(row) for row in found], has_more=has_more)
 
@@ -187,6 +127,72 @@ def cancel_job(job_id: str, context: ContextDep, caller: CallerDep) -> Job:
     return job
 
 
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    operation_id="deleteJob",
+    responses=problems(_404="`job_not_found`", _409="`job_not_over`: cancel it first."),
+)
+def delete_job(job_id: str, context: ContextDep, caller: CallerDep) -> None:
+    """Delete a job that is over, with its events and artifacts."""
+    with context.store.write() as session:
+        find_job(session, caller, job_id)
+        outcome = remove_job(session, job_id, tenant_id=caller.tenant_id)
+    if outcome == "not_over":
+        raise ApiError(409, "job_not_over", "The job is not over: cancel it first.")
+
+
+@router.get(
+    "/{job_id}/metrics",
+    operation_id="listJobMetrics",
+    responses=problems(_404="`job_not_found`"),
+)
+def list_job_metrics(
+    job_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    *,
+    limit: Limit = 100,
+    after: Annotated[
+        int,
+        Query(ge=0, le=MAX_SEQUENCE, description="Points whose sequence is above this one."),
+    ] = 0,
+) -> Page[MetricsPoint]:
+    """How far the job was and how good, over time: a point for each stored progress event. An
+    attempt that goes on from a checkpoint repeats the steps since then.
+    """
+    with context.store.read() as session:
+        find_job(session, caller, job_id)
+        found = jobs.events(
+            session,
+            job_id,
+            tenant_id=caller.tenant_id,
+            after=after,
+            limit=limit + 1,
+            type_="progress",
+        )
+    points = [
+        MetricsPoint(sequence=event.sequence, created_at=event.created_at, **event.data)
+        for event in found[:limit]
+    ]
+    return Page(data=points, has_more=len(found) > limit)
+
+
+@router.get(
+    "/{job_id}/deliveries",
+    operation_id="listJobDeliveries",
+    responses=problems(_404="`job_not_found`"),
+)
+def list_job_deliveries(
+    job_id: str, context: ContextDep, caller: CallerDep
+) -> Page[WebhookDelivery]:
+    """The messages to the job's webhook and how they fare, all of them; none before its end."""
+    with context.store.read() as session:
+        find_job(session, caller, job_id)
+        found = webhooks.of_job(session, job_id)
+    return Page(data=[WebhookDelivery.model_validate(row) for row in found], has_more=False)
+
+
 def find_job(session: Session, caller: Caller, job_id: str) -> rows.Job:
     """The caller's job.
 
@@ -217,7 +223,10 @@ def job_view(
 ) -> Job:
     """A job as it goes over the wire; where only its columns are given, with its artifacts."""
     return Job(
-        **{name: getattr(row, name) for name in Job.model_fields if name != "artifacts"},
+        **{name: getattr(row, name) for name in Job.model_fields if name not in _MADE_FOR_THE_WIRE},
+        metadata=row.labels,
+        seed=row.config.get("seed"),
+        webhook=WebhookTarget(url=row.webhook["url"]) if row.webhook else None,  # not its secret
         artifacts=[
             Artifact(
                 name=artifact.name,
@@ -229,83 +238,6 @@ def job_view(
             for artifact in (row.artifacts if artifacts is None else artifacts)
         ],
     )
-
-
-async def _create_from_upload(request: Request, context: Context, caller: Caller) -> Job:
-    quotas = await run_in_threadpool(quotas_with_room, context, caller)
-    with context.uploads.one() as folder:
-        form = await receive_form(
-            request,
-            folder / "upload",
-            fields=frozenset({"request", "columns"}),
-            max_file_bytes=upload_limits(context.settings, quotas).max_bytes,
-        )
-        asked = _parse(JobSettings, form.fields.get("request") or "{}")
-        config = _full_config(asked)  # before the file is read, which takes longer
-        dataset = await store_upload(context, caller, quotas, form, name=None)
-    return await run_in_threadpool(_submit, context, caller, asked, config, dataset.id)
-
-
-def _submit(
-    context: Context, caller: Caller, asked: JobSettings, config: DistillConfig, dataset_id: str
-) -> Job:
-    """Commit the job, then ring the bell."""
-    quotas_with_room(context, caller)
-    with context.store.write() as session:
-        if find_dataset(session, caller, dataset_id) is None:
-            raise ApiError(
-                422,
-                "dataset_not_found",
-                f"There is no dataset {dataset_id!r}.",
-                param="dataset_id",
-            )
-        take_job(session, context.settings, caller.tenant_id)
-        row = jobs.create(
-            session,
-            tenant_id=caller.tenant_id,
-            dataset_id=dataset_id,
-            config=config.model_dump(mode="json"),
-            preset=asked.preset,
-            name=asked.name,
-            max_attempts=context.settings.max_attempts,
-            request_id=current_request_id(),
-        )
-        job = job_view(row)
-    # Where the broker does not answer this is only logged: the committed row is its own outbox, and
-    # a janitor sends it again.
-    context.queue.publish(context.store, job.id)
-    return job
-
-
-def _full_config(asked: JobSettings) -> DistillConfig:
-    try:
-        return build_config(asked.preset, asked.config)
-    except ValidationError as error:
-        raise validation_error(error, below="config") from error
-
-
-def _parse(model: type[Model], text: str | bytes) -> Model:
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        raise validation_error(error) from error
-
-
-async def _read_json(request: Request) -> bytes:
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise ApiError(
-            415,
-            "unsupported_media_type",
-            "The body must be application/json or multipart/form-data.",
-            headers={"Accept-Post": "application/json, multipart/form-data"},
-        )
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_JSON_BYTES:
-            raise ApiError(413, "too_large", f"The body has more than {MAX_JSON_BYTES} bytes.")
-    return bytes(body)
 
 
 def _wanted_wait(prefer: str | None) -> int | None:

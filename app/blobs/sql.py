@@ -14,11 +14,10 @@ from datetime import timedelta
 from pathlib import Path
 
 from sqlalchemy import and_, delete, exists, func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.store.engine import Store, database_now
+from app.store.engine import Store, database_now, insert_into
 from app.store.models import Artifact, Blob, BlobChunk, Dataset, Job
 
 CHUNK_BYTES = 1024 * 1024
@@ -133,10 +132,7 @@ def sweep(store: Store, *, older_than: timedelta) -> int:
 def _start(store: Store, sha256: str, size: int) -> bool:
     """Make the blob's row, or make it young. True when its bytes are all there."""
     with store.write() as session:
-        insert = (
-            postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-        )
-        statement = insert(Blob).values(
+        statement = insert_into(session, Blob).values(
             sha256=sha256, bytes=size, complete=False, created_at=database_now(session)
         )
         return session.execute(

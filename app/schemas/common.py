@@ -1,8 +1,16 @@
 """Pieces that several resources share."""
 
+from datetime import datetime
 from typing import Annotated, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+)
 
 Item = TypeVar("Item")
 
@@ -10,6 +18,15 @@ Item = TypeVar("Item")
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]
+
+
+def _in_our_era(time: datetime) -> datetime:
+    if not 1970 <= time.year < 9999:  # so that no zone and no database takes it out of its range
+        raise ValueError("It must be a time from 1970 to 9998")
+    return time
+
+
+Time = Annotated[AwareDatetime, AfterValidator(_in_our_era)]
 
 
 class RequestModel(BaseModel):

@@ -4,9 +4,17 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from td3engine.interactions import ColumnNames, LogStatistics
+from td3engine.interactions import ColumnNames, FilterStatistics, LogStatistics
 
-__all__ = ["ColumnNames", "Dataset", "LogStatistics"]
+__all__ = ["ColumnNames", "Dataset", "DatasetStatistics"]
+
+
+class DatasetStatistics(LogStatistics):
+    """The whole log, and what the filter does to it."""
+
+    filter: FilterStatistics | None = Field(
+        default=None, description="Absent where an older release read the log."
+    )
 
 
 class Dataset(BaseModel):
@@ -22,4 +30,4 @@ class Dataset(BaseModel):
     )
     source_sha256: str = Field(description="sha256 of the uploaded file.")
     source_bytes: int
-    statistics: LogStatistics
+    statistics: DatasetStatistics

@@ -17,7 +17,8 @@ from sqlalchemy import (
     make_url,
     select,
 )
-from sqlalchemy.orm import Session
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import DeclarativeBase, Session
 
 _BEGIN = "td3_begin"  # execution option: how a SQLite transaction starts
 _BUSY_SECONDS = 30
@@ -122,6 +123,14 @@ def database_now(session: Session) -> datetime:
         return datetime.now(UTC)
     clock = func.clock_timestamp(type_=DateTime(timezone=True))
     return session.execute(select(clock)).scalar_one().astimezone(UTC)
+
+
+def insert_into(
+    session: Session, table: type[DeclarativeBase]
+) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that knows ON CONFLICT, which both databases write alike."""
+    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
+    return insert(table)
 
 
 def open_store(url: str) -> Store:

@@ -33,14 +33,26 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from app.store.engine import database_now
-from app.store.ids import new_id
-from app.store.models import HELD, TERMINAL, Artifact, Dataset, Job, JobEvent, JobStatus
+from app.store.ids import first_id, new_id
+from app.store.models import (
+    HELD,
+    TERMINAL,
+    Artifact,
+    Dataset,
+    Job,
+    JobEvent,
+    JobStatus,
+)
 from app.store.transition import STATUS_EVENT, change, run
 
 _WORKER_LOST = {
     "code": "worker_lost",
     "message": "The worker that ran this attempt stopped answering.",
 }
+
+
+# Rows of the first release have an id that is some moments younger than their time of creation.
+_ID_SLACK = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,9 @@ def page(
     after: str | None = None,
     status: JobStatus | None = None,
     dataset_id: str | None = None,
+    name: str | None = None,
+    created_after: datetime | None = None,
+    created_before: datetime | None = None,
 ) -> tuple[list[Job], bool]:
     """The tenant's jobs, newest first, older than `after`; and whether there are more."""
     query = select(Job).where(Job.tenant_id == tenant_id).order_by(Job.id.desc()).limit(limit + 1)
@@ -116,14 +131,29 @@ def page(
         query = query.where(Job.status == status)
     if dataset_id is not None:
         query = query.where(Job.dataset_id == dataset_id)
+    if name is not None:
+        query = query.where(Job.name == name)
+    # Ids sort by time of creation, and are what the index has.
+    if created_after is not None:
+        earliest = first_id("job", created_after - _ID_SLACK)
+        query = query.where(Job.id >= earliest, Job.created_at > created_after)
+    if created_before is not None:
+        latest = first_id("job", created_before + _ID_SLACK)
+        query = query.where(Job.id <= latest, Job.created_at < created_before)
     found = list(session.scalars(query))
     return found[:limit], len(found) > limit
 
 
 def events(
-    session: Session, job_id: str, *, tenant_id: str, after: int = 0, limit: int = 100
+    session: Session,
+    job_id: str,
+    *,
+    tenant_id: str,
+    after: int = 0,
+    limit: int = 100,
+    type_: str | None = None,
 ) -> list[JobEvent]:
-    """Events of this tenant's job with a sequence above `after`, in order."""
+    """Events of this tenant's job with a sequence above `after`, in order; of one type, or all."""
     query = (
         select(JobEvent)
         .where(
@@ -134,6 +164,8 @@ def events(
         .order_by(JobEvent.sequence)
         .limit(limit)
     )
+    if type_ is not None:
+        query = query.where(JobEvent.type == type_)
     return list(session.scalars(query))
 
 
@@ -170,9 +202,18 @@ def create(
     preset: str,
     name: str | None,
     max_attempts: int,
+    labels: dict[str, str] | None = None,
+    webhook: dict[str, Any] | None = None,
+    retry_of: str | None = None,
     request_id: str | None = None,
 ) -> Job:
     """A new queued job. Publish its id after the commit (app/queue.py).
+
+    Args:
+        dataset_id: held (datasets.hold), so that nobody deletes it meanwhile.
+        labels: the client's own words for it.
+        webhook: {url, secret} of who is told of its end.
+        retry_of: the job that this one repeats.
 
     Raises:
         sqlalchemy.exc.IntegrityError: the tenant has no such dataset.
@@ -184,10 +225,13 @@ def create(
         execution_options={"synchronize_session": False},
     )
     job = Job(
-        id=new_id("job"),
+        id=new_id("job", now),
         tenant_id=tenant_id,
         name=name,
         dataset_id=dataset_id,
+        labels=labels or {},
+        webhook=webhook,
+        retry_of=retry_of,
         preset=preset,
         config=config,
         status="queued",

@@ -15,6 +15,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     String,
+    Text,
     TypeDecorator,
     UniqueConstraint,
 )
@@ -29,6 +30,7 @@ Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
 
 # Whose rows they are where nobody says: a service without API keys, for the people of one machine.
+DeliveryStatus = Literal["pending", "delivered", "failed"]
 DEFAULT_TENANT = "default"
 
 _Id = String(40)
@@ -81,6 +83,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - the name and form SQLAlchemy asks for
         datetime: UtcDateTime(),
         dict[str, Any]: JSON(none_as_null=True),
+        dict[str, str]: JSON(none_as_null=True),
     }
 
 
@@ -142,8 +145,12 @@ class Dataset(Base):
     """A normalised log."""
 
     __tablename__ = "datasets"
-    # Serves a tenant's lists, and lets a job name only data of its own tenant.
-    __table_args__ = (UniqueConstraint("tenant_id", "id"),)
+    __table_args__ = (
+        # Serves a tenant's lists, and lets a job name only data of its own tenant.
+        UniqueConstraint("tenant_id", "id"),
+        # The same interactions under the same name are one dataset.
+        UniqueConstraint("tenant_id", "fingerprint", "name"),
+    )
 
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(_Id, ForeignKey("tenants.id"))
@@ -151,7 +158,8 @@ class Dataset(Base):
     created_at: Mapped[datetime]
     # When it was uploaded, or a job was last made of it: what its age is counted from.
     used_at: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
-    fingerprint: Mapped[str] = mapped_column(_Sha256, ForeignKey("blobs.sha256"), index=True)
+    # None: deleted. The row stays, because jobs that are over still say what they were made of.
+    fingerprint: Mapped[str | None] = mapped_column(_Sha256, ForeignKey("blobs.sha256"), index=True)
     source_sha256: Mapped[str] = mapped_column(_Sha256)
     source_bytes: Mapped[int] = mapped_column(BigInteger)
     statistics: Mapped[dict[str, Any]]
@@ -175,14 +183,20 @@ class Job(Base):
         Index(None, "tenant_id", "id"),
         Index(None, "tenant_id", "status", "id"),
         Index(None, "dataset_id", "id"),
+        Index(None, "tenant_id", "name", "id"),
     )
 
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     tenant_id: Mapped[str] = mapped_column(_Id, ForeignKey("tenants.id"))
     name: Mapped[str | None] = mapped_column(String(200))
     dataset_id: Mapped[str] = mapped_column(_Id)
+    # The client's own words for it; `metadata` is taken by SQLAlchemy.
+    labels: Mapped[dict[str, str]] = mapped_column(server_default="{}")
+    # Only told: the job that this one repeats may be gone.
+    retry_of: Mapped[str | None] = mapped_column(_Id)
     preset: Mapped[str] = mapped_column(String(40))
     config: Mapped[dict[str, Any]]
+    webhook: Mapped[dict[str, Any] | None]  # {"url", "secret"}
     status: Mapped[JobStatus] = mapped_column(String(20))
     phase: Mapped[str | None] = mapped_column(String(40))
     progress: Mapped[dict[str, Any] | None]
@@ -232,3 +246,44 @@ class Artifact(Base):
     media_type: Mapped[str] = mapped_column(String(100))
     bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(_Sha256, ForeignKey("blobs.sha256"), index=True)
+
+
+class WebhookDelivery(Base):
+    """A message to a job's webhook; made in the transaction that ends the job."""
+
+    __tablename__ = "webhook_deliveries"
+    __table_args__ = (
+        CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="status"),
+        # There is a next attempt exactly while it is pending.
+        CheckConstraint(
+            "(status = 'pending') = (next_attempt_at IS NOT NULL)", name="next_attempt"
+        ),
+    )
+
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)
+    job_id: Mapped[str] = mapped_column(_Id, ForeignKey("jobs.id"), index=True)
+    type: Mapped[str] = mapped_column(String(40))
+    body: Mapped[str] = mapped_column(Text)  # the very bytes that are signed and sent
+    status: Mapped[DeliveryStatus] = mapped_column(String(20))
+    attempts: Mapped[int]
+    created_at: Mapped[datetime]
+    next_attempt_at: Mapped[datetime | None] = mapped_column(index=True)
+    last_attempt_at: Mapped[datetime | None]
+    http_status: Mapped[int | None]
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+class IdempotencyKey(Base):
+    """A request that must be done once, and what was answered (no status yet: being served)."""
+
+    __tablename__ = "idempotency_keys"
+
+    tenant_id: Mapped[str] = mapped_column(_Id, ForeignKey("tenants.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(_Sha256)
+    token: Mapped[str] = mapped_column(String(64))
+    held_until: Mapped[datetime]
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+    status: Mapped[int | None]
+    location: Mapped[str | None] = mapped_column(String(200))
+    body: Mapped[str | None] = mapped_column(Text)

@@ -1,13 +1,15 @@
-"""Forgetting what is old: events of jobs that are over, such jobs, datasets that no job uses.
+"""Forgetting what is old: events of jobs that are over, such jobs, datasets that no job uses; and
+jobs whose owners ask for it.
 
 A job that is over never changes again, so its age decides alone. A dataset is locked while a job is
 made of it, and the age of its last use is looked at under that lock. Every transaction takes a
 bounded number of rows and leaves alone those that another collector has locked.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from typing import Literal
 
 from sqlalchemy import (
     ColumnElement,
@@ -74,6 +76,20 @@ def collect(store: Store, ages: Ages) -> Collected:
     return Collected(jobs, events, datasets)
 
 
+def remove_job(
+    session: Session, job_id: str, *, tenant_id: str
+) -> Literal["removed", "not_over", "missing"]:
+    """Delete a tenant's job, if it is over, with all that belongs to it."""
+    owned = and_(Job.id == job_id, Job.tenant_id == tenant_id)
+    status = session.scalar(select(Job.status).where(owned).with_for_update())
+    if status is None:
+        return "missing"
+    if status not in TERMINAL:  # which it stays once it is
+        return "not_over"
+    _delete_with_all_theirs(session, [job_id])
+    return "removed"
+
+
 def what_would_go(store: Store, ages: Ages) -> Collected:
     """What `collect` would delete now."""
     with store.read() as session:
@@ -133,8 +149,10 @@ def _delete_events(session: Session, old: _Old) -> int:
 def _delete_jobs(session: Session, old: _Old) -> int:
     some = select(Job.id).where(old.job).limit(ROWS_AT_ONCE)
     ids = session.scalars(some.with_for_update(skip_locked=True)).all()
-    if not ids:
-        return 0
+    return _delete_with_all_theirs(session, ids) if ids else 0
+
+
+def _delete_with_all_theirs(session: Session, ids: Sequence[str]) -> int:
     for column in _OF_A_JOB:
         session.execute(delete(column.table).where(column.in_(ids)))
     return _rows(session, delete(Job).where(Job.id.in_(ids)))

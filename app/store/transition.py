@@ -6,7 +6,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, Update, update
 from sqlalchemy.orm import Session
 
-from app.store.models import Job, JobEvent
+from app.store import webhooks
+from app.store.models import TERMINAL, Job, JobEvent
 
 STATUS_EVENT = "status"  # type of the events that tell a new state: {"status", "attempt", "error"?}
 
@@ -22,7 +23,8 @@ def change(
 ) -> Row[Any] | None:
     """One UPDATE of the jobs that meet `condition` (one, or none: None) and its event.
 
-    `event` is (type, data); by default it tells the new status, with `event_extra`.
+    `event` is (type, data); by default it tells the new status, with `event_extra`. Where that ends
+    the job, the message to its webhook is written as well.
     """
     statement = (
         update(Job)
@@ -41,6 +43,8 @@ def change(
         JobEvent(job_id=row.id, sequence=row.event_count, created_at=now, type=type_, data=data)
     )
     session.flush()
+    if event is None and row.status in TERMINAL:
+        webhooks.enqueue(session, row.id, now)
     return row
 
 

@@ -26,6 +26,26 @@ class SplitStatistics(BaseModel):
     evaluated_users: int
 
 
+class FilterStatistics(BaseModel):
+    """What a filter leaves of a log, and what it takes away and why.
+
+    An interaction goes because its user or its item has too few of them; one with both reasons
+    counts for both.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_user_interactions: int
+    min_item_interactions: int
+    users: int
+    items: int
+    interactions: int
+    rare_users: int
+    rare_items: int
+    interactions_of_rare_users: int
+    interactions_of_rare_items: int
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
     """A filtered log, items re-indexed 0..n_items-1, cut by leave-one-out.
@@ -99,6 +119,27 @@ class Split:
             training_interactions=int((self.training_ends - self.offsets[:-1]).sum()),
             evaluated_users=len(self.evaluated),
         )
+
+
+def filter_statistics(
+    log: Interactions, *, min_user_interactions: int, min_item_interactions: int
+) -> FilterStatistics:
+    """What the filter of one pass would do to a log; nothing is too little for it."""
+    per_user, per_item = np.bincount(log.user_codes), np.bincount(log.item_codes)
+    by_rare_user = per_user[log.user_codes] < min_user_interactions
+    of_rare_item = per_item[log.item_codes] < min_item_interactions
+    kept = ~(by_rare_user | of_rare_item)
+    return FilterStatistics(
+        min_user_interactions=min_user_interactions,
+        min_item_interactions=min_item_interactions,
+        users=len(np.unique(log.user_codes[kept])),
+        items=len(np.unique(log.item_codes[kept])),
+        interactions=int(kept.sum()),
+        rare_users=int((per_user < min_user_interactions).sum()),
+        rare_items=int((per_item < min_item_interactions).sum()),
+        interactions_of_rare_users=int(by_rare_user.sum()),
+        interactions_of_rare_items=int(of_rare_item.sum()),
+    )
 
 
 def split(

@@ -272,8 +272,14 @@ def test_the_child_process_answers_in_one_line(tmp_path: Path) -> None:
     code, answer = run_child(str(source), str(target), "--name", "x.csv", "--columns", columns)
     assert code == 0
     assert answer["bytes"] == target.stat().st_size
+    left = {"users": 0, "items": 0, "interactions": 0}
     assert answer["statistics"] == {
         "users": 1, "items": 1, "interactions": 1, "time_min": 1, "time_max": 1,
+        "filter": {
+            **left, "min_user_interactions": 5, "min_item_interactions": 5,
+            "rare_users": 1, "rare_items": 1,
+            "interactions_of_rare_users": 1, "interactions_of_rare_items": 1,
+        },
     }  # fmt: skip
     assert answer["sha256"] == write_normalised(read_normalised(target), tmp_path / "again")
 

@@ -1,6 +1,7 @@
 """A real API: uvicorn in a thread, over a real database and a real broker."""
 
 import json
+import secrets
 import socket
 import threading
 import time
@@ -77,7 +78,7 @@ class Service:
         return key
 
     def dataset(self, tenant_id: str = DEFAULT_TENANT) -> str:
-        """A dataset's id; made without the reader's process, which takes a second."""
+        """A new dataset's id; made without the reader's process, which takes a second."""
         path = self.settings.data_dir / "normalised"
         path.write_bytes(b"a normalised log")
         fingerprint, size = blobs.put_file(self.store, path)
@@ -87,7 +88,7 @@ class Service:
             return datasets.create(
                 session,
                 tenant_id=tenant_id,
-                name="made",
+                name=f"made {secrets.token_hex(4)}",
                 fingerprint=fingerprint,
                 source_sha256=fingerprint,
                 source_bytes=size,

@@ -80,7 +80,9 @@ def _client_through(service: Service, meddle: Callable[[httpx.Response], httpx.R
 
     class Meddling(httpx.HTTPTransport):
         def handle_request(self, request: httpx.Request) -> httpx.Response:
-            return meddle(super().handle_request(request))
+            answer = super().handle_request(request)
+            answer.request = request
+            return meddle(answer)
 
     client = Client(service.url)
     client._http = httpx.Client(base_url=service.url, transport=Meddling())
@@ -150,6 +152,96 @@ def test_events_survive_a_service_that_fails_for_a_while(
         assert [event.sequence for event in client.events(job_id)] == [1, 2, 3]
         with pytest.raises(ServiceError):
             next(client.events("job_none"))
+
+
+def test_what_was_done_is_not_done_again_when_the_answer_was_lost(
+    service: Service, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("td3engine.client._RECONNECT_SECONDS", (0.0, 0.0))
+    lost: list[httpx.Response] = []
+
+    def lose(answer: httpx.Response) -> httpx.Response:
+        if answer.request.method == "POST" and len(lost) < 2:
+            lost.append(answer)
+            raise httpx.ReadError("the connection broke")
+        return answer
+
+    dataset_id = service.dataset()
+    with _client_through(service, lose) as client:
+        made = client.create_job(dataset_id)
+        assert [job.id for job in client.jobs()] == [made.id]
+        lost.clear()
+        dataset = client.upload(log)
+        assert len(lost) == 2
+        assert client.dataset(dataset.id) == dataset
+
+
+def test_a_busy_service_is_asked_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("td3engine.client._RECONNECT_SECONDS", (0.0, 0.0))
+    in_use = {"status": 409, "code": "idempotency_key_in_use"}
+    busy = [
+        httpx.Response(429, headers={"retry-after": "0"}),
+        httpx.Response(503),
+        httpx.Response(409, json=in_use),
+    ]
+    dataset_id = service.dataset()
+
+    def refuse(answer: httpx.Response) -> httpx.Response:
+        return busy.pop() if answer.request.method == "POST" and busy else answer
+
+    with _client_through(service, refuse) as client:
+        made = client.create_job(dataset_id)
+        assert busy == []
+        assert [job.id for job in client.jobs()] == [made.id]
+        # A refusal is one: asking again would change nothing.
+        busy.append(httpx.Response(409, json={"status": 409, "code": "job_not_over"}))
+        with pytest.raises(ServiceError):
+            client.retry(made.id)
+
+
+def test_retry_delete_and_metrics(service: Service, client: Client) -> None:
+    job = client.create_job(service.dataset(), seed=3, metadata={"team": "search"})
+    assert (job.seed, job.metadata) == (3, {"team": "search"})
+    lease = service.claim(job.id)
+    for step in range(120):  # more than one page
+        service.progress(lease, step)
+    assert [point.step for point in client.metrics(job.id)] == list(range(120))
+    service.fail(lease, {"code": "x", "message": "x"})
+    again = client.retry(job.id)
+    assert (again.retry_of, again.seed, again.metadata) == (job.id, 3, {"team": "search"})
+    client.cancel(again.id)
+    for job_id in (job.id, again.id):
+        client.delete_job(job_id)
+    assert list(client.jobs()) == []
+    client.delete_dataset(job.dataset_id)
+    with pytest.raises(ServiceError):
+        client.dataset(job.dataset_id)
+
+
+def test_downloads_go_on_where_the_connection_broke(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("td3engine.client._RECONNECT_SECONDS", (0.0, 0.0))
+    job_id = service.new_job()["id"]
+    service.succeed(service.claim(job_id), tmp_path)
+    asked: list[str | None] = []
+
+    def break_off(answer: httpx.Response) -> httpx.Response:
+        if answer.request.url.path.endswith("summary.safetensors"):
+            asked.append(answer.request.headers.get("range"))
+            if len(asked) < 3:
+                assert isinstance(answer.stream, httpx.SyncByteStream)
+                answer.stream = _Broken(answer.stream)
+        return answer
+
+    with _client_through(service, break_off) as client:
+        paths = client.download_summary(job_id, tmp_path / "summary")
+    assert {path.name: path.read_bytes() for path in paths} == {
+        name: content for name, (_, content) in BUNDLE.items()
+    }
+    assert asked[0] is None
+    starts = [int(str(header).removeprefix("bytes=").removesuffix("-")) for header in asked[1:]]
+    assert 0 < starts[0] < starts[1]
 
 
 def test_a_proxy_is_not_asked_for_this_machine(

@@ -1,5 +1,6 @@
 """Uploads: what is stored, what is refused, and that nothing stays behind."""
 
+import gzip
 import hashlib
 import select
 import socket
@@ -32,6 +33,17 @@ def test_upload(each_service: Service, tmp_path: Path) -> None:
         "interactions": 200,
         "time_min": 0,
         "time_max": 199,
+        "filter": {
+            "min_user_interactions": 5,
+            "min_item_interactions": 5,
+            "users": 7,
+            "items": 11,
+            "interactions": 200,
+            "rare_users": 0,
+            "rare_items": 0,
+            "interactions_of_rare_users": 0,
+            "interactions_of_rare_items": 0,
+        },
     }
     assert each_service.http.get(f"/datasets/{dataset['id']}").json() == dataset
     assert each_service.uploads_in_flight() == []
@@ -40,11 +52,39 @@ def test_upload(each_service: Service, tmp_path: Path) -> None:
     blobs.get_to_file(each_service.store, dataset["fingerprint"], stored)
     assert len(read_normalised(stored).user_codes) == 200
 
-    # The same interactions again, in another format: another dataset of the same fingerprint.
-    twin = each_service.upload(LOG.replace(",", "\t")).json()
+    # The same interactions again: the same dataset, in whatever format; another name, another one.
+    again = each_service.upload(LOG.replace(",", "\t"), name="ratings")
+    assert (again.status_code, again.json()) == (201, dataset)
+    twin = each_service.upload().json()
     assert twin["id"] != dataset["id"]
     assert twin["name"] == "log.csv"
     assert twin["fingerprint"] == dataset["fingerprint"]
+
+
+def test_the_file_may_be_the_body(service: Service) -> None:
+    def post(content: bytes, content_type: str, **more: str) -> httpx.Response:
+        headers = {"content-type": content_type, **more}
+        params = {"name": "raw", "columns": '{"user": "user_id"}'}
+        return service.http.post("/datasets", content=content, headers=headers, params=params)
+
+    packed = gzip.compress(LOG.encode())
+    first = post(LOG.encode(), "text/csv; charset=utf-8")
+    assert first.status_code == 201, first.text
+    assert (first.json()["name"], first.json()["statistics"]["interactions"]) == ("raw", 200)
+    for content, content_type, more in [
+        (packed, "application/gzip", {}),
+        (packed, "text/csv", {"content-encoding": "gzip"}),
+    ]:
+        answer = post(content, content_type, **more)
+        assert answer.json() == first.json()
+    problem(post(b"x", "application/x-www-form-urlencoded"), 415, "unsupported_media_type")
+    answer = post(LOG.encode(), "text/csv", **{"content-encoding": "br"})
+    problem(answer, 415, "unsupported_media_type")
+    problem(post(b"", "text/csv"), 422, "empty_file")
+    # With a form the parameters are fields of it.
+    answer = service.http.post("/datasets?name=x", files={"file": ("log.csv", LOG)})
+    assert problem(answer, 422, "validation_error")["param"] == "name"
+    assert service.uploads_in_flight() == []
 
 
 def test_columns_can_be_named(service: Service) -> None:
@@ -109,6 +149,10 @@ def test_file_above_the_limit(small: Service) -> None:
     assert small.upload().status_code == 201
     assert problem(small.upload("x" * 5001), 413, "too_large")["param"] == "file"
     problem(small.upload(LOG + "u,i,1\n" * 200), 422, "too_many_rows")
+    raw = {"content-type": "text/csv"}
+    problem(small.http.post("/datasets", content=b"x" * 5001, headers=raw), 413, "too_large")
+    pieces = (b"x" * 1000 for _ in range(6))  # of a length that nobody announced
+    problem(small.http.post("/datasets", content=pieces, headers=raw), 413, "too_large")
     assert small.uploads_in_flight() == []
 
 

@@ -24,6 +24,13 @@ NOT_FOUND = [
     ("GET", "/jobs/job_none/artifacts", "job_not_found"),
     ("GET", "/jobs/job_none/artifacts/x", "job_not_found"),
     ("POST", "/jobs/job_none/cancel", "job_not_found"),
+    ("POST", "/jobs/job_none/retry", "job_not_found"),
+    ("GET", "/jobs/job_none/metrics", "job_not_found"),
+    ("GET", "/jobs/job_none/deliveries", "job_not_found"),
+    ("DELETE", "/jobs/job_none", "job_not_found"),
+    ("DELETE", "/jobs/%00", "job_not_found"),
+    ("DELETE", "/datasets/ds_none", "dataset_not_found"),
+    ("DELETE", "/datasets/%00", "dataset_not_found"),
 ]
 UNKNOWN_QUERY = ["/datasets", "/datasets/x", "/jobs", "/jobs/x", "/jobs/x/events", "/healthz"]
 UNKNOWN_QUERY += ["/readyz", "/jobs/x/summary", "/jobs/x/artifacts/y"]

@@ -17,7 +17,17 @@ from sqlalchemy import select
 from app.main import create_app
 from app.security import PUBLIC_PATHS
 from app.settings import Settings
-from app.store.models import DEFAULT_TENANT, ApiKey, Artifact, Base, Dataset, Job, JobEvent
+from app.store.models import (
+    DEFAULT_TENANT,
+    ApiKey,
+    Artifact,
+    Base,
+    Dataset,
+    IdempotencyKey,
+    Job,
+    JobEvent,
+    WebhookDelivery,
+)
 from tests.app.api.conftest import LOG, Service
 from tests.app.api.test_errors import problem
 from tests.app.api.test_keys import bearer
@@ -100,7 +110,12 @@ def owned_by(service: Service, tenant_id: str, folder: Path) -> Owned:
     """A tenant with a job that has ended, on a dataset, and a key."""
     key = service.key("admin", tenant_id)
     dataset_id = service.dataset(tenant_id)
-    answer = service.http.post("/jobs", json={"dataset_id": dataset_id}, headers=bearer(key))
+    webhook = {"url": "https://example.com/", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+    answer = service.http.post(
+        "/jobs",
+        json={"dataset_id": dataset_id, "webhook": webhook},
+        headers={**bearer(key), "idempotency-key": "k"},
+    )
     job_id = answer.json()["id"]
     service.succeed(service.claim(job_id), folder)
     values = {
@@ -116,9 +131,9 @@ def rows_of(service: Service, tenant_id: str) -> list[tuple[Any, ...]]:
     """Every row of a tenant, less what a request with its own key may change."""
     found: list[tuple[Any, ...]] = []
     with service.store.read() as session:
-        for model in (Dataset, Job, ApiKey, JobEvent, Artifact):
+        for model in (Dataset, Job, ApiKey, IdempotencyKey, JobEvent, Artifact, WebhookDelivery):
             query = select(model.__table__)
-            if model in (JobEvent, Artifact):
+            if model in (JobEvent, Artifact, WebhookDelivery):
                 query = query.join(Job).where(Job.tenant_id == tenant_id)
             else:
                 query = query.where(model.__table__.c.tenant_id == tenant_id)
@@ -148,7 +163,8 @@ def test_only_health_is_public() -> None:
 
 def test_every_table_with_rows_of_tenants_is_watched() -> None:
     """A new table is somebody's: say here whose, and watch it above."""
-    watched = {"datasets", "jobs", "api_keys", "job_events", "artifacts"}
+    watched = {"datasets", "jobs", "api_keys", "idempotency_keys"}
+    watched |= {"job_events", "artifacts", "webhook_deliveries"}
     nobodys = {"tenants", "blobs", "blob_chunks"}
     assert set(Base.metadata.tables) == watched | nobodys
 

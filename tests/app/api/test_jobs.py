@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,6 +125,142 @@ def test_list(each_service: Service) -> None:
     assert listed(limit=2, after=second) == ([first], False)
     assert listed(status="running") == ([second], False)
     assert listed(dataset_id=other) == ([], False)
+
+
+def test_lists_are_filtered(service: Service) -> None:
+    names = ("a", "b", "a")
+    made = [service.new_job(name=name) for name in names]
+
+    def listed(**params: str) -> list[str]:
+        answer = service.http.get("/jobs", params=params)
+        assert answer.status_code == 200, answer.text
+        return [job["id"] for job in answer.json()["data"]]
+
+    assert listed(name="a") == [made[2]["id"], made[0]["id"]]
+    assert listed(created_after=made[0]["created_at"]) == [made[2]["id"], made[1]["id"]]
+    assert listed(created_before=made[0]["created_at"]) == []
+    for param, value in [
+        ("created_after", "yesterday"),
+        ("created_after", "2026-01-01T00:00:00"),  # of which zone?
+        ("created_before", "0001-01-01T00:00:00+14:00"),
+        ("created_before", "9999-12-31T23:59:59-12:00"),
+        ("name", "a\0b"),
+    ]:
+        answer = service.http.get("/jobs", params={param: value})
+        assert problem(answer, 422, "validation_error")["param"] == param
+
+
+def test_seed_metadata_and_webhook(each_service: Service) -> None:
+    asked = {
+        "seed": 7,
+        "metadata": {"team": "search", "commit": "4f2a9c1"},
+        "webhook": {
+            "url": "https://example.com/hook",
+            "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        },
+    }
+    job = each_service.new_job(**asked)
+    assert (job["seed"], job["config"]["seed"], job["metadata"]) == (7, 7, asked["metadata"])
+    assert job["webhook"] == {"url": "https://example.com/hook"}
+    answer = each_service.http.get(f"/jobs/{job['id']}")
+    assert answer.json() == job
+    assert "whsec_" not in answer.text
+    url = f"/jobs/{job['id']}/deliveries"
+    assert each_service.http.get(url).json() == {"data": [], "has_more": False}
+    each_service.http.post(f"/jobs/{job['id']}/cancel").raise_for_status()
+    [delivery] = each_service.http.get(url).json()["data"]
+    assert (delivery["type"], delivery["status"]) == ("job.cancelled", "pending")
+    assert delivery["id"].startswith("msg_")
+    assert not {"body", "secret"} & set(delivery)
+
+
+def test_seed_metadata_and_webhook_that_are_refused(service: Service) -> None:
+    dataset = service.dataset()
+    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    too_many = {f"k{number}": "v" for number in range(33)}
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"seed": 1, "config": {"seed": 2}}, "seed"),
+        ({"seed": -1}, "seed"),
+        ({"metadata": too_many}, "metadata"),
+        ({"metadata": {"a b": "v"}}, "metadata.a b.[key]"),
+        ({"metadata": {"a": "x" * 501}}, "metadata.a"),
+        ({"metadata": {"a": "x\0"}}, "metadata.a"),
+        ({"metadata": {"a": 1}}, "metadata.a"),
+        ({"webhook": {"url": "https://example.com"}}, "webhook.secret"),
+        ({"webhook": {"url": "https://example.com", "secret": "x"}}, "webhook.secret"),
+        ({"webhook": {"url": "http://example.com", "secret": secret}}, "webhook.url"),
+        ({"webhook": {"url": "https://127.0.0.1/x", "secret": secret}}, "webhook.url"),
+        ({"webhook": {"url": "https://[::ffff:10.0.0.1]/", "secret": secret}}, "webhook.url"),
+        ({"webhook": {"url": "https://a:b@example.com", "secret": secret}}, "webhook.url"),
+    ]
+    for asked, param in refused:
+        answer = service.http.post("/jobs", json={"dataset_id": dataset, **asked})
+        assert problem(answer, 422, "validation_error")["param"] == param
+    assert service.http.get("/jobs").json()["data"] == []
+
+
+def test_delete(each_service: Service, tmp_path: Path) -> None:
+    http = each_service.http
+    job_id = each_service.new_job()["id"]
+    lease = each_service.claim(job_id)
+    problem(http.delete(f"/jobs/{job_id}"), 409, "job_not_over")
+    each_service.succeed(lease, tmp_path)
+    answer = http.delete(f"/jobs/{job_id}")
+    assert (answer.status_code, answer.content) == (204, b"")
+    for method, path in [("DELETE", ""), ("GET", ""), ("GET", "/events"), ("GET", "/summary")]:
+        problem(http.request(method, f"/jobs/{job_id}{path}"), 404, "job_not_found")
+
+
+def test_retry(each_service: Service) -> None:
+    http = each_service.http
+    asked = {"preset": "fast", "seed": 9, "name": "nightly", "metadata": {"a": "b"}}
+    old = each_service.new_job(**asked)
+    problem(http.post(f"/jobs/{old['id']}/retry"), 409, "job_not_over")
+    each_service.fail(each_service.claim(old["id"]), {"code": "x", "message": "x"})
+    answer = http.post(f"/jobs/{old['id']}/retry")
+    assert answer.status_code == 202
+    new = answer.json()
+    assert answer.headers["location"] == f"/jobs/{new['id']}"
+    assert new["retry_of"] == old["id"]
+    assert (new["status"], new["attempt"]) == ("queued", 0)
+    for field in ("dataset_id", "preset", "seed", "config", "name", "metadata", "webhook"):
+        assert new[field] == old[field]
+    assert len(each_service.published()) == 2
+    # The old one may go: the new one only says what it was.
+    assert http.delete(f"/jobs/{old['id']}").status_code == 204
+    assert http.get(f"/jobs/{new['id']}").json()["retry_of"] == old["id"]
+
+
+def test_a_job_whose_dataset_was_deleted_is_not_repeated(each_service: Service) -> None:
+    http = each_service.http
+    job = each_service.new_job()
+    url = f"/datasets/{job['dataset_id']}"
+    problem(http.delete(url), 409, "dataset_in_use")
+    http.post(f"/jobs/{job['id']}/cancel").raise_for_status()
+    assert http.delete(url).status_code == 204
+    problem(http.delete(url), 404, "dataset_not_found")
+    problem(http.get(url), 404, "dataset_not_found")
+    problem(http.post("/jobs", json={"dataset_id": job["dataset_id"]}), 422, "dataset_not_found")
+    problem(http.post(f"/jobs/{job['id']}/retry"), 409, "dataset_deleted")
+    assert http.get(f"/jobs/{job['id']}").json()["dataset_id"] == job["dataset_id"]
+
+
+def test_metrics(each_service: Service) -> None:
+    job_id = each_service.new_job()["id"]
+    lease = each_service.claim(job_id)
+    for step in range(4):
+        each_service.progress(lease, step)
+
+    def points(**params: int) -> tuple[list[int], bool]:
+        page = each_service.http.get(f"/jobs/{job_id}/metrics", params=params).json()
+        return [point["sequence"] for point in page["data"]], page["has_more"]
+
+    assert points() == ([3, 4, 5, 6], False)
+    assert points(limit=3) == ([3, 4, 5], True)
+    assert points(limit=3, after=5) == ([6], False)
+    [point] = each_service.http.get(f"/jobs/{job_id}/metrics?after=5").json()["data"]
+    assert set(point) == {"sequence", "created_at", "phase", "step", "total", "metrics"}
+    assert (point["phase"], point["step"], point["total"]) == ("distilling", 3, 9)
 
 
 def test_progress_and_failure_are_shown(each_service: Service) -> None:

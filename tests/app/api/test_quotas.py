@@ -60,13 +60,13 @@ def test_the_last_bytes_are_taken_once(service_store: tuple[Store, str]) -> None
     size = len(b"a normalised log")
     settings = Settings(quotas={"stored_bytes": 3 * size + 1})
 
-    def add(_: int) -> None:
+    def add(number: int) -> None:
         with suppress(ApiError), store.write() as session:
             take_bytes(session, settings, DEFAULT_TENANT, size)
             datasets.create(
                 session,
                 tenant_id=DEFAULT_TENANT,
-                name="x",
+                name=f"log {number}",
                 fingerprint=fingerprint,
                 source_sha256=fingerprint,
                 source_bytes=1,
@@ -86,6 +86,7 @@ def service_store(each_service: Service) -> tuple[Store, str]:
     with each_service.store.read() as session:
         row = datasets.get(session, dataset_id, tenant_id="other")
     assert row is not None
+    assert row.fingerprint is not None
     return each_service.store, row.fingerprint
 
 
@@ -100,6 +101,7 @@ def test_stored_bytes(each_service: Service, tmp_path: Path) -> None:
         assert row is not None
         dataset = datasets.get(session, row.dataset_id, tenant_id=DEFAULT_TENANT)
         assert dataset is not None
+        assert dataset.fingerprint is not None
         jobs.set_checkpoint(session, lease, dataset.fingerprint, row.created_at)
     assert service.http.get("/usage").json()["stored_bytes"] == 2 * dataset_bytes
     service.succeed(lease, tmp_path)

@@ -15,6 +15,7 @@ from app.blobs import sql as blobs
 from app.store import jobs
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, Job
+from app.store.retention import remove_job
 from tests.app.store.conftest import ERROR, MINUTE, NOW, claim, history, job, make_job
 
 NO_BLOB = "0" * 64
@@ -451,3 +452,44 @@ def test_a_look_sees_what_the_object_has(store: Store, dataset_id: str, tmp_path
     with store.read() as session:
         assert jobs.look(session, job_id, tenant_id="somebody else") is None
         assert jobs.look(session, "job_none", tenant_id=DEFAULT_TENANT) is None
+
+
+def test_a_job_is_removed_once_it_is_over(store: Store, dataset_id: str, tmp_path: Any) -> None:
+    def remove(job_id: str, tenant_id: str = DEFAULT_TENANT) -> str:
+        with store.write() as session:
+            return remove_job(session, job_id, tenant_id=tenant_id)
+
+    job_id = make_job(store, dataset_id)
+    assert remove(job_id) == "not_over"
+    lease = claim(store, job_id)
+    assert remove(job_id) == "not_over"
+    sha256 = stored_blob(store, tmp_path, b"summary")
+    artifact = jobs.StoredArtifact("summary.safetensors", "application/octet-stream", 7, sha256)
+    with store.write() as session:
+        assert jobs.succeed(session, lease, artifacts=[artifact], metrics={}, now=NOW)
+    assert remove(job_id, tenant_id="other") == "missing"
+    assert remove(job_id) == "removed"
+    assert remove(job_id) == "missing"
+    assert blobs.sweep(store, older_than=timedelta(seconds=-1)) == 1  # the artifact, not the log
+    with pytest.raises(blobs.BlobError):
+        blobs.open_reader(store, sha256)
+
+
+def test_lists_are_filtered_by_name_and_time(store: Store, dataset_id: str) -> None:
+    ids = [make_job(store, dataset_id) for _ in range(3)]
+    first, second, third = (job(store, job_id) for job_id in ids)
+
+    def listed(**filters: Any) -> list[str]:
+        with store.read() as session:
+            found, _ = jobs.page(session, tenant_id=DEFAULT_TENANT, limit=10, **filters)
+        return [one.id for one in found]
+
+    assert listed(name="A job") == ids[::-1]
+    assert listed(name="A") == []
+    assert listed(created_after=first.created_at) == [third.id, second.id]
+    assert listed(created_before=third.created_at) == [second.id, first.id]
+    between = {"created_after": first.created_at, "created_before": third.created_at}
+    assert listed(**between) == [second.id]
+    far = first.created_at + timedelta(days=30000)
+    assert listed(created_after=far) == []
+    assert listed(created_before=far) == ids[::-1]

@@ -36,6 +36,7 @@ def over(store: Store, dataset_id: str, *, days_ago: float) -> str:
     with store.write() as session:
         log = datasets.get(session, dataset_id, tenant_id=DEFAULT_TENANT)
         assert log is not None
+        assert log.fingerprint is not None
         for step in (1, 2):
             jobs.record(session, lease, "progress", {"phase": "distilling", "step": step}, ended)
         artifact = jobs.StoredArtifact("manifest.json", "application/json", 1, log.fingerprint)

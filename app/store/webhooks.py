@@ -1,0 +1,149 @@
+"""Messages to webhooks: an outbox that is filled in the transaction that ends a job.
+
+A sender claims a message by one conditional UPDATE that counts the attempt and puts the next one
+off, so a sender that dies costs an attempt and nothing else. Its outcome is fenced by the number of
+that attempt. Delivery is at least once; the id of the message stays the same.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import and_, select, update
+from sqlalchemy.orm import Session
+
+from app.store.ids import new_id
+from app.store.models import Job, WebhookDelivery
+
+
+@dataclass(frozen=True)
+class Message:
+    """A claimed message: what to send where, and which attempt this is (from 1)."""
+
+    id: str
+    attempt: int
+    url: str
+    secret: str
+    body: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended: the status that came back, if any, and what was wrong, if anything."""
+
+    at: datetime
+    http_status: int | None
+    error: str | None
+
+
+def enqueue(session: Session, job_id: str, now: datetime) -> None:
+    """Tell the job's webhook, if it has one, what became of the job."""
+    job = session.get_one(Job, job_id, populate_existing=True)
+    if job.webhook is None:
+        return
+    content = {
+        "type": f"job.{job.status}",
+        "timestamp": now.isoformat().replace("+00:00", "Z"),
+        "data": {
+            "id": job.id,
+            "name": job.name,
+            "status": job.status,
+            "dataset_id": job.dataset_id,
+            "metadata": job.labels,
+            "attempt": job.attempt,
+            "error": job.error,
+        },
+    }
+    session.add(
+        WebhookDelivery(
+            id=new_id("msg"),
+            job_id=job.id,
+            type=content["type"],
+            body=json.dumps(content),
+            status="pending",
+            attempts=0,
+            created_at=now,
+            next_attempt_at=now,
+        )
+    )
+    session.flush()
+
+
+def due(session: Session, now: datetime, *, limit: int) -> list[str]:
+    """Messages to be sent now, longest due first."""
+    query = (
+        select(WebhookDelivery.id)
+        .where(WebhookDelivery.next_attempt_at <= now)
+        .order_by(WebhookDelivery.next_attempt_at)
+        .limit(limit)
+    )
+    return list(session.scalars(query))
+
+
+def claim(
+    session: Session, message_id: str, now: datetime, *, again_at: datetime
+) -> Message | None:
+    """Begin an attempt; it counts as failed if nobody says how it ended before `again_at`.
+
+    None: somebody else was faster.
+    """
+    statement = (
+        update(WebhookDelivery)
+        .where(WebhookDelivery.id == message_id, WebhookDelivery.next_attempt_at <= now)
+        .values(attempts=WebhookDelivery.attempts + 1, next_attempt_at=again_at)
+        .returning(WebhookDelivery.attempts, WebhookDelivery.body, WebhookDelivery.job_id)
+        .execution_options(synchronize_session=False)
+    )
+    row = session.execute(statement).one_or_none()
+    webhook = session.scalar(select(Job.webhook).where(Job.id == row.job_id)) if row else None
+    if row is None or webhook is None:
+        return None
+    return Message(message_id, row.attempts, webhook["url"], webhook["secret"], row.body)
+
+
+def delivered(session: Session, message: Message, outcome: Outcome) -> None:
+    """The receiver took it."""
+    _settle(session, message, outcome, status="delivered", next_attempt_at=None)
+
+
+def put_off(session: Session, message: Message, outcome: Outcome, until: datetime) -> None:
+    """It did not work; once more later."""
+    _settle(session, message, outcome, status="pending", next_attempt_at=until)
+
+
+def give_up(session: Session, message: Message, outcome: Outcome) -> None:
+    """It did not work, and will not be tried again."""
+    _settle(session, message, outcome, status="failed", next_attempt_at=None)
+
+
+def of_job(session: Session, job_id: str) -> list[WebhookDelivery]:
+    """The messages about a job, oldest first."""
+    query = select(WebhookDelivery).where(WebhookDelivery.job_id == job_id)
+    return list(session.scalars(query.order_by(WebhookDelivery.id)))
+
+
+def _settle(
+    session: Session,
+    message: Message,
+    outcome: Outcome,
+    *,
+    status: str,
+    next_attempt_at: datetime | None,
+) -> None:
+    this_attempt = and_(
+        WebhookDelivery.id == message.id,
+        WebhookDelivery.attempts == message.attempt,
+        WebhookDelivery.status == "pending",
+    )
+    session.execute(
+        update(WebhookDelivery)
+        .where(this_attempt)
+        .values(
+            status=status,
+            next_attempt_at=next_attempt_at,
+            last_attempt_at=outcome.at,
+            http_status=outcome.http_status,
+            error=outcome.error,
+        )
+        .execution_options(synchronize_session=False)
+    )
