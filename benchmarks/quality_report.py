@@ -102,12 +102,13 @@ def _introduction(content: dict[str, Any]) -> str:
         "full-data model's mean under `full`. On ml-100k and magazine teacher and summary were "
         "made twice, with a seed of their own each, and learners take turns with them (so the "
         "spread holds the teachers' too); on the larger logs once. A cell that is missing has not "
-        "been run.\n\n"
+        "been run. `summary at initialisation` is what distilling starts from: random users' "
+        "histories in Tucker form (docs/method.md).\n\n"
         f"Machine: {machine['processor']}, {machine['threads']} thread(s), torch "
         f"{machine['torch']}, Python {machine['python']}. All rows: docs/results/quality.json; "
-        "`python -m benchmarks.quality` makes them. Seconds were taken while up to four studies "
-        "shared two cores: they are up to three times what an idle machine needs, and compare "
-        "only roughly with each other."
+        "`python -m benchmarks.quality` makes them. Seconds were taken while several studies and "
+        "test runs shared two cores: they are a multiple of what an idle machine needs, and "
+        "compare only roughly with each other."
     )
 
 
