@@ -34,6 +34,7 @@ ServiceCode = Literal[
     "artifact_not_found",
     "bad_multipart",
     "bad_request",
+    "body_stalled",
     "database_unavailable",
     "dataset_deleted",
     "dataset_in_use",

@@ -16,6 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 
+from app.body import body_chunks
 from app.errors import ApiError, field_error
 
 FILE_FIELD = "file"
@@ -128,7 +129,12 @@ def file_too_large(limit: int) -> ApiError:
 
 
 async def receive_form(
-    request: Request, path: Path, *, fields: frozenset[str], max_file_bytes: int
+    request: Request,
+    path: Path,
+    *,
+    fields: frozenset[str],
+    max_file_bytes: int,
+    stall_seconds: float,
 ) -> Form:
     """Write the form's file to `path` while it arrives; keep the text fields, which are small.
 
@@ -137,9 +143,11 @@ async def receive_form(
         path: where the file goes.
         fields: names of the text fields that there may be besides `file`.
         max_file_bytes: a larger file is refused without reading the rest of it.
+        stall_seconds: longest pause between two pieces of the body.
 
     Raises:
-        ApiError: 400 `bad_multipart`; 413 `too_large`; 422 for an unknown, missing or double field.
+        ApiError: 400 `bad_multipart`; 408 `body_stalled`; 413 `too_large`; 422 for an unknown,
+            missing or double field.
         starlette.requests.ClientDisconnect: the client went away.
     """
     max_body_bytes = max_file_bytes + BODY_OVERHEAD_BYTES
@@ -157,7 +165,7 @@ async def receive_form(
             file.write(collector.unwritten)
             collector.unwritten.clear()
 
-        async for chunk in request.stream():
+        async for chunk in body_chunks(request, stall_seconds):
             received += len(chunk)
             if received > max_body_bytes:  # whatever was announced
                 raise file_too_large(max_file_bytes)

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
         description="Address space of the process that reads an uploaded log; more kills it.",
     )
 
+    stall_seconds: _Seconds = Field(
+        default=60, description="A client that sends nothing more of a body for so long is refused."
+    )
     normalise_seconds: _Seconds = Field(
         default=600, description="Time that reading an uploaded log may take; longer ends it."
     )

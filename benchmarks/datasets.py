@@ -101,7 +101,7 @@ DATASETS: dict[str, Dataset] = {
             "summary": _size(15, 30, 16),
             "backbone": SPARSE,
             "teacher": {"validate_every": 1, "patience": 3},
-            "outer": {"steps": 200, "shared_steps": 100},
+            "outer": {"steps": 60, "shared_steps": 30, "validate_every": 20},
         },
     ),
 }

@@ -17,6 +17,7 @@ from app.api.datasets import (
 )
 from app.api.jobs import find_job, job_view
 from app.api.once import IDEMPOTENCY_PROBLEMS, IdempotencyKeyHeader, serve_once
+from app.body import body_chunks
 from app.errors import ApiError, field_error, validation_error
 from app.idempotency import Once, respond
 from app.logs import current_request_id
@@ -81,7 +82,7 @@ async def create_job(
     """Distil a dataset, or a file that is uploaded with the request and becomes a dataset."""
     if is_multipart(request):
         return await _create_from_upload(request, context, caller)
-    asked = _parse(JobRequest, await _read_json(request))
+    asked = _parse(JobRequest, await _read_json(request, context.settings.stall_seconds))
     config = _check(asked, context)
     content = asked.model_dump(mode="json")
     async with serve_once(request, context, caller, content) as once:
@@ -128,6 +129,7 @@ async def _create_from_upload(request: Request, context: Context, caller: Caller
             folder / "upload",
             fields=frozenset({"request", "columns"}),
             max_file_bytes=upload_limits(context.settings, quotas).max_bytes,
+            stall_seconds=context.settings.stall_seconds,
         )
         asked = _parse(JobSettings, form.fields.get("request") or "{}")
         config = _check(asked, context)  # before the file is read, which takes longer
@@ -247,7 +249,7 @@ def _parse(model: type[Model], text: str | bytes) -> Model:
         raise validation_error(error) from error
 
 
-async def _read_json(request: Request) -> bytes:
+async def _read_json(request: Request, stall_seconds: float) -> bytes:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise ApiError(
@@ -257,7 +259,7 @@ async def _read_json(request: Request) -> bytes:
             headers={"Accept-Post": "application/json, multipart/form-data"},
         )
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in body_chunks(request, stall_seconds):
         body += chunk
         if len(body) > MAX_JSON_BYTES:
             raise ApiError(413, "too_large", f"The body has more than {MAX_JSON_BYTES} bytes.")

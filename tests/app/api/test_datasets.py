@@ -201,6 +201,29 @@ def test_client_that_goes_away_leaves_nothing(service: Service) -> None:
     assert service.http.get("/datasets").json()["data"] == []
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /datasets HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=b\r\n",
+        b"POST /datasets HTTP/1.1\r\nContent-Type: text/csv\r\n",
+        b"POST /jobs HTTP/1.1\r\nContent-Type: application/json\r\n",
+    ],
+)
+def test_client_that_stops_sending_is_refused(
+    sqlite_url: str, broker_url: str, tmp_path: Path, head: bytes
+) -> None:
+    settings = settings_for(sqlite_url, broker_url, tmp_path, stall_seconds=0.2)
+    with running(settings) as service:
+        address = ("127.0.0.1", httpx.URL(service.url).port or 0)
+        with socket.create_connection(address, 30) as connection:
+            connection.sendall(head + b"Host: localhost\r\nContent-Length: 1000\r\n\r\n--b")
+            answer = b""
+            while piece := connection.recv(65536):  # to the end: the service hangs up
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 408") and b"body_stalled" in answer
+        wait_for(lambda: not service.uploads_in_flight())
+
+
 def test_body_that_ends_early_is_no_dataset(service: Service) -> None:
     content = (
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.csv"\r\n\r\n'
