@@ -139,7 +139,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = json.loads(options.json.read_text())["rows"] if options.json.exists() else []
+    content = json.loads(options.json.read_text()) if options.json.exists() else {"rows": []}
+    rows = content["rows"]
     say: Callable[[str], None] = print
     for dataset in options.dataset:
         study = Study(dataset, options.data, options.work, say)
@@ -153,7 +154,7 @@ def main() -> None:
             row = measure(study, base, variant, options.seeds)
             rows.append(row)
             print(f"{dataset}: {variant.name}: {row['ndcg@10']:.4f}", flush=True)
-            options.json.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            options.json.write_text(json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def main() -> None:
     ]
     ablations = RESULTS / "ablations.json"
     if ablations.exists():
-        sections.append(_ablation_section(json.loads(ablations.read_text())["rows"]))
+        sections.append(_ablation_section(json.loads(ablations.read_text())))
     PAGE.write_text("\n\n".join(section for section in sections if section) + "\n")
     _picture(rows, RESULTS / "quality.svg")
     _put(README, "results", _readme_table(rows))
@@ -227,8 +227,11 @@ def _reference_section(rows: Rows) -> str:
     return "\n".join(lines)
 
 
-def _ablation_section(rows: Rows) -> str:
+def _ablation_section(content: dict[str, Any]) -> str:
+    rows: Rows = content["rows"]
     lines = ["## Ablations", ""]
+    if "note" in content:
+        lines += [content["note"], ""]
     for dataset in dict.fromkeys(r["dataset"] for r in rows):
         own = [r for r in rows if r["dataset"] == dataset]
         lines += [
