@@ -42,15 +42,16 @@ class Variant:
 class FirstWindow(Distillation):
     """The window is always the first of a new learner's training."""
 
-    def learner(self, nth: int) -> Pooled:  # noqa: ARG002 - of no pool
-        return Pooled(self.fresh(self.config.outer.pool + self.done, staggered=False).state, owed=0)
+    def learner(self, learner: int, nth: int) -> Pooled:  # noqa: ARG002 - of no pool
+        fresh = self.fresh(learner, self.config.outer.pool + self.done, staggered=False)
+        return Pooled(fresh.state, owed=0)
 
 
 class LastWindow(Distillation):
     """The window is always a learner's last steps; those before it are taken without a graph."""
 
-    def learner(self, nth: int) -> Pooled:  # noqa: ARG002 - of no pool
-        fresh = self.fresh(self.config.outer.pool + self.done, staggered=False)
+    def learner(self, learner: int, nth: int) -> Pooled:  # noqa: ARG002 - of no pool
+        fresh = self.fresh(learner, self.config.outer.pool + self.done, staggered=False)
         return Pooled(fresh.state, owed=self.inner_steps - self.config.outer.window)
 
 

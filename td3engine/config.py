@@ -170,8 +170,14 @@ class OuterConfig(_Part):
     batch: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=128, description="Real user windows an outer step."
     )
+    learners: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=1,
+        description="Learners unrolled an outer step, each on a real batch of its own; their "
+        "gradients are averaged.",
+    )
     pool: Annotated[int, Field(ge=1, le=1000)] = Field(
-        default=5, description="Learners of different ages kept at once."
+        default=5,
+        description="Learners of different ages kept at once, for each of a step's learners.",
     )
     start: Literal["scratch", "teacher"] = Field(
         default="scratch",

@@ -5,6 +5,7 @@ some age from the pool; a window of its training on X (RaT-BPTT); its loss on re
 feature alignment with the teacher; that gradient back through the window to X, and by one
 attention backward to U, T, G, scaled to norm 1; Adam. Where learners train a part of the scoring
 table (from scratch, or an item bias) X changes with them: the probabilities S take its place.
+With several learners a step, each from a pool of its own, the mean of their gradients counts.
 
 RaT is *Random Truncated* back-propagation through time (Feng, Vedantam, Kempe, ICLR 2024). The
 pool replaces the warm-up steps of the published code: each learner keeps the end of its window as
@@ -14,6 +15,7 @@ its new state, so windows of all ages are met and no step is thrown away.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -111,7 +113,10 @@ class Distillation:
         self.optimizer = torch.optim.Adam(trained, lr=outer.lr, weight_decay=outer.weight_decay)
         # Numbers of learners: of the first pool, of later ones by their step, of a second pool.
         first = 0 if self.done == 0 else outer.pool + outer.steps
-        self.pool = [self.fresh(first + nth, staggered=True) for nth in range(outer.pool)]
+        self.pools = [
+            [self.fresh(learner, first + nth, staggered=True) for nth in range(outer.pool)]
+            for learner in range(outer.learners)
+        ]
 
     def steps(self) -> Iterator[float]:
         """Distil to the end, yielding the best validation NDCG@10 after each outer step."""
@@ -129,31 +134,35 @@ class Distillation:
         outer = self.config.outer
         if self.mode != self.config.mode and self.done == self.shared_steps:
             self._distil_for(self.config.mode)
-        draw = generator(self.config.seed, Purpose.OUTER_STEP, self.done, self.device.type)
-        rng = numpy_generator(self.config.seed, Purpose.OUTER_STEP, self.done)
-
         read_from = self._read_from(query(*self.factors))
         leaf = read_from.detach()
-
-        nth = int(rng.integers(outer.pool))
-        pooled = self.learner(nth)
-        start = advance(self.training, leaf, pooled.state, draw, pooled.owed)
-        users, length, _ = leaf.shape
-        window = self.training.steps(start.age, outer.window, users, length, draw)
-        tapes: list[Tape] | None = None if outer.recompute else []
-        states = train(start, leaf, window, self.training.loss, self.training.rule, tapes)
-        self.pool[nth] = Pooled(states[-1], owed=0)
-
-        outer_gradient = self._real_gradient(states[-1].parameters, rng, draw)
-        to_leaf = meta_gradient(
-            states, leaf, window, self.training.loss, self.training.rule, outer_gradient, tapes
+        to_leaf = reduce(
+            Tensor.add_, (self._meta_gradient(nth, leaf) for nth in range(outer.learners))
         )
         self.optimizer.zero_grad()
-        read_from.backward(to_leaf)
+        read_from.backward(to_leaf.div_(outer.learners))
         self._scale_gradient()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         self.optimizer.step()
+
+    def _meta_gradient(self, learner: int, leaf: Tensor) -> Tensor:
+        """dL/d(leaf) of one of the step's learners, which stays in its pool a window older."""
+        outer, seed, recipe = self.config.outer, self.config.seed, self.training
+        draw = generator(seed, Purpose.OUTER_STEP, self.done, self.device.type, learner=learner)
+        rng = numpy_generator(seed, Purpose.OUTER_STEP, self.done, learner=learner)
+
+        nth = int(rng.integers(outer.pool))
+        pooled = self.learner(learner, nth)
+        start = advance(recipe, leaf, pooled.state, draw, pooled.owed)
+        users, length, _ = leaf.shape
+        window = recipe.steps(start.age, outer.window, users, length, draw)
+        tapes: list[Tape] | None = None if outer.recompute else []
+        states = train(start, leaf, window, recipe.loss, recipe.rule, tapes)
+        self.pools[learner][nth] = Pooled(states[-1], owed=0)
+
+        outer_gradient = self._real_gradient(states[-1].parameters, rng, draw)
+        return meta_gradient(states, leaf, window, recipe.loss, recipe.rule, outer_gradient, tapes)
 
     def _scale_gradient(self) -> None:
         """Normalise or clip the factors' gradient, whose norm is finite."""
@@ -169,12 +178,12 @@ class Distillation:
         for gradient in gradients:
             gradient.mul_(wanted / (norm + SMALLEST_NORM))
 
-    def learner(self, nth: int) -> Pooled:
-        """The pool's nth learner, or a new one in its place if it has no window left to train."""
-        outer, pooled = self.config.outer, self.pool[nth]
+    def learner(self, learner: int, nth: int) -> Pooled:
+        """The nth of a learner's pool, or a new one in its place if it has no window left."""
+        outer, pooled = self.config.outer, self.pools[learner][nth]
         if pooled.state.age + pooled.owed + outer.window <= self.inner_steps:
             return pooled
-        return self.fresh(outer.pool + self.done, staggered=False)
+        return self.fresh(learner, outer.pool + self.done, staggered=False)
 
     def _rate(self) -> float:
         """The outer rate: a cosine schedule for each mode that is distilled for."""
@@ -207,16 +216,7 @@ class Distillation:
             "factors": [factor.detach() for factor in self.factors],
             "optimizer": self.optimizer.state_dict(),
             "done": self.done,
-            "pool": [
-                {
-                    "parameters": pooled.state.parameters,
-                    "first": pooled.state.first,
-                    "second": pooled.state.second,
-                    "age": pooled.state.age,
-                    "owed": pooled.owed,
-                }
-                for pooled in self.pool
-            ],
+            "pools": [[_kept(pooled) for pooled in pool] for pool in self.pools],
             "best": self.best,
         }
 
@@ -229,19 +229,13 @@ class Distillation:
                 factor.copy_(kept)
         self.optimizer.load_state_dict(state["optimizer"])
         self.done, self.best = state["done"], dict(state["best"])
-        self.pool = [
-            Pooled(
-                LearnerState(kept["parameters"], kept["first"], kept["second"], kept["age"]),
-                kept["owed"],
-            )
-            for kept in state["pool"]
-        ]
+        self.pools = [[_pooled(kept) for kept in pool] for pool in state["pools"]]
 
-    def fresh(self, index: int, *, staggered: bool) -> Pooled:
-        """A new learner; the first ones are spread over all ages, later ones start young."""
-        outer = self.config.outer
-        draw = generator(self.config.seed, Purpose.POOL, index, self.device.type)
-        rng = numpy_generator(self.config.seed, Purpose.POOL, index)
+    def fresh(self, learner: int, index: int, *, staggered: bool) -> Pooled:
+        """A new one for a learner's pool; first ones are spread over all ages, others are young."""
+        outer, seed = self.config.outer, self.config.seed
+        draw = generator(seed, Purpose.POOL, index, self.device.type, learner=learner)
+        rng = numpy_generator(seed, Purpose.POOL, index, learner=learner)
         latest = self.inner_steps - outer.window
         owed = int(rng.integers(0, (latest if staggered else min(outer.window, latest)) + 1))
         if outer.start == "teacher":
@@ -295,6 +289,16 @@ class Distillation:
                 "step": self.done,
                 "factors": list(current.learned),
             }
+
+
+def _kept(pooled: Pooled) -> dict[str, Any]:
+    """A learner of the pool as a checkpoint holds it."""
+    return {**vars(pooled.state), "owed": pooled.owed}
+
+
+def _pooled(kept: dict[str, Any]) -> Pooled:
+    state = {name: value for name, value in kept.items() if name != "owed"}
+    return Pooled(LearnerState(**state), kept["owed"])
 
 
 def cosine(lr: float, step: int, steps: int) -> float:

@@ -1,7 +1,8 @@
 """Randomness without state: every random draw belongs to a purpose and an index under one seed.
 
-An outer step's generator depends on (seed, purpose, step) only, so a resumed run draws what an
-uninterrupted one would have drawn and a checkpoint holds no generator state.
+An outer step's generator depends on (seed, purpose, step, learner) only, so a resumed run draws
+what an uninterrupted one would have drawn, a checkpoint holds no generator state, and a learner of
+a step draws the same whichever process trains it.
 """
 
 from enum import IntEnum
@@ -25,16 +26,22 @@ class Purpose(IntEnum):
     EXPORT_LEARNER = 10
 
 
-def generator(seed: int, purpose: Purpose, index: int = 0, device: str = "cpu") -> torch.Generator:
-    """A torch generator for one purpose."""
-    return torch.Generator(device).manual_seed(_mixed(seed, purpose, index))
+def generator(
+    seed: int, purpose: Purpose, index: int = 0, device: str = "cpu", *, learner: int = 0
+) -> torch.Generator:
+    """A torch generator for one purpose, and for one of a step's learners."""
+    words = np.random.SeedSequence(_key(seed, purpose, index, learner)).generate_state(1, np.uint64)
+    # Torch takes a signed 64-bit seed.
+    return torch.Generator(device).manual_seed(int(words[0]) >> 1)
 
 
-def numpy_generator(seed: int, purpose: Purpose, index: int = 0) -> np.random.Generator:
-    """A numpy generator for one purpose."""
-    return np.random.default_rng([seed, purpose, index])
+def numpy_generator(
+    seed: int, purpose: Purpose, index: int = 0, *, learner: int = 0
+) -> np.random.Generator:
+    """A numpy generator for one purpose, and for one of a step's learners."""
+    return np.random.default_rng(_key(seed, purpose, index, learner))
 
 
-def _mixed(seed: int, purpose: Purpose, index: int) -> int:
-    words = np.random.SeedSequence([seed, purpose, index]).generate_state(1, np.uint64)
-    return int(words[0]) >> 1  # torch takes a signed 64-bit seed
+def _key(seed: int, purpose: Purpose, index: int, learner: int) -> list[int]:
+    # Learner 0 draws what the only learner of a step draws: numpy pads keys with zeros anyway.
+    return [seed, purpose, index, learner]

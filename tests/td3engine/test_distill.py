@@ -179,7 +179,8 @@ def assert_kept(distillation: Distillation, learner: TapeAdam) -> None:
         return values.detach().index_fill(0, key_bias, 0.0)
 
     theta = compared(learner.theta)
-    kept = [p for p in distillation.pool if distance(compared(p.state.parameters), theta) < EXACT]
+    everybody = [pooled for pool in distillation.pools for pooled in pool]
+    kept = [p for p in everybody if distance(compared(p.state.parameters), theta) < EXACT]
     assert len(kept) == 1
     state = kept[0].state
     assert (state.age, kept[0].owed) == (learner.age, 0)
@@ -200,7 +201,7 @@ def test_outer_steps_are_the_textbooks(
     textbook = textbook_of(distillation, mode, biased)
     theirs = leaves(*distillation.factors)
     optimizer = torch.optim.Adam(theirs, weight_decay=config.outer.weight_decay)
-    assert len(distillation.pool) == config.outer.pool
+    assert len(distillation.pools[0]) == config.outer.pool
     ages = []
     for done, _ in enumerate(islice(distillation.steps(), 5)):
         start, window, real = watched.starts[done], watched.windows[done], watched.real[done]
@@ -221,6 +222,56 @@ def test_outer_steps_are_the_textbooks(
         assert_kept(distillation, learner)
     assert len(set(ages)) > 1
     assert distillation.inner_steps == {"shared-items": 8, "from-scratch": 9}[mode]
+
+
+@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
+def test_several_learners_a_step_count_by_their_mean(
+    monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    """Three of them, each from its own pool, on its own window and its own real batch."""
+    watched = watch(monkeypatch)
+    distillation = make(config_of(mode, learners=3, feature_weight=0.7), False)
+    textbook = textbook_of(distillation, mode, False)
+    before = leaves(*distillation.factors)
+    for done, _ in enumerate(islice(distillation.steps(), 3)):
+        drawn = slice(3 * done, None)
+        found = [
+            textbook_step(distillation, textbook, before, *each)
+            for each in zip(
+                watched.starts[drawn], watched.windows[drawn], watched.real[drawn], strict=True
+            )
+        ]
+        assert len(found) == 3
+        for nth, factor in enumerate(distillation.factors):
+            assert factor.grad is not None
+            mean = torch.stack([gradients[nth] for gradients, _ in found]).mean(0)
+            assert distance(factor.grad, mean) < EXACT
+            assert distance(found[0][0][nth], found[1][0][nth]) > 1e-3
+        for _, learner in found:
+            assert_kept(distillation, learner)
+        before = leaves(*distillation.factors)
+    assert [len(pool) for pool in distillation.pools] == [distillation.config.outer.pool] * 3
+
+
+@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
+def test_a_learner_of_a_step_draws_the_same_whoever_else_there_is(
+    monkeypatch: pytest.MonkeyPatch, mode: Mode
+) -> None:
+    watched = watch(monkeypatch)
+    for learners in (1, 2):
+        make(config_of(mode, learners=learners), False).step()
+    alone, first, second = zip(watched.starts, watched.windows, watched.real, strict=True)
+    assert_same_draws(alone, first)
+    assert not torch.equal(alone[0].parameters, second[0].parameters)
+
+
+def assert_same_draws(one: Any, other: Any) -> None:
+    assert torch.equal(one[0].parameters, other[0].parameters)
+    for mine, theirs in zip(one[1], other[1], strict=True):
+        assert torch.equal(mine.rows, theirs.rows)
+        assert torch.equal(mine.noise.dropout, theirs.noise.dropout)
+        assert torch.equal(mine.noise.asked.at, theirs.noise.asked.at)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(one[2], other[2], strict=True))
 
 
 @pytest.mark.parametrize("biased", [False, True])
@@ -267,9 +318,9 @@ def test_a_window_goes_on_where_the_pool_left_off(
     then a fresh one, perhaps after some steps of its own."""
     watched = watch(monkeypatch)
     distillation = make(config_of(mode, pool=1, steps=12), False)
-    end = distillation.pool[0].state
+    end = distillation.pools[0][0].state
     assert end.age == 0
-    owed = distillation.pool[0].owed
+    owed = distillation.pools[0][0].owed
     fresh = 0
     for done, _ in enumerate(islice(distillation.steps(), 11)):
         start = watched.starts[done]
@@ -279,7 +330,7 @@ def test_a_window_goes_on_where_the_pool_left_off(
         else:
             fresh += 1
             assert start.age <= 3
-        end, owed = distillation.pool[0].state, distillation.pool[0].owed
+        end, owed = distillation.pools[0][0].state, distillation.pools[0][0].owed
         assert owed == 0
     assert fresh > 1
 
@@ -305,7 +356,7 @@ def test_a_shared_items_learner_may_start_as_the_early_teacher() -> None:
     distillation = make(config_of("shared-items", start="teacher", pool=6), True)
     early = distillation.teacher.early
     size = early.shape[1]
-    for pooled in distillation.pool:
+    for pooled in distillation.pools[0]:
         theta = pooled.state.parameters
         assert any(torch.equal(theta[:size], each) for each in early)
         assert not theta[size:].any()  # the bias
@@ -315,7 +366,7 @@ def test_a_shared_items_learner_may_start_as_the_early_teacher() -> None:
 def test_learners_of_the_pool_are_whole_and_their_own(mode: Mode, biased: bool) -> None:
     distillation = make(config_of(mode, pool=3), biased)
     model = recommender(distillation.backbone, distillation.V_ND, mode)
-    thetas = [pooled.state.parameters for pooled in distillation.pool]
+    thetas = [pooled.state.parameters for pooled in distillation.pools[0]]
     assert all(len(theta) == model.n_parameters for theta in thetas)
     assert not torch.equal(thetas[0], thetas[1])
     assert torch.equal(distillation.V_ND, distillation.teacher.table[:, :WIDTH])

@@ -76,6 +76,19 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(
     assert not (tmp_path / CHECKPOINT_FILE).exists()
 
 
+def test_a_run_with_several_learners_a_step_goes_on_to_the_same_bytes(
+    log: Interactions, whole: Path, tmp_path: Path
+) -> None:
+    config = small_config(outer={"learners": 2})
+    run(log, tmp_path / "whole", config)
+    stops = iter(range(1, 8))
+    with pytest.raises(Interrupted):
+        run(log, tmp_path / "stopped", config, stop=lambda: next(stops) == 7)
+    run(log, tmp_path / "stopped", config)
+    assert bytes_of(tmp_path / "stopped") == bytes_of(tmp_path / "whole")
+    assert bytes_of(tmp_path / "stopped") != bytes_of(whole)
+
+
 FROM_SCRATCH = small_config(mode="from-scratch")
 
 
