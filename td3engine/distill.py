@@ -13,7 +13,7 @@ its new state, so windows of all ages are met and no step is thrown away.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -46,6 +46,9 @@ from td3engine.teacher import Trained
 from td3engine.unroll import LearnerState, Tape, meta_gradient, train
 
 SMALLEST_NORM = 1e-12
+
+Mark = Callable[[str], object]
+"""Told the name of each part of an outer step when the part is over (benchmarks time them)."""
 
 
 @dataclass(frozen=True)
@@ -129,15 +132,16 @@ class Distillation:
                 self._validate()
             yield max(self.best["validation"], 0.0)
 
-    def step(self) -> None:
+    def step(self, mark: Mark = lambda _part: None) -> None:
         """One outer step; the module's docstring tells it in words."""
         outer = self.config.outer
         if self.mode != self.config.mode and self.done == self.shared_steps:
             self._distil_for(self.config.mode)
         read_from = self._read_from(query(*self.factors))
         leaf = read_from.detach()
+        mark("soft sequences")
         to_leaf = reduce(
-            Tensor.add_, (self._meta_gradient(nth, leaf) for nth in range(outer.learners))
+            Tensor.add_, (self._meta_gradient(nth, leaf, mark) for nth in range(outer.learners))
         )
         self.optimizer.zero_grad()
         read_from.backward(to_leaf.div_(outer.learners))
@@ -145,8 +149,9 @@ class Distillation:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         self.optimizer.step()
+        mark("rest")
 
-    def _meta_gradient(self, learner: int, leaf: Tensor) -> Tensor:
+    def _meta_gradient(self, learner: int, leaf: Tensor, mark: Mark) -> Tensor:
         """dL/d(leaf) of one of the step's learners, which stays in its pool a window older."""
         outer, seed, recipe = self.config.outer, self.config.seed, self.training
         draw = generator(seed, Purpose.OUTER_STEP, self.done, self.device.type, learner=learner)
@@ -155,14 +160,21 @@ class Distillation:
         nth = int(rng.integers(outer.pool))
         pooled = self.learner(learner, nth)
         start = advance(recipe, leaf, pooled.state, draw, pooled.owed)
+        mark("warm-up")
         users, length, _ = leaf.shape
         window = recipe.steps(start.age, outer.window, users, length, draw)
         tapes: list[Tape] | None = None if outer.recompute else []
         states = train(start, leaf, window, recipe.loss, recipe.rule, tapes)
         self.pools[learner][nth] = Pooled(states[-1], owed=0)
+        mark("window")
 
         outer_gradient = self._real_gradient(states[-1].parameters, rng, draw)
-        return meta_gradient(states, leaf, window, recipe.loss, recipe.rule, outer_gradient, tapes)
+        mark("real batch")
+        to_leaf = meta_gradient(
+            states, leaf, window, recipe.loss, recipe.rule, outer_gradient, tapes
+        )
+        mark("reverse")
+        return to_leaf
 
     def _scale_gradient(self) -> None:
         """Normalise or clip the factors' gradient, whose norm is finite."""

@@ -1,0 +1,252 @@
+"""The yardstick: seconds, memory and parts of an outer step, the engine against the textbook.
+
+    python -m benchmarks.speed [--dataset ml-100k | --items 20000] [--threads 1] [--json]
+
+Both do the same work: same summary, same learners, same window, as many inner and as many real
+targets. They take turns in one process, and each repeat gives a ratio; memory is the peak of a
+process of its own each. Table and teacher are random, because no time depends on them.
+"""
+
+import argparse
+import ctypes
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.datasets import DATASETS
+from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
+from td3engine.config import DistillConfig, merge
+from td3engine.distill import Mark
+
+Figures = dict[str, Any]
+Step = Callable[[Mark], None]
+LOGS = Path(__file__).resolve().parents[2] / "shared" / "data"
+ENGINE_STEPS = 5  # to one of the textbook's: they are short, and not all have learners to warm up
+
+
+class Clock:
+    """Seconds of the parts of outer steps."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self._last = self._now()
+
+    def mark(self, part: str) -> None:
+        now = self._now()
+        self.seconds[part] += now - self._last
+        self._last = now
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def keep_memory() -> None:
+    """Have the C library keep what is freed, for the next outer step to use.
+
+    By default glibc gives large blocks back, and every outer step pays for the page faults of new
+    ones: on a virtual machine more than half of a textbook's time, and little of the engine's. A
+    ratio that rested on it would flatter the engine.
+    """
+    mallopt = ctypes.CDLL(None).mallopt
+    trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD, M_MMAP_MAX of malloc.h
+    if not (mallopt(trim_threshold, -1) and mallopt(mmap_max, 0)):
+        raise OSError("mallopt refused")
+
+
+def turn(step: Step, count: int, device: torch.device) -> dict[str, float]:
+    """Seconds an outer step by part, over `count` steps."""
+    clock = Clock(device)
+    for _ in range(count):
+        step(clock.mark)
+    return {part: seconds / count for part, seconds in clock.seconds.items()}
+
+
+def engine_step(work: Work) -> Step:
+    """The engine's outer step, past the start in which first learners are brought to their ages."""
+    distillation = work.engine()
+
+    def step(mark: Mark) -> None:
+        distillation.step(mark)
+        distillation.done += 1
+
+    for _ in range(2 * work.config.outer.pool):
+        step(lambda _part: None)
+    return step
+
+
+def textbook_step(work: Work) -> Step:
+    rng = np.random.default_rng(0)
+    textbook = work.textbook(work.engine().summary.learned)
+    torch.manual_seed(0)
+
+    def step(mark: Mark) -> None:
+        textbook.step(work.real_rows(rng), mark)
+
+    step(lambda _part: None)  # the first one pays for page faults
+    textbook.done = 0
+    return step
+
+
+STEPS: dict[str, Callable[[Work], Step]] = {"engine": engine_step, "textbook": textbook_step}
+
+
+def compare(work: Work, options: argparse.Namespace) -> Figures:
+    """Let the two take turns."""
+    counts = {"engine": options.steps * ENGINE_STEPS, "textbook": options.steps}
+    sides = ["engine"] if options.engine_only else list(counts)
+    peaks = {side: peak_in_child(side) for side in sides}
+    keep_memory()
+    steps = {side: STEPS[side](work) for side in sides}
+    turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    for _ in range(options.repeats):
+        for side in sides:
+            turns[side].append(turn(steps[side], counts[side], work.device))
+    found: Figures = {side: summed_up(turns[side]) | peaks[side] for side in sides}
+    if options.engine_only:
+        return {"ratio": None, **found}
+    seconds = {side: [sum(parts.values()) for parts in turns[side]] for side in sides}
+    ratios = [b / a for a, b in zip(seconds["engine"], seconds["textbook"], strict=True)]
+    return {"ratio": statistics.median(ratios), "ratios": ratios, **found}
+
+
+def summed_up(turns: list[dict[str, float]]) -> Figures:
+    """Median over turns, and lowest and highest; parts as medians of their own."""
+    seconds = [sum(parts.values()) for parts in turns]
+    return {
+        "seconds_per_outer_step": statistics.median(seconds),
+        "lowest_and_highest": [min(seconds), max(seconds)],
+        "parts": {part: statistics.median(t[part] for t in turns) for part in turns[0]},
+    }
+
+
+def peak_in_child(side: str) -> Figures:
+    """Peak memory of one side's outer step, in a process that does nothing else."""
+    command = [sys.executable, "-m", "benchmarks.speed", *sys.argv[1:], "--peak-of", side]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: Figures = json.loads(done.stdout)
+    return found
+
+
+def peak(side: str, work: Work) -> Figures:
+    """Memory before the first outer step, and the most during two of them, in MiB."""
+    if side == "engine":
+        distillation = work.engine()
+        step: Step = distillation.step
+    else:
+        textbook = work.textbook(work.engine().summary.learned)
+        textbook.starts = np.zeros(1, np.int64)  # a warm-up holds no more than a window does
+        rows = work.real_rows(np.random.default_rng(0))
+
+        def step(mark: Mark) -> None:
+            textbook.step(rows, mark)
+
+    before = memory_mib("VmRSS")
+    for _ in range(2):
+        step(lambda _part: None)
+    if work.device.type == "cuda":
+        return {"peak_mib": torch.cuda.max_memory_allocated(work.device) / 2**20}
+    return {"peak_mib": memory_mib("VmHWM"), "before_mib": before}
+
+
+def prepare(options: argparse.Namespace) -> Work:
+    """Log, settings and a random teacher."""
+    over: dict[str, Any] = {"outer": {"recompute": options.recompute}}
+    if options.window:
+        over = merge(over, {"outer": {"window": options.window}})
+    config = published(options.dataset, over)
+    if options.items:
+        split = random_log(options.items)
+    else:
+        split = DATASETS[options.dataset].read(options.data, config)
+    return Work.untrained(split, config, torch.device(options.device))
+
+
+def settings(work: Work, options: argparse.Namespace) -> Figures:
+    config = work.engine_config
+    return {
+        "dataset": None if options.items else options.dataset,
+        "items": work.split.n_items,
+        "repeats": options.repeats,
+        "steps_a_repeat": {"textbook": options.steps, "engine": options.steps * ENGINE_STEPS},
+        "targets_an_outer_step": {
+            "inner, each": 2 * config.learner.batch * config.outer.window,
+            "real, engine (mean)": config.outer.batch * work.targets_per_window,
+            "real, textbook": REAL_TARGETS,
+        },
+        **_shown(config),
+    }
+
+
+def _shown(config: DistillConfig) -> Figures:
+    shown = config.model_dump(mode="json", include={"backbone", "summary", "learner", "outer"})
+    shown["outer"].pop("steps")  # never reached here
+    return shown
+
+
+def told(found: Figures) -> str:
+    """The figures for a reader."""
+    lines = []
+    for side in ("engine", "textbook"):
+        if side not in found:
+            continue
+        own = found[side]
+        low, high = own["lowest_and_highest"]
+        parts = ", ".join(f"{part} {1000 * seconds:.0f}" for part, seconds in own["parts"].items())
+        lines.append(
+            f"{side:9}{own['seconds_per_outer_step']:8.3f} s a step ({low:.3f} to {high:.3f}), "
+            f"peak {own['peak_mib']:,.0f} MiB; ms: {parts}"
+        )
+    if found["ratio"] is not None:
+        each = ", ".join(f"{ratio:.1f}" for ratio in found["ratios"])
+        lines.append(f"ratio    {found['ratio']:8.1f} ({each})")
+    return "\n".join(lines)
+
+
+def parser() -> argparse.ArgumentParser:
+    told_by = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = told_by.add_argument
+    add("--dataset", choices=list(DATASETS), default="ml-100k", help="log and summary size")
+    add("--data", type=Path, default=LOGS, help="folder of the logs")
+    add("--items", type=int, help="a random log over so many items, with the data set's sizes")
+    add("--threads", type=int, default=1, help="CPU threads; 0 leaves torch's own choice")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--steps", type=int, default=4, help="a turn, of the textbook; the engine: 5 times")
+    add("--repeats", type=int, default=5, help="turns of each")
+    add("--window", type=int, help="W, in place of 40")
+    add("--recompute", action="store_true", help="the engine's outer.recompute")
+    add("--engine-only", action="store_true")
+    add("--json", action="store_true", help="print the figures as JSON")
+    add("--peak-of", choices=list(STEPS), help=argparse.SUPPRESS)
+    return told_by
+
+
+def main() -> None:
+    """Measure and print."""
+    options = parser().parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    work = prepare(options)
+    if options.peak_of:
+        print(json.dumps(peak(options.peak_of, work)))
+        return
+    found = compare(work, options)
+    found |= {"machine": machine(work.device), "settings": settings(work, options)}
+    print(json.dumps(found, indent=1) if options.json else told(found))
+
+
+if __name__ == "__main__":
+    main()
