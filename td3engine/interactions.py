@@ -85,6 +85,7 @@ def read_log(
     columns: ColumnNames | None = None,
     limits: Limits | None = None,
     format: LogFormat | None = None,  # noqa: A002 (the natural word, and only ever a keyword)
+    scratch: Path | None = None,
 ) -> Interactions:
     """Reads a log in any supported format, plain or packed with gzip or zstd.
 
@@ -96,6 +97,8 @@ def read_log(
         columns: which columns hold what; None finds all by the usual names.
         limits: what the file may cost.
         format: None goes by the name.
+        scratch: folder for the temporary files of a log with more than `max_rows_in_memory` rows
+            (32 bytes a row); None is the system's.
 
     Raises:
         LogError: the file cannot be read or used.
@@ -116,10 +119,11 @@ def read_log(
     wanted = format or format_of_name(path.name)
     try:
         if start == parquet.MAGIC:
-            return parquet.read_parquet(path, columns, limits)
+            return parquet.read_parquet(path, columns, limits, scratch=scratch)
         if wanted == "parquet":
             raise LogError("bad_format", "the file is not Parquet (a packed one must be unpacked)")
-        return text.read_text(path, DELIMITERS.get(wanted), columns, limits)
+        delimiter = DELIMITERS.get(wanted)
+        return text.read_text(path, delimiter, columns, limits, scratch=scratch)
     except (MemoryError, pa.lib.ArrowCapacityError) as error:
         raise LogError("too_large", NO_MEMORY) from error
 
@@ -225,6 +229,7 @@ def main(arguments: list[str] | None = None) -> int:
             columns=columns,
             limits=limits,
             format=format_of_name(options.name or options.source.name),
+            scratch=options.target.parent,
         )
         usual = DataConfig()
         filtered = filter_statistics(

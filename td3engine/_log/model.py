@@ -67,6 +67,10 @@ class Limits(BaseModel):
         description="Unpacked bytes for each packed byte (the first MiB is always allowed).",
     )
     max_rows: PositiveInt = Field(default=50_000_000, description="Interactions.")
+    max_rows_in_memory: PositiveInt = Field(
+        default=2**23,
+        description="Rows of a longer log lie in temporary files while it is read.",
+    )
     max_columns: PositiveInt = Field(default=1000, description="Columns, used or not.")
     max_field_length: PositiveInt = Field(
         default=1024, description="Bytes of one user id, item id or time."
@@ -99,6 +103,9 @@ class ColumnNames(BaseModel):
 @dataclass(frozen=True, eq=False)
 class Interactions:
     """A whole log, sorted by user (order of first appearance), then time (ties: order of the file).
+
+    The arrays of a log with more rows than `Limits.max_rows_in_memory` are mapped from temporary
+    files.
 
     Attributes:
         user_codes: int32[N], positions in `user_ids`; never decreasing.

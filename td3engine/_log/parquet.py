@@ -6,9 +6,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from td3engine._log.collect import Collector
 from td3engine._log.columns import FoundColumns, find_columns
 from td3engine._log.model import ColumnNames, Interactions, Limits, LogError
-from td3engine._log.values import BadRowError, Collector, is_id_type, is_time_type
+from td3engine._log.values import BadRowError, is_id_type, is_time_type
 
 MAGIC = b"PAR1"
 # What pyarrow says, as an OSError, where the memory for a page cannot be had.
@@ -16,7 +17,9 @@ NO_MEMORY_SIGN = "malloc of size"
 BATCH_ROWS = 2**18
 
 
-def read_parquet(path: Path, columns: ColumnNames, limits: Limits) -> Interactions:
+def read_parquet(
+    path: Path, columns: ColumnNames, limits: Limits, *, scratch: Path | None = None
+) -> Interactions:
     """A Parquet file whose ids are text or whole numbers, and whose times are numbers or moments.
 
     Raises:
@@ -30,7 +33,7 @@ def read_parquet(path: Path, columns: ColumnNames, limits: Limits) -> Interactio
         wanted = [schema.names[position] for position in found.positions]
         _check_types(schema, found)
         _check_promises(metadata, wanted, limits, packed=path.stat().st_size)
-        return _collect(path, wanted, limits)
+        return _collect(path, wanted, Collector(limits, scratch))
     except BadRowError as error:
         name = found.names[error.role]
         row = error.row + 1
@@ -74,8 +77,7 @@ def _check_promises(metadata: Any, wanted: list[str], limits: Limits, *, packed:
     limits.check_unpacked(unpacked, packed)
 
 
-def _collect(path: Path, wanted: list[str], limits: Limits) -> Interactions:
-    collector = Collector(limits)
+def _collect(path: Path, wanted: list[str], collector: Collector) -> Interactions:
     # Ids come as dictionaries: a long id that repeats is held once.
     with pq.ParquetFile(path, read_dictionary=wanted[:2], pre_buffer=False) as opened:
         for batch in opened.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):

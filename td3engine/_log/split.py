@@ -12,6 +12,7 @@ from td3engine._log.model import Codes, Interactions, LogError, Times
 Positions = NDArray[np.int64]
 # Train, validation, test: a user with fewer events cannot be evaluated.
 EVALUATED_FROM = 3
+ROWS_AT_ONCE = 2**21
 
 
 class SplitStatistics(BaseModel):
@@ -125,20 +126,29 @@ def filter_statistics(
     log: Interactions, *, min_user_interactions: int, min_item_interactions: int
 ) -> FilterStatistics:
     """What the filter of one pass would do to a log; nothing is too little for it."""
-    per_user, per_item = np.bincount(log.user_codes), np.bincount(log.item_codes)
-    by_rare_user = per_user[log.user_codes] < min_user_interactions
-    of_rare_item = per_item[log.item_codes] < min_item_interactions
-    kept = ~(by_rare_user | of_rare_item)
+    rows = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(log.times), ROWS_AT_ONCE)]
+    per_user = np.zeros(len(log.user_ids), np.int64)
+    per_item = np.zeros(len(log.item_ids), np.int64)
+    for some in rows:
+        per_user += np.bincount(log.user_codes[some], minlength=len(per_user))
+        per_item += np.bincount(log.item_codes[some], minlength=len(per_item))
+    rare_user, rare_item = per_user < min_user_interactions, per_item < min_item_interactions
+    kept_user, kept_item, kept = np.zeros_like(rare_user), np.zeros_like(rare_item), 0
+    for some in rows:
+        users, items = log.user_codes[some], log.item_codes[some]
+        stays = ~(rare_user[users] | rare_item[items])
+        kept_user[users[stays]] = kept_item[items[stays]] = True
+        kept += int(np.count_nonzero(stays))
     return FilterStatistics(
         min_user_interactions=min_user_interactions,
         min_item_interactions=min_item_interactions,
-        users=len(np.unique(log.user_codes[kept])),
-        items=len(np.unique(log.item_codes[kept])),
-        interactions=int(kept.sum()),
-        rare_users=int((per_user < min_user_interactions).sum()),
-        rare_items=int((per_item < min_item_interactions).sum()),
-        interactions_of_rare_users=int(by_rare_user.sum()),
-        interactions_of_rare_items=int(of_rare_item.sum()),
+        users=int(kept_user.sum()),
+        items=int(kept_item.sum()),
+        interactions=kept,
+        rare_users=int(rare_user.sum()),
+        rare_items=int(rare_item.sum()),
+        interactions_of_rare_users=int(per_user[rare_user].sum()),
+        interactions_of_rare_items=int(per_item[rare_item].sum()),
     )
 
 

@@ -1,6 +1,7 @@
-"""From columns of text or numbers, batch by batch, to the arrays of `Interactions`."""
+"""What the values of a column mean: ids and times out of text or numbers of any type."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from td3engine._log.model import Codes, Interactions, Limits, LogError, LogErrorCode, Times
+from td3engine._log.model import Limits, LogErrorCode, Times
 
 _ZONE = r"\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
 _WHOLE_LIMIT = 2.0**63
@@ -31,131 +32,136 @@ class BadRowError(Exception):
         self.problem = problem
 
 
+def read_ids(column: Any, first_row: int, role: int, limits: Limits) -> Any:
+    """Dictionary array (int32 indices) of one batch of ids; every id is valid text, not blank.
+
+    Args:
+        column: pyarrow array of an id type.
+        first_row: data row of the file that the batch starts with.
+        role: 0 user, 1 item.
+        limits: of the file.
+
+    Raises:
+        BadRowError: an id that is empty or too long, or holds a NUL character.
+    """
+    if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
+        column = column.dictionary_decode()
+    encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    ids = _as_text(encoded.dictionary)
+    indices = encoded.indices.cast(pa.int32())
+
+    def check(faulty: Any, code: LogErrorCode, problem: str) -> None:
+        _check(faulty, first_row, role, code, problem)
+
+    check(indices.is_null(), "bad_value", "is empty")
+    lengths = pc.binary_length(ids)
+    blank = pc.or_(pc.equal(lengths, 0), pc.utf8_is_space(ids))
+    check(_spread(blank, indices), "bad_value", "is empty")
+    long = pc.greater(lengths, limits.max_field_length)
+    check(_spread(long, indices), "field_too_long", _too_long(limits))
+    if _may_hold(ids, "\0"):
+        nul = pc.match_substring(ids, "\0")
+        check(_spread(nul, indices), "bad_value", "holds a NUL character")
+    return pa.DictionaryArray.from_arrays(indices, ids)
+
+
 @dataclass
-class Collector:
-    """Takes batches of rows and keeps them small: ids as dictionary codes, times as numbers."""
+class TimeReader:
+    """Times of a file, batch by batch: all of its text is numbers, or all of it is dates."""
 
     limits: Limits
-    rows: int = 0
-    _users: list[Any] = field(default_factory=list)
-    _items: list[Any] = field(default_factory=list)
-    _times: list[Times] = field(default_factory=list)
-    _time_kind: Literal["number", "date"] | None = None
+    _kind: Literal["number", "date"] | None = None
 
-    def add(self, users: Any, items: Any, times: Any) -> None:
-        """Takes one batch: three pyarrow arrays of one length.
+    def read(self, column: Any, first_row: int) -> Times:
+        """int64 or float64 values of one batch, which starts with this data row of the file.
 
         Raises:
-            BadRowError: an id or time that is empty, too long or no time at all.
-            LogError: `too_many_rows`.
+            BadRowError: a time that is empty, too long or no time at all.
         """
-        if self.rows + len(users) > self.limits.max_rows:
-            raise LogError(
-                "too_many_rows", f"the file has more than {self.limits.max_rows:,} interactions"
-            )
-        self._users.append(self._ids(users, 0))
-        self._items.append(self._ids(items, 1))
-        self._times.append(self._numbers(times))
-        self.rows += len(users)
-
-    def finish(self) -> Interactions:
-        """The whole log, sorted and numbered.
-
-        Raises:
-            LogError: `empty_file` when no row was added.
-        """
-        if not self.rows:
-            raise LogError("empty_file", "the file has a header but no interactions")
-        users, user_ids = _unify(self._users)
-        items, item_ids = _unify(self._items)
-        times = whole_if_possible(self._times)
-        # Sorted by time, then stably by user; lexsort does both in that order.
-        order = np.lexsort((times, users))
-        users, items, times = users[order], items[order], times[order]
-        # Items are numbered as they appear in the *sorted* log, so that normalising a normalised
-        # log changes nothing.
-        first = pa.array(items).dictionary_encode()
-        item_ids = pa.array(item_ids).take(first.dictionary).to_pylist()
-        return Interactions(users, first.indices.to_numpy(), times, user_ids, item_ids)
-
-    def _ids(self, column: Any, role: int) -> Any:
-        """Dictionary array of one batch of ids; every id is valid text that is not blank."""
-        if pa.types.is_dictionary(column.type) and column.dictionary.null_count:
-            column = column.dictionary_decode()
-        encoded = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
-        ids = _as_text(encoded.dictionary)
-        indices = encoded.indices.cast(pa.int32())
-        self._check(indices.is_null(), role, "bad_value", "is empty")
-        blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(ids)), 0)
-        self._check(_spread(blank, indices), role, "bad_value", "is empty")
-        long = pc.greater(pc.binary_length(ids), self.limits.max_field_length)
-        self._check(_spread(long, indices), role, "field_too_long", self._too_long())
-        nul = pc.match_substring(ids, "\0")
-        self._check(_spread(nul, indices), role, "bad_value", "holds a NUL character")
-        return pa.DictionaryArray.from_arrays(indices, ids)
-
-    def _numbers(self, column: Any) -> Times:
-        """int64 or float64 values of one batch of times."""
         kind = column.type
         if pa.types.is_dictionary(kind):
             column, kind = column.dictionary_decode(), kind.value_type
-        self._check(column.is_null(), 2, "bad_value", "is empty")
+        _check(column.is_null(), first_row, 2, "bad_value", "is empty")
         if pa.types.is_integer(kind):
             # Unsigned 64-bit values beyond int64 (no clock gives them) become floats.
             whole = kind != pa.uint64() or (pc.max(column).as_py() or 0) < _WHOLE_LIMIT
             return _values(column.cast(pa.int64() if whole else pa.float64(), safe=False))
         if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-            return self._finite(column.cast(pa.float64()))
+            return _finite(column.cast(pa.float64()), first_row)
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
             moments = column if pa.types.is_timestamp(kind) else column.cast(pa.timestamp("ms"))
             return _epoch_seconds(moments)
-        return self._from_text(_as_text(column))
+        return self._from_text(_as_text(column), first_row)
 
-    def _from_text(self, texts: Any) -> Times:
+    def _from_text(self, texts: Any, first_row: int) -> Times:
         long = pc.greater(pc.binary_length(texts), self.limits.max_field_length)
-        self._check(long, 2, "field_too_long", self._too_long())
+        _check(long, first_row, 2, "field_too_long", _too_long(self.limits))
+        # pyarrow would take 0x10 for a whole number; a time is not written like that.
+        hexadecimal = _may_hold(texts, "x") or _may_hold(texts, "X")
+        whole = _cast(texts, pa.int64()) if self._kind != "date" and not hexadecimal else None
+        if whole is not None:
+            self._kind = "number" if len(texts) else self._kind
+            return _values(whole)
         texts = pc.utf8_trim_whitespace(texts)
-        self._check(pc.equal(pc.binary_length(texts), 0), 2, "bad_value", "is empty")
-        if self._time_kind is None and len(texts):
-            self._time_kind = "number" if _is_number(texts[0].as_py()) else "date"
-        if self._time_kind == "date":
+        _check(pc.equal(pc.binary_length(texts), 0), first_row, 2, "bad_value", "is empty")
+        if self._kind is None:
+            self._kind = "number" if _is_number(texts[0].as_py()) else "date"
+        if self._kind == "date":
             try:
                 return _epoch_seconds(_parse_dates(texts))
-            except pa.ArrowInvalid:
-                self._blame(texts, _is_date, "is neither a number nor an ISO date")
-        # pyarrow would take 0x10 for a whole number; a time is not written like that.
-        hexadecimal = pc.any(pc.match_substring_regex(texts, "[xX]")).as_py()
+            except pa.ArrowInvalid as error:
+                problem = "is neither a number nor an ISO date"
+                raise _culprit(texts, _is_date, first_row, problem) from error
         for kind in (pa.float64(),) if hexadecimal else (pa.int64(), pa.float64()):
-            try:
-                numbers = texts.cast(kind)
-            except pa.ArrowInvalid:
-                continue
-            return self._finite(numbers)
-        self._blame(texts, _is_number, "is not a number, as the times before it are")
-        raise AssertionError("unreachable: a batch that does not convert has a value to blame")
+            numbers = _cast(texts, kind)
+            if numbers is not None:
+                return _finite(numbers, first_row)
+        problem = "is not a number, as the times before it are"
+        raise _culprit(texts, _is_number, first_row, problem)
 
-    def _blame(self, texts: Any, is_good: Any, problem: str) -> None:
-        """Raises for the first text that does not convert by itself."""
-        for row, text in enumerate(texts.to_pylist()):
-            if not is_good(text):
-                raise BadRowError("bad_value", self.rows + row, 2, f"{problem}: {text[:60]!r}")
 
-    def _finite(self, numbers: Any) -> Times:
-        values = _values(numbers)
-        bad = np.flatnonzero(~np.isfinite(values))
-        if len(bad):
-            row = int(bad[0])
-            raise BadRowError("bad_value", self.rows + row, 2, f"is not finite: {values[row]}")
-        return values
+def _culprit(
+    texts: Any, is_good: Callable[[str], bool], first_row: int, problem: str
+) -> BadRowError:
+    """The error of the first text that does not convert by itself."""
+    for row, text in enumerate(texts.to_pylist()):
+        if not is_good(text):
+            return BadRowError("bad_value", first_row + row, 2, f"{problem}: {text[:60]!r}")
+    raise AssertionError("unreachable: a batch that does not convert has a value to blame")
 
-    def _check(self, faulty: Any, role: int, code: LogErrorCode, problem: str) -> None:
-        """Raises for the first row where `faulty` (boolean array) holds."""
-        if pc.any(faulty).as_py():
-            row = pc.index(faulty, pa.scalar(True)).as_py()
-            raise BadRowError(code, self.rows + row, role, problem)
 
-    def _too_long(self) -> str:
-        return f"is longer than {self.limits.max_field_length:,} bytes"
+def _finite(numbers: Any, first_row: int) -> Times:
+    values = _values(numbers)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        row = int(bad[0])
+        raise BadRowError("bad_value", first_row + row, 2, f"is not finite: {values[row]}")
+    return values
+
+
+def _check(faulty: Any, first_row: int, role: int, code: LogErrorCode, problem: str) -> None:
+    """Raises for the first row where `faulty` (boolean array) holds."""
+    if pc.any(faulty).as_py():
+        row = pc.index(faulty, pa.scalar(True)).as_py()
+        raise BadRowError(code, first_row + row, role, problem)
+
+
+def _too_long(limits: Limits) -> str:
+    return f"is longer than {limits.max_field_length:,} bytes"
+
+
+def _may_hold(texts: Any, character: str) -> bool:
+    """Whether this ASCII character is in the memory of an array of text: no means no."""
+    memory = texts.buffers()[2]
+    return memory is not None and bool((np.frombuffer(memory, np.uint8) == ord(character)).any())
+
+
+def _cast(texts: Any, kind: Any) -> Any | None:
+    """The texts as numbers of this type; None where one is not."""
+    try:
+        return texts.cast(kind)
+    except pa.ArrowInvalid:
+        return None
 
 
 def whole_if_possible(parts: list[Times]) -> Times:
@@ -167,18 +173,6 @@ def whole_if_possible(parts: list[Times]) -> Times:
         # Part by part: a whole number beyond 2^53 must not lose digits to another part's floats.
         return np.concatenate([part.astype(np.int64) for part in parts])
     return values
-
-
-def _unify(parts: list[Any]) -> tuple[Codes, list[str]]:
-    """Codes by order of first appearance over all parts, and what they stand for."""
-    chunks = pa.chunked_array(parts).unify_dictionaries()
-    ids = chunks.chunk(0).dictionary
-    codes = np.concatenate([_numpy(chunk.indices) for chunk in chunks.chunks])
-    # A dictionary that came out of a file may hold ids out of order, twice, or that no row has.
-    used = pa.array(codes).dictionary_encode()
-    texts = ids.take(used.dictionary).dictionary_encode()
-    codes = _numpy(texts.indices)[_numpy(used.indices)]
-    return codes.astype(np.int32, copy=False), texts.dictionary.to_pylist()
 
 
 def is_id_type(kind: Any) -> bool:

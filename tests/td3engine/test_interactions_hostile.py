@@ -13,7 +13,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from td3engine._log import text
+from td3engine._log import rows as rows_module
 from td3engine.interactions import ColumnNames, Limits, LogError, read_log
 from tests import hostile_parquet
 
@@ -129,7 +129,7 @@ def test_bombs_are_refused_early_and_in_little_memory(tmp_path: Path, pack: Any)
 
 def test_a_row_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Quoted line feeds make one row of everything, though each line and field is short."""
-    monkeypatch.setattr(text, "SLICE_ROWS", 4)
+    monkeypatch.setattr(rows_module, "SLICE_ROWS", 4)
     error = refusal(tmp_path, GOOD + b'u,"i' + b'\n","' * MIB)
     assert (error.code, error.line) == ("field_too_long", 3)
     assert "quote" in error.message
