@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.datasets import DATASETS
 from benchmarks.study import Cell, Results, Source, Study
+from td3engine.allocator import keep_freed_memory
 from td3engine.config import BACKBONES, MODES, Mode
 
 SOURCES: tuple[Source, ...] = get_args(Source)
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Answer all cells that the options name; see the module's docstring."""
     options = _options(arguments)
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     results = Results(options.json)
     began = time.perf_counter()
 

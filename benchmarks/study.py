@@ -40,7 +40,7 @@ from td3engine.evaluation import (
 )
 from td3engine.export import COPIES, TOP_K
 from td3engine.interactions import Split
-from td3engine.learner import Learned, SummaryTraining, learn_from, read_dense, recommender
+from td3engine.learner import Learned, SummaryTraining, learn_from, recommender
 from td3engine.model import Draws, Recommender
 from td3engine.ranking import CUTOFFS
 from td3engine.report import Row, make_row
@@ -287,11 +287,13 @@ def soft_export_rows(benchmark: Benchmark, summary: Summary, mode: Mode, seed: i
     """A learner that knows only the most probable items of a position, as exported."""
     learner = benchmark.config.learner
     model = recommender(benchmark.backbone, summary.V, mode)
-    training = SummaryTraining(model, learner, learner.steps_in(mode), read_dense)
+    training = SummaryTraining.of(model, learner, learner.steps_in(mode))
     scores_UTN = query(*summary.learned) @ summary.V.T
     top = scores_UTN.softmax(-1).topk(min(TOP_K, scores_UTN.shape[-1]))
     leaf = torch.zeros_like(scores_UTN).scatter(-1, top.indices, top.values)
     leaf = leaf / leaf.sum(-1, keepdim=True)
+    if model.scores_are_fixed:
+        leaf = leaf @ summary.V
 
     def train_one(nth: int) -> Learned:
         return learn_from(training, leaf, generator(nth, Purpose.LEARNER), benchmark.validate)

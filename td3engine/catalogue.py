@@ -22,6 +22,79 @@ SCORES_AT_ONCE = 8_000_000  # 32 MiB in float32
 KEPT_SCORES = 8_000_000  # largest P that is kept between the passes
 
 
+class Catalogue:
+    """log-sum-exp of h E^T per row of h (K, d), and its derivatives in closed form.
+
+    Args:
+        hidden_KD: hidden states h.
+        table_ND: the scoring table E.
+        keep: keep P for the derivatives, if it is small.
+    """
+
+    def __init__(self, hidden_KD: Tensor, table_ND: Tensor, keep: bool) -> None:
+        self.hidden, self.table = hidden_KD, table_ND
+        self.value = hidden_KD.new_empty(len(hidden_KD))
+        self.kept: Tensor | None = None
+        keep = keep and len(hidden_KD) * len(table_ND) <= KEPT_SCORES
+        for rows in self._chunks():
+            scores = hidden_KD[rows] @ table_ND.T
+            peak = scores.amax(-1, keepdim=True)
+            scores.sub_(peak).exp_()
+            total = scores.sum(-1, keepdim=True)
+            self.value[rows] = (total.log() + peak).squeeze(-1)
+            if keep:  # then there is one chunk only
+                self.kept = scores.div_(total)
+
+    def gradient(self, upstream: Tensor | float, to_table: bool) -> tuple[Tensor, Tensor | None]:
+        """Gradients to h and E for `upstream` (K, 1), or one number for all rows."""
+        to_hidden = torch.empty_like(self.hidden)
+        found = torch.zeros_like(self.table) if to_table else None
+        for rows, P in self._probabilities():
+            u = _of_rows(upstream, rows)
+            torch.mul(P @ self.table, u, out=to_hidden[rows])
+            if found is not None:
+                found.addmm_(P.T, self.hidden[rows] * u)
+        return to_hidden, found
+
+    def along(
+        self, upstream: Tensor | float, v_KD: Tensor | None, w_ND: Tensor | None, to_table: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Change of both gradients along v of h and w of E (None: none); before them the change of
+        the value, (K). The Hessian is symmetric: also the derivative of (gradients . (v, w)).
+        """
+        to_upstream = torch.empty_like(self.value)
+        to_hidden = torch.empty_like(self.hidden)
+        found = torch.zeros_like(self.table) if to_table else None
+        for rows, P in self._probabilities():
+            u = _of_rows(upstream, rows)
+            Z = _along(v_KD, w_ND, self.hidden, self.table, rows)
+            mean = (P * Z).sum(-1, keepdim=True)
+            to_upstream[rows] = mean.squeeze(-1)
+            Q = Z.sub_(mean).mul_(P).mul_(u)
+            torch.mm(Q, self.table, out=to_hidden[rows])
+            if w_ND is not None:
+                to_hidden[rows] += u * (P @ w_ND)
+            if found is not None:
+                found.addmm_(Q.T, self.hidden[rows])
+                if v_KD is not None:
+                    found.addmm_(P.T, v_KD[rows] * u)
+        return to_upstream, to_hidden, found
+
+    def _probabilities(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows and their P, kept or computed again from h, E and the log-sum-exp."""
+        for rows in self._chunks():
+            if self.kept is not None:
+                yield rows, self.kept[rows]
+            else:
+                scores = self.hidden[rows] @ self.table.T
+                yield rows, scores.sub_(self.value[rows, None]).exp_()
+
+    def _chunks(self) -> Iterator[slice]:
+        at_once = max(1, SCORES_AT_ONCE // len(self.table))
+        for first in range(0, len(self.hidden), at_once):
+            yield slice(first, first + at_once)
+
+
 def log_sum_exp(hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
     """logsumexp over items of h E^T, per row (K); twice differentiable in both arguments.
 
@@ -31,34 +104,20 @@ def log_sum_exp(hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
     return value
 
 
-def _chunks(rows: int, items: int) -> Iterator[slice]:
-    at_once = max(1, SCORES_AT_ONCE // items)
-    for first in range(0, rows, at_once):
-        yield slice(first, first + at_once)
-
-
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
-        value_K = hidden_KD.new_empty(len(hidden_KD))
-        keep = any(ctx.needs_input_grad) and len(hidden_KD) * len(table_ND) <= KEPT_SCORES
-        kept_KN: Tensor | None = None
-        for rows in _chunks(*_size(hidden_KD, table_ND)):
-            scores = hidden_KD[rows] @ table_ND.T
-            peak = scores.amax(-1, keepdim=True)
-            scores.sub_(peak).exp_()
-            total = scores.sum(-1, keepdim=True)
-            value_K[rows] = (total.log() + peak).squeeze(-1)
-            if keep:  # then there is one chunk only
-                kept_KN = scores.div_(total)
-        ctx.save_for_backward(hidden_KD, table_ND, value_K, kept_KN)
-        return value_K
+        ctx.catalogue = Catalogue(hidden_KD, table_ND, keep=any(ctx.needs_input_grad))
+        # Saved as autograd wants it, for its check that nobody changes them in place.
+        ctx.save_for_backward(hidden_KD, table_ND)
+        value: Tensor = ctx.catalogue.value
+        return value.clone()  # not itself: its graph would hold what holds it
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        hidden_KD, table_ND, value_K, kept_KN = ctx.saved_tensors
+        hidden_KD, table_ND = ctx.saved_tensors
         wanted = tuple(ctx.needs_input_grad)
-        arguments = (upstream[0], hidden_KD, table_ND, value_K.detach(), kept_KN, wanted)
+        arguments = (upstream[0], hidden_KD, table_ND, ctx.catalogue, wanted)
         to_hidden, to_table = _Gradient.apply(*arguments)  # type: ignore[no-untyped-call]
         return (to_hidden if wanted[0] else None), (to_table if wanted[1] else None)
 
@@ -70,45 +129,28 @@ class _Gradient(torch.autograd.Function):
         upstream_K: Tensor,
         hidden_KD: Tensor,
         table_ND: Tensor,
-        value_K: Tensor,
-        kept_KN: Tensor | None,
+        catalogue: Catalogue,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        to_hidden = torch.empty_like(hidden_KD)
-        to_table = torch.zeros_like(table_ND) if wanted[1] else table_ND.new_empty(0)
-        for rows, P in _probabilities(hidden_KD, table_ND, value_K, kept_KN):
-            u = upstream_K[rows, None]
-            torch.mul(P @ table_ND, u, out=to_hidden[rows])
-            if wanted[1]:
-                to_table.addmm_(P.T, hidden_KD[rows] * u)
-        ctx.save_for_backward(upstream_K, hidden_KD, table_ND, value_K, kept_KN)
+        to_hidden, to_table = catalogue.gradient(upstream_K[:, None], wanted[1])
+        ctx.catalogue = catalogue
+        ctx.save_for_backward(upstream_K, hidden_KD, table_ND)
         ctx.set_materialize_grads(False)
-        return to_hidden, to_table
+        return to_hidden, table_ND.new_empty(0) if to_table is None else to_table
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
-        upstream_K, hidden_KD, table_ND, value_K, kept_KN = ctx.saved_tensors
+        upstream_K, _, _ = ctx.saved_tensors
         v_KD, w_ND = directions
         if v_KD is None and w_ND is None:
-            return None, None, None, None, None, None
-        to_upstream = torch.empty_like(upstream_K)
-        to_hidden = torch.empty_like(hidden_KD)
-        to_table = torch.zeros_like(table_ND) if ctx.needs_input_grad[2] else None
-        for rows, P in _probabilities(hidden_KD, table_ND, value_K, kept_KN):
-            u = upstream_K[rows, None]
-            Z = _along(v_KD, w_ND, hidden_KD, table_ND, rows)
-            mean = (P * Z).sum(-1, keepdim=True)
-            to_upstream[rows] = mean.squeeze(-1)
-            Q = Z.sub_(mean).mul_(P).mul_(u)
-            torch.mm(Q, table_ND, out=to_hidden[rows])
-            if w_ND is not None:
-                to_hidden[rows] += u * (P @ w_ND)
-            if to_table is not None:
-                to_table.addmm_(Q.T, hidden_KD[rows])
-                if v_KD is not None:
-                    to_table.addmm_(P.T, v_KD[rows] * u)
-        return to_upstream, to_hidden, to_table, None, None, None
+            return None, None, None, None, None
+        found = ctx.catalogue.along(upstream_K[:, None], v_KD, w_ND, ctx.needs_input_grad[2])
+        return *found, None, None
+
+
+def _of_rows(upstream: Tensor | float, rows: slice) -> Tensor | float:
+    return upstream[rows] if isinstance(upstream, Tensor) else upstream
 
 
 def _along(
@@ -120,18 +162,3 @@ def _along(
         return hidden_KD[rows] @ w_ND.T
     Z = v_KD[rows] @ table_ND.T
     return Z if w_ND is None else Z.addmm_(hidden_KD[rows], w_ND.T)
-
-
-def _probabilities(
-    hidden_KD: Tensor, table_ND: Tensor, value_K: Tensor, kept_KN: Tensor | None
-) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and their P, kept or computed again from h, E and the log-sum-exp."""
-    for rows in _chunks(*_size(hidden_KD, table_ND)):
-        if kept_KN is not None:
-            yield rows, kept_KN[rows]
-        else:
-            yield rows, (hidden_KD[rows] @ table_ND.T).sub_(value_K[rows, None]).exp_()
-
-
-def _size(hidden_KD: Tensor, table_ND: Tensor) -> tuple[int, int]:
-    return len(hidden_KD), len(table_ND)

@@ -32,8 +32,7 @@ from td3engine.learner import (
     advance,
     encode_last,
     learn,
-    read_dense,
-    read_ready,
+    readable,
     recommender,
 )
 from td3engine.model import Draws, cross_entropy, unseen_cross_entropy
@@ -41,9 +40,9 @@ from td3engine.ranking import evaluate
 from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, gather, training_windows
 from td3engine.start import initial_summary
-from td3engine.summary import Summary, query, soft_sequences
+from td3engine.summary import Summary, query
 from td3engine.teacher import Trained
-from td3engine.unroll import LearnerState, Tape, meta_gradient, train
+from td3engine.unroll import LearnerState, Taken, meta_gradient, train
 
 SMALLEST_NORM = 1e-12
 
@@ -110,8 +109,7 @@ class Distillation:
         self.mode: Mode = mode
         self.model = recommender(self.backbone, self.V_ND, mode)
         self.inner_steps = learner.steps_in(mode)
-        read = read_ready if self.model.scores_are_fixed else read_dense
-        self.training = SummaryTraining(self.model, learner, self.inner_steps, read)
+        self.training = SummaryTraining.of(self.model, learner, self.inner_steps)
         trained = [factor for factor in self.factors if factor.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=outer.lr, weight_decay=outer.weight_decay)
         # Numbers of learners: of the first pool, of later ones by their step, of a second pool.
@@ -137,7 +135,7 @@ class Distillation:
         outer = self.config.outer
         if self.mode != self.config.mode and self.done == self.shared_steps:
             self._distil_for(self.config.mode)
-        read_from = self._read_from(query(*self.factors))
+        read_from = readable(self.model, query(*self.factors), self.V_ND)
         leaf = read_from.detach()
         mark("soft sequences")
         to_leaf = reduce(
@@ -163,15 +161,15 @@ class Distillation:
         mark("warm-up")
         users, length, _ = leaf.shape
         window = recipe.steps(start.age, outer.window, users, length, draw)
-        tapes: list[Tape] | None = None if outer.recompute else []
-        states = train(start, leaf, window, recipe.loss, recipe.rule, tapes)
+        kept: list[Taken] | None = None if outer.recompute else []
+        states = train(start, leaf, window, recipe.take, recipe.rule, kept)
         self.pools[learner][nth] = Pooled(states[-1], owed=0)
         mark("window")
 
         outer_gradient = self._real_gradient(states[-1].parameters, rng, draw)
         mark("real batch")
         to_leaf = meta_gradient(
-            states, leaf, window, recipe.loss, recipe.rule, outer_gradient, tapes
+            states, leaf, window, recipe.take, recipe.rule, outer_gradient, kept
         )
         mark("reverse")
         return to_leaf
@@ -203,12 +201,6 @@ class Distillation:
         if self.mode != self.config.mode:
             return cosine(outer.lr, self.done, shared)
         return cosine(outer.lr, self.done - shared, outer.steps - shared)
-
-    def _read_from(self, C_UTD: Tensor) -> Tensor:
-        """What a learner's batches are cut from: X (mu, zeta, d), or S (mu, zeta, n)."""
-        if self.model.scores_are_fixed:
-            return soft_sequences(C_UTD, self.V_ND, self.V_ND)
-        return (C_UTD @ self.V_ND.T).softmax(-1)
 
     def result(self) -> tuple[Summary, dict[str, float]]:
         """The best summary by validation, and {"ndcg@10", "step"} of that choice.

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -11,13 +11,23 @@ from torch import Generator, Tensor
 from td3engine.backbones import Asked, Backbone
 from td3engine.config import LearnerConfig, Mode
 from td3engine.errors import DivergedError
+from td3engine.inner import ByHand
 from td3engine.model import Draws, Recommender, cross_entropy
 from td3engine.ranking import Scorer
 from td3engine.summary import Summary, query, soft_sequences
-from td3engine.unroll import AdamRule, InnerStep, LearnerLoss, LearnerState, train
+from td3engine.unroll import (
+    AdamRule,
+    ByAutograd,
+    InnerStep,
+    LearnerLoss,
+    LearnerState,
+    Taken,
+    train,
+)
 
 FIRST_AUGMENTED = 5  # the augmentation predicts no earlier position than this (section 4)
 ENCODED_AT_ONCE = 1024
+LARGEST_DENSE = 2**26  # numbers of S that a learner's training keeps: 256 MiB
 VALIDATE_EVERY = 20  # inner steps between two looks at validation, where a caller wants them
 
 Read = Callable[[Tensor, Tensor], Tensor]
@@ -63,9 +73,25 @@ class SummaryTraining:
     """
 
     def __init__(self, model: Recommender, config: LearnerConfig, steps: int, read: Read) -> None:
-        self.model, self.config, self.count = model, config, steps
+        self.model, self.config, self.count, self.read = model, config, steps, read
         self.rule = adam_rule(config, steps)
         self.loss: LearnerLoss[Draws] = partial(summary_loss, model, read)
+
+    @classmethod
+    def of(cls, model: Recommender, config: LearnerConfig, steps: int) -> "SummaryTraining":
+        """On what `readable` gives."""
+        return cls(model, config, steps, read_ready if model.scores_are_fixed else read_dense)
+
+    def take(self, theta: Tensor, batch: Tensor, draws: Draws, second: bool) -> Taken:
+        """One step's gradient: by hand where the backbone has that, else by autograd."""
+        backbone = self.model.backbone
+        own_table = self.model.frozen is None
+        if not backbone.biased and self.read is (read_dense if own_table else read_ready):
+            encoder_P, _ = self.model.parts(theta)
+            passes = backbone.by_hand(encoder_P, draws.asked, draws.dropout, len(batch))
+            if passes is not None:
+                return ByHand(self.model, passes, theta, batch, draws)
+        return ByAutograd(theta, batch, draws, second, loss=self.loss)
 
     def steps(
         self, age: int, count: int, users: int, length: int, generator: Generator
@@ -85,6 +111,8 @@ class SummaryTraining:
         else:
             lengths = torch.full((batch,), length, device=generator.device)
             asked = backbone.asked(lengths, generator)
+            if backbone.causal:
+                asked = replace(asked, whole=True)
         return Draws(asked, backbone.dropout(batch, length, generator))
 
     def _last_and_augmented(self, batch: int, length: int, generator: Generator) -> Asked:
@@ -95,7 +123,7 @@ class SummaryTraining:
         last = drawn.new_full((batch, 1), length - 1)
         at = torch.cat([last, drawn], 1)
         rows = torch.arange(batch, device=device).repeat_interleave(count + 1)
-        return Asked(rows, at.reshape(-1))
+        return Asked(rows, at.reshape(-1), each=count + 1)
 
 
 @dataclass(frozen=True)
@@ -116,7 +144,7 @@ def advance(
 ) -> LearnerState:
     """`count` more steps of a learner; `leaf` (mu, zeta, .) is what its batches are cut from."""
     steps = training.steps(start.age, count, len(leaf), leaf.shape[1], draw)
-    return train(start, leaf, steps, training.loss, training.rule)[-1]
+    return train(start, leaf, steps, training.take, training.rule)[-1]
 
 
 def learn(
@@ -175,17 +203,25 @@ def training_on(
     summary: Summary, backbone: Backbone, config: LearnerConfig, mode: Mode
 ) -> tuple[SummaryTraining, Tensor]:
     """The recipe of learners on this summary, and what their batches are cut from: X where the
-    scoring table is fixed, else the queries C, read by attention with key V at each step."""
-    C_UTD = query(*summary.learned)
-    model = recommender(backbone, summary.V, mode)
+    scoring table is fixed, else the probabilities S, or where those are too many the queries C,
+    read by attention with key V at each step."""
+    C_UTD, V_ND = query(*summary.learned), summary.V
+    model = recommender(backbone, V_ND, mode)
+    steps = config.steps_in(mode)
+    if not model.scores_are_fixed and C_UTD[..., 0].numel() * len(V_ND) > LARGEST_DENSE:
+
+        def read(C_BTD: Tensor, table_NF: Tensor) -> Tensor:
+            return soft_sequences(C_BTD, V_ND, table_NF)
+
+        return SummaryTraining(model, config, steps, read), C_UTD
+    return SummaryTraining.of(model, config, steps), readable(model, C_UTD, V_ND)
+
+
+def readable(model: Recommender, C_UTD: Tensor, V_ND: Tensor) -> Tensor:
+    """What a learner's batches are cut from: X (mu, zeta, d), or S (mu, zeta, n)."""
     if model.scores_are_fixed:
-        X_UTD = soft_sequences(C_UTD, summary.V, summary.V)
-        return SummaryTraining(model, config, config.steps_in(mode), read_ready), X_UTD
-
-    def read(C_BTD: Tensor, table_NF: Tensor) -> Tensor:
-        return soft_sequences(C_BTD, summary.V, table_NF)
-
-    return SummaryTraining(model, config, config.steps_in(mode), read), C_UTD
+        return soft_sequences(C_UTD, V_ND, V_ND)
+    return (C_UTD @ V_ND.T).softmax(-1)
 
 
 def recommender(backbone: Backbone, V_ND: Tensor, mode: Mode) -> Recommender:

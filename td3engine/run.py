@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from td3engine.allocator import keep_freed_memory
 from td3engine.backbones import build_backbone
 from td3engine.bundle import Manifest, save_bundle
 from td3engine.config import DistillConfig, sized_by_data
@@ -108,6 +109,7 @@ class Run:
             CheckpointMismatchError: the folder's checkpoint is of another run.
             Interrupted: `control.stop` said so; a checkpoint has been written.
         """
+        keep_freed_memory()
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self._enter("preparing")

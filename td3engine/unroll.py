@@ -1,15 +1,15 @@
 """RaT-BPTT: differentiate a real loss through a window of a learner's training (section 5).
 
 The window runs forward and keeps each state. The reverse pass goes through the steps from last to
-first: it takes a step's gradient with its graph (kept from the forward pass; or re-computed, and
-then memory holds one step's graph whatever the window) and carries the adjoint of (parameters,
-moments) back through Adam by hand, a dozen kernels on flat vectors instead of a tape.
+first: it takes a step's gradient with what its derivatives need (kept from the forward pass; or
+taken again, and then memory holds one step whatever the window) and carries the adjoint of
+(parameters, moments) back through Adam by hand, a dozen kernels on flat vectors instead of a tape.
 Derived for Adam from the chain rule below; tests compare it with a plain autograd unroll.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -68,6 +68,23 @@ LearnerLoss = Callable[[Tensor, Tensor, Noise], Tensor]
 """(parameters (P), a batch of the leaf (B, zeta, .), noise) -> scalar loss."""
 
 
+class Taken(Protocol):
+    """One step's loss gradient, and what its own derivatives need.
+
+    Attributes:
+        gradient: of the loss with respect to the parameters, (P), detached.
+    """
+
+    gradient: Tensor
+
+    def along(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Derivative of (gradient . direction): to the parameters (P), and to the batch. Once."""
+
+
+Take = Callable[[Tensor, Tensor, Noise, bool], Taken]
+"""(parameters (P), a batch of the leaf, noise, whether `along` will be asked) -> the gradient."""
+
+
 @torch.no_grad()
 def adam(state: LearnerState, gradient_P: Tensor, rule: AdamRule) -> LearnerState:
     """One Adam step with L2 penalty, as `torch.optim.Adam` does it."""
@@ -119,38 +136,58 @@ def _adam_reverse(
     )
 
 
-@dataclass(frozen=True)
-class Tape:
-    """One step's loss gradient (P), with its graph back to the parameters (P) and the batch."""
+class ByAutograd(Generic[Noise]):
+    """`Taken` of any twice differentiable loss, by autograd's tape.
 
-    parameters: Tensor
-    batch: Tensor
-    gradient: Tensor
+    Args:
+        parameters_P: flat parameters.
+        batch: what the loss reads besides them.
+        noise: the step's random draws.
+        loss: the learner's loss.
+        second: whether `along` will be asked for.
+    """
+
+    def __init__(
+        self,
+        parameters_P: Tensor,
+        batch: Tensor,
+        noise: Noise,
+        second: bool,
+        *,
+        loss: LearnerLoss[Noise],
+    ) -> None:
+        self._parameters = parameters_P.detach().requires_grad_()
+        self._batch = batch.detach().requires_grad_(second)
+        value = loss(self._parameters, self._batch, noise)
+        (self._graph,) = torch.autograd.grad(value, self._parameters, create_graph=second)
+        self.gradient = self._graph.detach()
+
+    def along(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
+        to_parameters, to_batch = torch.autograd.grad(
+            self._graph, (self._parameters, self._batch), direction_P
+        )
+        return to_parameters, to_batch
 
 
 def train(
     state: LearnerState,
     leaf: Tensor,
     steps: Sequence[InnerStep[Noise]],
-    loss: LearnerLoss[Noise],
+    take: Take[Noise],
     rule: AdamRule,
-    tapes: list[Tape] | None = None,
+    kept: list[Taken] | None = None,
 ) -> list[LearnerState]:
     """Train through `steps`; all states, `state` first.
 
-    Given a list for `tapes`, each step's graph is kept there for `meta_gradient`; without one, no
-    graph outlives its step.
+    Given a list for `kept`, each step's gradient is kept there for `meta_gradient`, with all that
+    its own derivatives need; without one, nothing of it outlives its step.
     """
     states = [state]
     for step in steps:
-        if tapes is None:
-            parameters = states[-1].parameters.detach().requires_grad_()
-            value = loss(parameters, leaf[step.rows], step.noise)
-            (gradient,) = torch.autograd.grad(value, parameters)
-        else:
-            tapes.append(_tape(states[-1].parameters, leaf, step, loss))
-            gradient = tapes[-1].gradient.detach()
-        states.append(adam(states[-1], gradient, rule))
+        taken = take(states[-1].parameters, leaf[step.rows], step.noise, kept is not None)
+        if kept is not None:
+            kept.append(taken)
+        states.append(adam(states[-1], taken.gradient, rule))
     return states
 
 
@@ -158,10 +195,10 @@ def meta_gradient(
     states: Sequence[LearnerState],
     leaf: Tensor,
     steps: Sequence[InnerStep[Noise]],
-    loss: LearnerLoss[Noise],
+    take: Take[Noise],
     rule: AdamRule,
     outer_gradient_P: Tensor,
-    tapes: list[Tape] | None = None,
+    kept: list[Taken] | None = None,
 ) -> Tensor:
     """dL/d(leaf) of a real loss L, through all `steps`.
 
@@ -170,10 +207,10 @@ def meta_gradient(
         leaf: what batches were cut from: soft sequences X (mu, zeta, d), or probabilities S
             (mu, zeta, n).
         steps: the steps, with the same noise as in `train`.
-        loss: the learner's loss.
+        take: how a step's gradient is taken.
         rule: the learner's Adam.
         outer_gradient_P: dL/d(parameters) at the last state.
-        tapes: what `train` kept, and is used up here; None re-computes each step's graph.
+        kept: what `train` kept, and is used up here; None takes each step's gradient again.
     """
     zeros = torch.zeros_like(outer_gradient_P)
     adjoint = _Adjoint(outer_gradient_P, zeros, zeros)
@@ -181,21 +218,12 @@ def meta_gradient(
     for before, after, step in zip(
         reversed(states[:-1]), reversed(states[1:]), reversed(steps), strict=True
     ):
-        tape = tapes.pop() if tapes is not None else _tape(before.parameters, leaf, step, loss)
-        to_gradient, adjoint = _adam_reverse(before, after, tape.gradient.detach(), rule, adjoint)
-        to_parameters, to_batch = torch.autograd.grad(
-            tape.gradient, (tape.parameters, tape.batch), to_gradient
-        )
+        if kept is None:
+            taken = take(before.parameters, leaf[step.rows], step.noise, True)
+        else:
+            taken = kept.pop()
+        to_gradient, adjoint = _adam_reverse(before, after, taken.gradient, rule, adjoint)
+        to_parameters, to_batch = taken.along(to_gradient)
         adjoint = _Adjoint(adjoint.parameters + to_parameters, adjoint.first, adjoint.second)
         to_leaf.index_add_(0, step.rows, to_batch)
     return to_leaf
-
-
-def _tape(
-    parameters_P: Tensor, leaf: Tensor, step: InnerStep[Noise], loss: LearnerLoss[Noise]
-) -> Tape:
-    parameters = parameters_P.detach().requires_grad_()
-    batch = leaf[step.rows].detach().requires_grad_()
-    value = loss(parameters, batch, step.noise)
-    (gradient,) = torch.autograd.grad(value, parameters, create_graph=True)
-    return Tape(parameters, batch, gradient)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from td3engine.backbones.flat import FlatParameters, Shape, cut_masks, draw_masks
-from td3engine.backbones.interface import Asked
+from td3engine.backbones.interface import Asked, Passes
 from td3engine.backbones.transformer import mask_shapes, norm, parameter_shapes, transform
 from td3engine.config import BackboneConfig
 
@@ -77,6 +77,11 @@ class BERT4Rec(FlatParameters):
         rows = torch.arange(len(events_BLD), device=events_BLD.device)
         one_more = F.pad(events_BLD, (0, 0, 0, 1))
         return self.predict(parameters_P, one_more, lengths_B + 1, Asked(rows, lengths_B), None)
+
+    def by_hand(
+        self, _parameters_P: Tensor, _asked: Asked | None, _dropout: Tensor | None, _rows: int
+    ) -> Passes | None:
+        return None
 
 
 def _shapes(config: BackboneConfig, history: int) -> dict[str, Shape]:

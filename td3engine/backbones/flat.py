@@ -44,12 +44,20 @@ class FlatParameters:
 
 
 def draw_masks(shapes: Sequence[Shape], rate: float, generator: Generator) -> Tensor | None:
-    """Scaled dropout masks of these shapes as one flat tensor; None when nothing is dropped."""
+    """Scaled dropout masks of these shapes as one flat tensor; None when nothing is dropped.
+
+    The rate is rounded to a 65,536th, and the scale fits what it is then.
+    """
     if rate == 0:
         return None
     count = sum(math.prod(shape) for shape in shapes)
-    kept = torch.rand(count, generator=generator, device=generator.device) >= rate
-    return kept / (1 - rate)
+    # Four 16-bit numbers of each drawn word: an eighth of the time of as many uniform floats.
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
+    drawn = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
+    threshold = min(round(rate * 2**16), 2**16 - 1)
+    kept = torch.empty(count, device=generator.device)
+    torch.ge(drawn, threshold - 2**15, out=kept)
+    return kept.mul_(2**16 / (2**16 - threshold))
 
 
 def cut_masks(flat: Tensor | None, shapes: Sequence[Shape]) -> list[Tensor | None]:

@@ -21,10 +21,32 @@ class Asked:
     """Which events of a batch a training pass predicts: event `at[k]` of row `rows[k]`, int64 (K).
 
     An event may be asked for more than once; each time counts.
+
+    Attributes:
+        each: how many events every row asks for, row after row; None where rows differ.
+        whole: every row asks for all its events but the first, in order.
     """
 
     rows: Tensor
     at: Tensor
+    each: int | None = None
+    whole: bool = False
+
+
+class Passes(Protocol):
+    """An encoder's derivatives written out: each pass once, in this order (`by_hand`)."""
+
+    def forward(self, input_BLD: Tensor) -> Tensor:
+        """Hidden states (K, d) of embedded events (B, L, d)."""
+
+    def backward(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients: of the flat parameters (P), and of the input (B, L, d)."""
+
+    def forward_along(self, parameters_P: Tensor, input_BLD: Tensor | None) -> Tensor:
+        """Change of the hidden states along a direction; None leaves the input as it is."""
+
+    def backward_along(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
+        """Change of both gradients along that direction, given that of the states' gradient."""
 
 
 class Backbone(Protocol):
@@ -73,6 +95,12 @@ class Backbone(Protocol):
     def last(self, parameters_P: Tensor, events_BLD: Tensor, lengths_B: Tensor) -> Tensor:
         """The hidden states (B, d) that predict what follows each row, L <= history."""
 
+    def by_hand(
+        self, parameters_P: Tensor, asked: Asked | None, dropout: Tensor | None, rows: int
+    ) -> Passes | None:
+        """`predict` of so many rows, all of one length, or with None for `asked` the states at all
+        positions, with its derivatives written out; None where they are not."""
+
 
 class Causal(ABC):
     """A backbone whose state at a position has read the events up to it, and predicts the next."""
@@ -83,6 +111,11 @@ class Causal(ABC):
     @abstractmethod
     def encode(self, parameters_P: Tensor, input_BLD: Tensor, dropout: Tensor | None) -> Tensor:
         """Hidden states (B, L, d) for embedded inputs (B, L, d), L <= history."""
+
+    def by_hand(
+        self, _parameters_P: Tensor, _asked: Asked | None, _dropout: Tensor | None, _rows: int
+    ) -> Passes | None:
+        return None
 
     def asked(self, lengths_B: Tensor, _: Generator) -> Asked:
         """Every event but the first: one pass serves all of them."""

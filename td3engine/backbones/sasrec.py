@@ -9,7 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from td3engine.backbones.flat import FlatParameters, Shape, cut_masks, draw_masks
-from td3engine.backbones.interface import Causal
+from td3engine.backbones.interface import Asked, Causal, Passes
+from td3engine.backbones.sasrec_by_hand import SASRecByHand
 from td3engine.backbones.transformer import mask_shapes, parameter_shapes, transform
 from td3engine.config import BackboneConfig
 
@@ -32,6 +33,16 @@ class SASRec(FlatParameters, Causal):
         masks = cut_masks(dropout, mask_shapes(self.config, sequences, positions))
         future = torch.ones(positions, positions, dtype=torch.bool, device=input_BLD.device).triu(1)
         return transform(self.config, p, input_BLD + p["position"][:positions], future, masks)
+
+    def by_hand(
+        self, parameters_P: Tensor, asked: Asked | None, dropout: Tensor | None, rows: int
+    ) -> Passes | None:
+        at_BA = None
+        if asked is not None and not asked.whole:
+            if asked.each is None:
+                return None
+            at_BA = asked.at.view(rows, asked.each) - 1
+        return SASRecByHand(self.config, self.named, parameters_P, dropout, at_BA)
 
 
 def _shapes(config: BackboneConfig, history: int) -> dict[str, Shape]:

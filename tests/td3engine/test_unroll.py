@@ -22,9 +22,10 @@ from td3engine.model import Draws
 from td3engine.summary import query, soft_sequences
 from td3engine.unroll import (
     AdamRule,
+    ByAutograd,
     InnerStep,
     LearnerState,
-    Tape,
+    Taken,
     adam,
     meta_gradient,
     train,
@@ -130,20 +131,20 @@ def warm(world: World, age: int = 3) -> LearnerState:
     other = [normal(7, MU, 2), normal(8, ZETA, 3), normal(9, 2, 3, WIDTH)]
     state = LearnerState.fresh(world.start)
     steps = world.steps(0, age)
-    return train(state, world.leaf(other), steps, world.training.loss, world.training.rule)[-1]
+    return train(state, world.leaf(other), steps, world.training.take, world.training.rule)[-1]
 
 
 def engine_gradients(
-    world: World, state: LearnerState, steps: Steps, tapes: list[Tape] | None = None
+    world: World, state: LearnerState, steps: Steps, kept: list[Taken] | None = None
 ) -> tuple[Tensor, ...]:
     """dL/dU, dL/dT, dL/dG as an outer step takes them."""
     factors = leaves(*world.factors)
     leaf = world.leaf(factors)
-    loss, rule = world.training.loss, world.training.rule
-    states = train(state, leaf.detach(), steps, loss, rule, tapes)
+    take, rule = world.training.take, world.training.rule
+    states = train(state, leaf.detach(), steps, take, rule, kept)
     (end,) = leaves(states[-1].parameters)
     (outer,) = torch.autograd.grad(world.real_loss(end), end)
-    to_leaf = meta_gradient(states, leaf.detach(), steps, loss, rule, outer, tapes)
+    to_leaf = meta_gradient(states, leaf.detach(), steps, take, rule, outer, kept)
     return torch.autograd.grad(leaf, factors, to_leaf)
 
 
@@ -216,15 +217,15 @@ def test_meta_gradient_with_an_item_bias_is_the_textbooks(mode: Mode, objective:
 def test_kept_graphs_give_what_recomputed_ones_do(mode: Mode, biased: bool, dropout: float) -> None:
     world = make_world(mode=mode, biased=biased, dropout=dropout, weight_decay=0.01)
     X, steps = world.leaf(world.factors), world.steps(3, 6)
-    loss, rule = world.training.loss, world.training.rule
+    take, rule = world.training.take, world.training.rule
     state, outer = warm(world), normal(8, len(world.start))
-    tapes: list[Tape] = []
-    kept = train(state, X, steps, loss, rule, tapes)
-    states = train(state, X, steps, loss, rule)
-    assert torch.equal(kept[-1].parameters, states[-1].parameters)
-    found = meta_gradient(kept, X, steps, loss, rule, outer, tapes)
-    assert torch.equal(found, meta_gradient(states, X, steps, loss, rule, outer))
-    assert tapes == []
+    kept: list[Taken] = []
+    last = train(state, X, steps, take, rule, kept)
+    states = train(state, X, steps, take, rule)
+    assert torch.equal(last[-1].parameters, states[-1].parameters)
+    found = meta_gradient(last, X, steps, take, rule, outer, kept)
+    assert torch.equal(found, meta_gradient(states, X, steps, take, rule, outer))
+    assert kept == []
 
 
 def test_meta_gradient_at_a_constant_rate() -> None:
@@ -268,7 +269,7 @@ def test_meta_gradient_is_the_slope_of_the_window(mode: Mode, dropout: float) ->
         factors = [factor.clone() for factor in world.factors]
         factors[which][at] += change
         soft = world.leaf(factors)
-        end = train(state, soft, steps, world.training.loss, world.training.rule)[-1]
+        end = train(state, soft, steps, world.training.take, world.training.rule)[-1]
         return float(world.real_loss(end.parameters))
 
     h = 1e-5
@@ -281,11 +282,11 @@ def test_sequences_outside_the_window_get_no_gradient() -> None:
     """Two steps of two sequences from age 1: users 2, 3 and 4, 0; user 1 is not met."""
     world = make_world()
     X = world.leaf(world.factors)
-    loss, rule = world.training.loss, world.training.rule
+    take, rule = world.training.take, world.training.rule
     steps = world.steps(1, 2)
-    states = train(warm(world, 1), X, steps, loss, rule)
+    states = train(warm(world, 1), X, steps, take, rule)
     outer = normal(10, len(world.start))
-    found = meta_gradient(states, X, steps, loss, rule, outer)
+    found = meta_gradient(states, X, steps, take, rule, outer)
     assert found.shape == X.shape
     assert [bool(row.any()) for row in found] == [True, False, True, True, True]
 
@@ -306,12 +307,15 @@ def toy_loss(parameters: Tensor, X: Tensor, noise: None) -> Tensor:
     return 0.5 * (parameters - X[:, 0]).square().sum(-1).mean()
 
 
+toy_take = partial(ByAutograd, loss=toy_loss)
+
+
 def toy_meta_gradient(X: Tensor, steps: Sequence[InnerStep[None]]) -> Tensor:
     size = X.shape[-1]
     state = LearnerState(normal(1, size), normal(2, size), normal(3, size).square(), 2)
     rule = AdamRule(0.1, 0.02)
-    states = train(state, X, steps, toy_loss, rule)
-    return meta_gradient(states, X, steps, toy_loss, rule, normal(4, size))
+    states = train(state, X, steps, toy_take, rule)
+    return meta_gradient(states, X, steps, toy_take, rule, normal(4, size))
 
 
 def test_one_step_of_a_parabola_by_hand() -> None:
@@ -326,8 +330,8 @@ def test_one_step_of_a_parabola_by_hand() -> None:
     state, rule = LearnerState(one, 0.5 * one, 4 * one, 1), AdamRule(0.1, 0.0)
     X = torch.full((1, 1, 1), 3.0, dtype=torch.float64)
     steps = [InnerStep(torch.tensor([0]), None)]
-    states = train(state, X, steps, toy_loss, rule)
-    found = meta_gradient(states, X, steps, toy_loss, rule, 7 * one)
+    states = train(state, X, steps, toy_take, rule)
+    found = meta_gradient(states, X, steps, toy_take, rule, 7 * one)
     unbias2 = 1 - 0.999**2
     r = (4 / unbias2) ** 0.5
     d = r + 1e-8
@@ -354,7 +358,7 @@ def test_positions_that_are_never_trained_change_nothing() -> None:
         LearnerState.fresh(start),
         large.leaf(large.factors),
         small.steps(0, 4),
-        large.training.loss,
+        large.training.take,
         large.training.rule,
     )
     assert torch.equal(states[-1].parameters[used : used + len(extra)], extra)
@@ -375,15 +379,15 @@ def test_adam_is_torchs(weight_decay: float) -> None:
         optimizer.step()
         assert state.age == step + 1
         assert distance(state.parameters, theirs.detach()) < 1e-12
-        kept = optimizer.state[theirs]
-        assert distance(state.first, kept["exp_avg"]) < 1e-12
-        assert distance(state.second, kept["exp_avg_sq"]) < 1e-12
+        theirs_kept = optimizer.state[theirs]
+        assert distance(state.first, theirs_kept["exp_avg"]) < 1e-12
+        assert distance(state.second, theirs_kept["exp_avg_sq"]) < 1e-12
 
 
 def test_training_can_be_cut_anywhere_and_leaves_its_inputs_alone() -> None:
     world = make_world(dropout=0.3, objective="last-and-augmented")
     X, steps = world.leaf(world.factors), world.steps(0, 5)
-    run = partial(train, loss=world.training.loss, rule=world.training.rule)
+    run = partial(train, take=world.training.take, rule=world.training.rule)
     fresh = LearnerState.fresh(world.start)
     whole = run(fresh, X, steps)
     assert whole[0] is fresh

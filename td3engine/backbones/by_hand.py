@@ -1,0 +1,183 @@
+"""Layers with first and second derivatives written out, for the inner loop.
+
+Differentiating a gradient with autograd runs some nine hundred small kernels for one layer of
+SASRec; by hand it is about a hundred and fifty. A layer here makes up to four passes in this order:
+
+    forward         its value
+    backward        the gradient of a loss: to its input, and to its parameters
+    forward_along   the change of its value along a direction of input and parameters
+    backward_along  the change of its gradients along that direction: a Hessian product
+
+Each pass keeps what later ones need. Tokens lie in rows, (N, width). `_along` marks a change; what
+is None does not change, or is not needed. Two facts save much: the Jacobians of softmax and of the
+normalisation are symmetric, so the kernel that takes a gradient back also takes a change forward.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_norm_backward = torch.ops.aten.native_layer_norm_backward.default
+_softmax_backward = torch.ops.aten._softmax_backward_data.default
+_gelu_backward = torch.ops.aten.gelu_backward.default
+NORM_EPSILON = 1e-5
+INPUT_ONLY = [True, False, False]
+
+
+class Linear:
+    """y = x W^T + b, for W (out, in)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight, bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        return torch.addmm(self.bias, x, self.weight.t())
+
+    def backward(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        self.to_y = to_y
+        return to_y @ self.weight, [to_y.t() @ self.x, to_y.sum(0)]
+
+    def forward_along(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        self.x_along, self.weight_along = x, weight
+        return torch.addmm(bias, self.x, weight.t()).addmm_(x, self.weight.t())
+
+    def backward_along(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        to_weight = (to_y.t() @ self.x).addmm_(self.to_y.t(), self.x_along)
+        to_x = (to_y @ self.weight).addmm_(self.to_y, self.weight_along)
+        return to_x, [to_weight, to_y.sum(0)]
+
+
+class Norm:
+    """Layer norm over the last dimension, y = w x' + b with x' = (x - mean) / deviation."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight, self.bias = weight, bias
+        self.shape = list(weight.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        y, self.mean, self.scale = torch.native_layer_norm(
+            x, self.shape, self.weight, self.bias, NORM_EPSILON
+        )
+        return y
+
+    def backward(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        self.to_y = to_y
+        self.to_x, to_weight, to_bias = _norm_backward(
+            to_y, self.x, self.shape, self.mean, self.scale, self.weight, self.bias, [True] * 3
+        )
+        return self.to_x, [to_weight, to_bias]
+
+    def forward_along(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        self.weight_along = weight
+        self.unit = (self.x - self.mean).mul_(self.scale)
+        self.unit_along = self._through(x)
+        self.shrinking = self._mean_of(self.unit, x)  # of the scale, relative
+        return torch.addcmul(bias, self.unit_along, self.weight).addcmul_(self.unit, weight)
+
+    def backward_along(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        to_weight = (to_y * self.unit).addcmul_(self.to_y, self.unit_along).sum(0)
+        to_unit = self.to_y * self.weight
+        to_unit_along = (to_y * self.weight).addcmul_(self.to_y, self.weight_along)
+        to_x = self._through(to_unit_along)
+        to_x.addcmul_(self.shrinking, self.to_x, value=-1)
+        to_x.addcmul_(self._mean_of(to_unit, self.unit), self.unit_along, value=-1)
+        to_x.addcmul_(self._mean_of(to_unit, self.unit_along), self.unit, value=-1)
+        return to_x, [to_weight, to_y.sum(0)]
+
+    def _through(self, change: Tensor) -> Tensor:
+        """The symmetric Jacobian of x' by x, times a change of x or a gradient of x'."""
+        arguments = (self.x, self.shape, self.mean, self.scale, None, None, INPUT_ONLY)
+        found: Tensor = _norm_backward(change, *arguments)[0]
+        return found
+
+    def _mean_of(self, a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).mean(-1, keepdim=True).mul_(self.scale)
+
+
+class Gelu:
+    """y = x Phi(x), elementwise; Phi and phi are the normal distribution's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        return torch.nn.functional.gelu(x)
+
+    def backward(self, to_y: Tensor) -> Tensor:
+        self.to_y = to_y
+        found: Tensor = _gelu_backward(to_y, self.x)
+        return found
+
+    def forward_along(self, x: Tensor) -> Tensor:
+        self.x_along = x
+        found: Tensor = _gelu_backward(x, self.x)
+        return found
+
+    def backward_along(self, to_y: Tensor) -> Tensor:
+        square = self.x.square()
+        # The second derivative is phi(x) (2 - x^2).
+        curvature = (square * -0.5).exp_().mul_((2 - square).mul_(1 / math.sqrt(2 * math.pi)))
+        found: Tensor = _gelu_backward(to_y, self.x)
+        return found.addcmul_(curvature.mul_(self.to_y), self.x_along)
+
+
+class Attention:
+    """softmax(scale q k^T + hidden) with dropout, times v: (H, A, .) queries on (H, L, .) events.
+
+    H counts rows times heads.
+
+    Args:
+        hidden: added to scores; minus infinity where a query must not look, broadcast to (H, A, L).
+        mask: dropout of the weights, (H, A, L), or None.
+    """
+
+    def __init__(self, hidden: Tensor, mask: Tensor | None) -> None:
+        self.hidden, self.mask = hidden, mask
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.scale = q.shape[-1] ** -0.5
+        self.q, self.k, self.v = q, k, v
+        scores = torch.baddbmm(self.hidden, q, k.transpose(1, 2), alpha=self.scale)
+        self.P = scores.softmax(-1)
+        self.weights = self._dropped(self.P)
+        return self.weights @ v
+
+    def backward(self, to_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self.to_y = to_y
+        self.to_P = self._dropped(to_y @ self.v.transpose(1, 2))
+        self.to_scores = self._softmax(self.to_P)
+        to_q, to_k = self.to_scores @ self.k, self.to_scores.transpose(1, 2) @ self.q
+        return to_q, to_k, self.weights.transpose(1, 2) @ to_y
+
+    def forward_along(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.q_along, self.k_along, self.v_along = q, k, v
+        scores = torch.bmm(q, self.k.transpose(1, 2)).baddbmm_(self.q, k.transpose(1, 2))
+        self.P_along = self._softmax(scores)
+        self.weights_along = self._dropped(self.P_along)
+        return (self.weights_along @ self.v).baddbmm_(self.weights, v)
+
+    def backward_along(self, to_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        to_v = (self.weights_along.transpose(1, 2) @ self.to_y).baddbmm_(
+            self.weights.transpose(1, 2), to_y
+        )
+        to_weights = (to_y @ self.v.transpose(1, 2)).baddbmm_(
+            self.to_y, self.v_along.transpose(1, 2)
+        )
+        to_scores = self._softmax(self._dropped(to_weights))
+        mean = (self.P * self.to_P).sum(-1, keepdim=True)
+        moved = (self.to_P - mean).mul_(self.P_along).mul_(self.scale)
+        to_scores.add_(moved).addcmul_(self.P, moved.sum(-1, keepdim=True), value=-1)
+        to_q = (to_scores @ self.k).baddbmm_(self.to_scores, self.k_along)
+        to_k = (to_scores.transpose(1, 2) @ self.q).baddbmm_(
+            self.to_scores.transpose(1, 2), self.q_along
+        )
+        return to_q, to_k, to_v
+
+    def _dropped(self, weights: Tensor) -> Tensor:
+        return weights if self.mask is None else weights * self.mask
+
+    def _softmax(self, change: Tensor) -> Tensor:
+        """The symmetric Jacobian of P by unscaled scores, times a change or a gradient."""
+        found: Tensor = _softmax_backward(change, self.P, -1, self.P.dtype)
+        return found.mul_(self.scale)

@@ -1,0 +1,148 @@
+"""Layers with written-out derivatives against autograd's double backward, in float64."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from td3engine.backbones import Asked, SASRec
+from td3engine.backbones.by_hand import Attention, Gelu, Linear, Norm
+from td3engine.config import BackboneConfig
+from tests.td3engine.oracles import distance, leaves, normal, seeded
+
+EXACT = 1e-12
+N, IN, OUT = 6, 4, 3
+
+
+def assert_derivatives(
+    layer: Any,
+    value: Callable[..., Tensor],
+    inputs: list[Tensor],
+    parameters: list[Tensor],
+) -> None:
+    """All four passes of `layer` against autograd on `value(*inputs, *parameters)`."""
+    every = leaves(*inputs, *parameters)
+    directions = [normal(20 + nth, *each.shape) for nth, each in enumerate(every)]
+    wanted = value(*every)
+    assert distance(layer.forward(*inputs), wanted) < EXACT
+
+    (to_y,) = leaves(normal(10, *wanted.shape))
+    firsts = torch.autograd.grad(wanted, every, to_y, create_graph=True)
+    for found, first in zip(flat(layer.backward(to_y.detach())), firsts, strict=True):
+        assert distance(found, first) < EXACT
+
+    # The change of the value along the directions: the gradient of its gradient by `to_y`.
+    (along,) = torch.autograd.grad(firsts, to_y, directions, retain_graph=True)
+    assert distance(layer.forward_along(*directions), along) < EXACT
+
+    # Of the gradients, where `to_y` changes too. The Hessian is symmetric.
+    to_y_along = normal(11, *wanted.shape)
+    products = torch.autograd.grad(
+        firsts, every, directions, retain_graph=True, materialize_grads=True
+    )
+    moved = torch.autograd.grad(wanted, every, to_y_along)
+    for found, product, more in zip(
+        flat(layer.backward_along(to_y_along)), products, moved, strict=True
+    ):
+        assert distance(found, product + more) < EXACT
+
+
+def flat(found: Any) -> list[Tensor]:
+    """A layer's gradients: of its inputs, then of its parameters."""
+    if isinstance(found, Tensor):
+        return [found]
+    return [each for part in found for each in ([part] if isinstance(part, Tensor) else part)]
+
+
+def test_linear() -> None:
+    weight, bias = normal(1, OUT, IN), normal(2, OUT)
+    assert_derivatives(Linear(weight, bias), functional.linear, [normal(0, N, IN)], [weight, bias])
+
+
+def test_norm() -> None:
+    weight, bias = normal(1, IN), normal(2, IN)
+    assert_derivatives(
+        Norm(weight, bias),
+        lambda x, w, b: functional.layer_norm(x, (IN,), w, b),
+        [normal(0, N, IN, std=2.0)],
+        [weight, bias],
+    )
+
+
+def test_gelu() -> None:
+    assert_derivatives(Gelu(), functional.gelu, [normal(0, N, IN, std=2.0)], [])
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_attention(dropout: bool) -> None:
+    queries, events = 3, 5
+    hidden = torch.zeros(2, queries, events, dtype=torch.float64)
+    hidden[0, 0, 2:] = hidden[1, :, 4] = -torch.inf
+    mask = (normal(3, 2, queries, events) > 0).double() * 2 if dropout else None
+
+    def value(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        weights: Tensor = (q @ k.mT * IN**-0.5 + hidden).softmax(-1)
+        return (weights if mask is None else weights * mask) @ v
+
+    inputs = [normal(0, 2, queries, IN), normal(1, 2, events, IN), normal(2, 2, events, IN)]
+    assert_derivatives(Attention(hidden, mask), value, inputs, [])
+
+
+@pytest.mark.parametrize(("layers", "heads"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("kind", ["all", "whole", "some"])
+def test_sasrec(layers: int, heads: int, dropout: float, kind: str) -> None:
+    """The encoder whole, also where rows ask for a few events, one of them twice."""
+    rows, events, history = 3, 5, 6  # a row of the position table is never read
+    config = BackboneConfig(hidden=4, layers=layers, heads=heads, inner=5, dropout=dropout)
+    backbone = SASRec(config, history)
+    parameters = backbone.initial(seeded(0)).double() + normal(1, backbone.n_parameters, std=0.3)
+    masks = backbone.dropout(rows, events + 1, seeded(2))
+    asked = {
+        "all": None,
+        "whole": Asked(
+            torch.arange(rows).repeat_interleave(events),
+            torch.arange(1, events + 1).repeat(rows),
+            whole=True,
+        ),
+        "some": Asked(
+            torch.arange(rows).repeat_interleave(2), torch.tensor([5, 1, 2, 2, 3, 5]), each=2
+        ),
+    }[kind]
+
+    def value(input_BLD: Tensor, parameters_P: Tensor) -> Tensor:
+        hidden_BLD = backbone.encode(parameters_P, input_BLD, masks)
+        if asked is None:
+            return hidden_BLD.flatten(0, 1)
+        return hidden_BLD[asked.rows, asked.at - 1]
+
+    passes = backbone.by_hand(parameters, asked, masks, rows)
+    assert passes is not None
+    assert_derivatives(InOrder(passes), value, [normal(3, rows, events, 4)], [parameters])
+
+
+class InOrder:
+    """Passes with input before parameters, as layers have them."""
+
+    def __init__(self, passes: Any) -> None:
+        self.passes = passes
+        self.forward = passes.forward
+
+    def backward(self, to_y: Tensor) -> list[Tensor]:
+        return [*self.passes.backward(to_y)][::-1]
+
+    def forward_along(self, input_BLD: Tensor, parameters_P: Tensor) -> Tensor:
+        found: Tensor = self.passes.forward_along(parameters_P, input_BLD)
+        return found
+
+    def backward_along(self, to_y: Tensor) -> list[Tensor]:
+        return [*self.passes.backward_along(to_y)][::-1]
+
+
+def test_rows_that_ask_for_unlike_numbers_are_autograds() -> None:
+    backbone = SASRec(BackboneConfig(hidden=4, inner=5), 6)
+    asked = Asked(torch.tensor([0, 0, 1]), torch.tensor([1, 2, 1]))
+    assert backbone.by_hand(backbone.initial(seeded(0)), asked, None, 2) is None
