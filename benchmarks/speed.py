@@ -1,10 +1,12 @@
 """The yardstick: seconds, memory and parts of an outer step, the engine against the textbook.
 
     python -m benchmarks.speed [--dataset ml-100k | --items 20000] [--threads 1] [--json]
+    python -m benchmarks.speed --end-to-end --budget 1800
 
 Both do the same work: same summary, same learners, same window, as many inner and as many real
 targets. They take turns in one process, and each repeat gives a ratio; memory is the peak of a
-process of its own each. Table and teacher are random, because no time depends on them.
+process of its own each. Table and teacher are random, because no time depends on them; only
+`--end-to-end` trains a teacher.
 """
 
 import argparse
@@ -22,7 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.arithmetic import matmul_rate, outer_step
 from benchmarks.datasets import DATASETS
+from benchmarks.end_to_end import end_to_end
 from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
 from td3engine.config import DistillConfig, merge
 from td3engine.distill import Mark
@@ -110,15 +114,40 @@ def compare(work: Work, options: argparse.Namespace) -> Figures:
     keep_memory()
     steps = {side: STEPS[side](work) for side in sides}
     turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    rates = []
     for _ in range(options.repeats):
+        rates.append(matmul_rate(work.device))
         for side in sides:
             turns[side].append(turn(steps[side], counts[side], work.device))
     found: Figures = {side: summed_up(turns[side]) | peaks[side] for side in sides}
+    seconds = {side: [sum(parts.values()) for parts in turns[side]] for side in sides}
+    found["arithmetic"] = limit(work, seconds["engine"], rates)
     if options.engine_only:
         return {"ratio": None, **found}
-    seconds = {side: [sum(parts.values()) for parts in turns[side]] for side in sides}
     ratios = [b / a for a, b in zip(seconds["engine"], seconds["textbook"], strict=True)]
     return {"ratio": statistics.median(ratios), "ratios": ratios, **found}
+
+
+def limit(work: Work, seconds: list[float], rates: list[float]) -> Figures:
+    """How near the engine's outer steps are to the machine's own arithmetic.
+
+    Args:
+        work: the work.
+        seconds: of an outer step, by turn.
+        rates: what large products reached just before each turn, operations a second. What
+            products of an inner step's size reach by themselves is told too.
+    """
+    config = work.engine_config
+    operations = outer_step(config, work.split.n_items, work.real_targets)
+    layer = config.learner.batch * (config.summary.length - 1), config.backbone.hidden
+    shares = [operations.total / r / s for r, s in zip(rates, seconds, strict=True)]
+    return {
+        "operations": vars(operations),
+        "gflops": statistics.median(rates) / 1e9,
+        "gflops_of_a_layer": matmul_rate(work.device, *layer) / 1e9,
+        "seconds_at_the_limit": operations.total / statistics.median(rates),
+        "share_of_the_limit": statistics.median(shares),
+    }
 
 
 def summed_up(turns: list[dict[str, float]]) -> Figures:
@@ -208,10 +237,20 @@ def told(found: Figures) -> str:
             f"{side:9}{own['seconds_per_outer_step']:8.3f} s a step ({low:.3f} to {high:.3f}), "
             f"peak {own['peak_mib']:,.0f} MiB; ms: {parts}"
         )
+    bound = found["arithmetic"]
+    lines.append(
+        f"engine at {100 * bound['share_of_the_limit']:.0f}% of the arithmetic limit "
+        f"({bound['seconds_at_the_limit']:.3f} s at {bound['gflops']:.0f} Gflop/s; "
+        f"a layer's products alone reach {bound['gflops_of_a_layer']:.0f})"
+    )
     if found["ratio"] is not None:
         each = ", ".join(f"{ratio:.1f}" for ratio in found["ratios"])
         lines.append(f"ratio    {found['ratio']:8.1f} ({each})")
     return "\n".join(lines)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -229,6 +268,8 @@ def parser() -> argparse.ArgumentParser:
     add("--window", type=int, help="W, in place of 40")
     add("--recompute", action="store_true", help="the engine's outer.recompute")
     add("--engine-only", action="store_true")
+    add("--end-to-end", action="store_true", help="a log in, a summary of equal quality out")
+    add("--budget", type=float, default=1800, help="seconds of distilling, of each, end to end")
     add("--json", action="store_true", help="print the figures as JSON")
     add("--peak-of", choices=list(STEPS), help=argparse.SUPPRESS)
     return told_by
@@ -240,6 +281,11 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     work = prepare(options)
+    if options.end_to_end:
+        keep_memory()
+        found = end_to_end(options.dataset, work.split, work.device, options.budget, _say)
+        print(json.dumps(found | {"machine": machine(work.device)}, indent=1))
+        return
     if options.peak_of:
         print(json.dumps(peak(options.peak_of, work)))
         return

@@ -48,9 +48,11 @@ STRATA = 4  # ages that the textbook's windows start at, in turn
 
 
 def published(dataset: str, over: Mapping[str, Any]) -> DistillConfig:
-    """The published settings, for sequences as many and as long as this log's summary has."""
+    """The published settings, for a model and a summary of the sizes that we use for this log."""
     own = DATASETS[dataset].settings
     sizes = {
+        "data": own.get("data", {}),
+        "backbone": own.get("backbone", {}),
         "summary": {name: own["summary"][name] for name in ("users", "length")},
         "learner": {"batch": own.get("learner", {}).get("batch", 15)},
     }
