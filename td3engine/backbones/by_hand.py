@@ -20,7 +20,6 @@ from torch import Tensor
 
 _norm_backward = torch.ops.aten.native_layer_norm_backward.default
 _softmax_backward = torch.ops.aten._softmax_backward_data.default
-_gelu_backward = torch.ops.aten.gelu_backward.default
 NORM_EPSILON = 1e-5
 INPUT_ONLY = [True, False, False]
 
@@ -98,28 +97,30 @@ class Norm:
 
 
 class Gelu:
-    """y = x Phi(x), elementwise; Phi and phi are the normal distribution's."""
+    """y = x Phi(x), elementwise; Phi and phi are the normal distribution's.
+
+    Of elementary operations: on the few thousand numbers of an inner step torch's own kernel spends
+    a tenth of a millisecond on setting itself up.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         self.x = x
-        return torch.nn.functional.gelu(x)
+        self.Phi = (x * math.sqrt(0.5)).erf_().add_(1).mul_(0.5)
+        self.phi = (x * x).mul_(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi))
+        self.slope = torch.addcmul(self.Phi, x, self.phi)
+        return x * self.Phi
 
     def backward(self, to_y: Tensor) -> Tensor:
         self.to_y = to_y
-        found: Tensor = _gelu_backward(to_y, self.x)
-        return found
+        return to_y * self.slope
 
     def forward_along(self, x: Tensor) -> Tensor:
         self.x_along = x
-        found: Tensor = _gelu_backward(x, self.x)
-        return found
+        return x * self.slope
 
     def backward_along(self, to_y: Tensor) -> Tensor:
-        square = self.x.square()
-        # The second derivative is phi(x) (2 - x^2).
-        curvature = (square * -0.5).exp_().mul_((2 - square).mul_(1 / math.sqrt(2 * math.pi)))
-        found: Tensor = _gelu_backward(to_y, self.x)
-        return found.addcmul_(curvature.mul_(self.to_y), self.x_along)
+        curvature = (2 - self.x * self.x).mul_(self.phi)
+        return (to_y * self.slope).addcmul_(curvature.mul_(self.to_y), self.x_along)
 
 
 class Attention:
