@@ -43,6 +43,7 @@ from td3engine.interactions import Split
 from td3engine.learner import Learned, SummaryTraining, learn_from, recommender
 from td3engine.model import Draws, Recommender
 from td3engine.ranking import CUTOFFS
+from td3engine.reading import ReadDense, ReadReady
 from td3engine.report import Row, make_row
 from td3engine.seeding import Purpose, generator
 from td3engine.sequences import WindowIndex, questions, training_windows
@@ -287,7 +288,8 @@ def soft_export_rows(benchmark: Benchmark, summary: Summary, mode: Mode, seed: i
     """A learner that knows only the most probable items of a position, as exported."""
     learner = benchmark.config.learner
     model = recommender(benchmark.backbone, summary.V, mode)
-    training = SummaryTraining.of(model, learner, learner.steps_in(mode))
+    reader = ReadReady(summary.V) if model.scores_are_fixed else ReadDense(summary.V)
+    training = SummaryTraining(model, learner, learner.steps_in(mode), reader)
     scores_UTN = query(*summary.learned) @ summary.V.T
     top = scores_UTN.softmax(-1).topk(min(TOP_K, scores_UTN.shape[-1]))
     leaf = torch.zeros_like(scores_UTN).scatter(-1, top.indices, top.values)

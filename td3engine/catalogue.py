@@ -35,7 +35,7 @@ class Catalogue:
         self.hidden, self.table = hidden_KD, table_ND
         self.value = hidden_KD.new_empty(len(hidden_KD))
         self.kept: Tensor | None = None
-        keep = keep and len(hidden_KD) * len(table_ND) <= KEPT_SCORES
+        keep = keep and len(hidden_KD) * len(table_ND) <= min(KEPT_SCORES, SCORES_AT_ONCE)
         for rows in self._chunks():
             scores = hidden_KD[rows] @ table_ND.T
             peak = scores.amax(-1, keepdim=True)

@@ -32,11 +32,11 @@ from td3engine.learner import (
     advance,
     encode_last,
     learn,
-    readable,
     recommender,
 )
 from td3engine.model import Draws, cross_entropy, unseen_cross_entropy
 from td3engine.ranking import evaluate
+from td3engine.reading import reader_for
 from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, gather, training_windows
 from td3engine.start import initial_summary
@@ -109,7 +109,13 @@ class Distillation:
         self.mode: Mode = mode
         self.model = recommender(self.backbone, self.V_ND, mode)
         self.inner_steps = learner.steps_in(mode)
-        self.training = SummaryTraining.of(self.model, learner, self.inner_steps)
+        reader = reader_for(
+            self.V_ND,
+            self.config.summary.users * self.config.summary.length,
+            fixed=self.model.scores_are_fixed,
+            twice_by_autograd=not self.model.written_out,
+        )
+        self.training = SummaryTraining(self.model, learner, self.inner_steps, reader)
         trained = [factor for factor in self.factors if factor.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=outer.lr, weight_decay=outer.weight_decay)
         # Numbers of learners: of the first pool, of later ones by their step, of a second pool.
@@ -135,7 +141,7 @@ class Distillation:
         outer = self.config.outer
         if self.mode != self.config.mode and self.done == self.shared_steps:
             self._distil_for(self.config.mode)
-        read_from = readable(self.model, query(*self.factors), self.V_ND)
+        read_from = self.training.reader.leaf(query(*self.factors))
         leaf = read_from.detach()
         mark("soft sequences")
         to_leaf = reduce(

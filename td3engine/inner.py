@@ -13,6 +13,7 @@ from torch import Tensor
 from td3engine.backbones.interface import Passes
 from td3engine.catalogue import Catalogue
 from td3engine.model import Draws, Recommender
+from td3engine.reading import Reader
 
 
 class ByHand:
@@ -20,60 +21,60 @@ class ByHand:
 
     Args:
         model: a recommender without item bias.
-        passes: its encoder's.
+        encoder: its encoder's passes.
+        reader: how the batch is read.
         theta: flat parameters (P).
-        batch: X (B, zeta, d) for a frozen table, S (B, zeta, n) for a trained one.
+        batch: of the reader's leaf, (B, zeta, .).
         draws: what is asked, as many events of every row.
     """
 
     def __init__(
         self,
         model: Recommender,
-        passes: Passes,
+        encoder: Passes,
+        reader: Reader,
         theta: Tensor,
         batch: Tensor,
         draws: Draws,
     ) -> None:
-        self.trained = model.frozen is None
-        self.model, self.passes, self.batch = model, passes, batch
-        _, self.table = model.parts(theta)
-        X_BTD = batch @ self.table if self.trained else batch
-        length = batch.shape[1]
-        self.targets = draws.asked.rows * length + draws.asked.at
+        _, table_ND = model.parts(theta)
+        self.model, self.encoder, self.trained = model, encoder, model.frozen is None
+        self.reading = reader.passes(batch, table_ND)
+        self.targets = draws.asked.rows * batch.shape[1] + draws.asked.at
         self.weight = 1 / len(self.targets)
-        self.hidden = passes.forward(X_BTD[:, :-1])
-        self.catalogue = Catalogue(self.hidden, self.table, keep=True)
+        X_BTD = self.reading.forward()
+        hidden = encoder.forward(X_BTD[:, :-1])
+        self.catalogue = Catalogue(hidden, table_ND, keep=True)
         to_hidden, to_table = self.catalogue.gradient(self.weight, self.trained)
-        expected = X_BTD.flatten(0, 1)[self.targets]
-        to_encoder, to_input = passes.backward(to_hidden.sub_(expected, alpha=self.weight))
-        if to_table is None:
-            self.gradient = to_encoder
-            return
-        self.to_X = self._to_soft(to_input, self.hidden)
-        to_table.addmm_(batch.flatten(0, 1).t(), self.to_X.flatten(0, 1))
-        self.gradient = torch.cat([to_encoder, to_table.flatten()])
+        to_encoder, to_input = encoder.backward(self._less_expected(to_hidden, X_BTD))
+        read = self.reading.backward(self._to_soft(to_input, hidden)) if self.trained else None
+        self.gradient = _joined(to_encoder, to_table, read)
 
     def along(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
         """See `unroll.Taken`."""
         encoder_P, table_ND = self.model.parts(direction_P)
-        if not self.trained:
-            hidden = self.passes.forward_along(encoder_P, None)
-            _, to_hidden, _ = self.catalogue.along(self.weight, hidden, None, False)
-            to_encoder, to_input = self.passes.backward_along(to_hidden)
-            return to_encoder, self._to_soft(to_input, hidden)
-        X_BTD = self.batch @ table_ND
-        hidden = self.passes.forward_along(encoder_P, X_BTD[:, :-1])
-        _, to_hidden, to_table = self.catalogue.along(self.weight, hidden, table_ND, True)
-        assert to_table is not None  # asked for
-        to_hidden.sub_(X_BTD.flatten(0, 1)[self.targets], alpha=self.weight)
-        to_encoder, to_input = self.passes.backward_along(to_hidden)
-        to_X = self._to_soft(to_input, hidden)
-        to_table.addmm_(self.batch.flatten(0, 1).t(), to_X.flatten(0, 1))
-        to_S = to_X @ self.table.t() + self.to_X @ table_ND.t()
-        return torch.cat([to_encoder, to_table.flatten()]), to_S
+        moved_ND = table_ND if self.trained else None
+        X_BTD = self.reading.forward_along(table_ND)
+        hidden = self.encoder.forward_along(encoder_P, None if X_BTD is None else X_BTD[:, :-1])
+        _, to_hidden, to_table = self.catalogue.along(self.weight, hidden, moved_ND, self.trained)
+        if X_BTD is not None:
+            self._less_expected(to_hidden, X_BTD)
+        to_encoder, to_input = self.encoder.backward_along(to_hidden)
+        read, to_batch = self.reading.backward_along(self._to_soft(to_input, hidden))
+        return _joined(to_encoder, to_table, read), to_batch
+
+    def _less_expected(self, to_hidden_KD: Tensor, X_BTD: Tensor) -> Tensor:
+        return to_hidden_KD.sub_(X_BTD.flatten(0, 1)[self.targets], alpha=self.weight)
 
     def _to_soft(self, to_input_BLD: Tensor, hidden_KD: Tensor) -> Tensor:
         """Gradient of X (B, zeta, d): as the encoder's input, and as targets."""
         to_X = F.pad(to_input_BLD, (0, 0, 0, 1))
         to_X.flatten(0, 1).index_add_(0, self.targets, hidden_KD, alpha=-self.weight)
         return to_X
+
+
+def _joined(to_encoder_P: Tensor, to_table: Tensor | None, read: Tensor | None) -> Tensor:
+    """The flat gradient; the table's share is both what scoring and what reading gave."""
+    if to_table is None or read is None:
+        return to_encoder_P
+    return torch.cat([to_encoder_P, to_table.add_(read).flatten()])

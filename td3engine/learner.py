@@ -14,7 +14,8 @@ from td3engine.errors import DivergedError
 from td3engine.inner import ByHand
 from td3engine.model import Draws, Recommender, cross_entropy
 from td3engine.ranking import Scorer
-from td3engine.summary import Summary, query, soft_sequences
+from td3engine.reading import Reader, reader_for
+from td3engine.summary import Summary, query
 from td3engine.unroll import (
     AdamRule,
     ByAutograd,
@@ -27,29 +28,15 @@ from td3engine.unroll import (
 
 FIRST_AUGMENTED = 5  # the augmentation predicts no earlier position than this (section 4)
 ENCODED_AT_ONCE = 1024
-LARGEST_DENSE = 2**26  # numbers of S that a learner's training keeps: 256 MiB
 VALIDATE_EVERY = 20  # inner steps between two looks at validation, where a caller wants them
-
-Read = Callable[[Tensor, Tensor], Tensor]
-"""(a batch of the summary, scoring table F (n, f)) -> its expected rows of F, (B, zeta, f)."""
-
-
-def read_ready(X_BTF: Tensor, _table_NF: Tensor) -> Tensor:
-    """For a frozen table: the batch is X, computed once (I-1)."""
-    return X_BTF
-
-
-def read_dense(S_BTN: Tensor, table_NF: Tensor) -> Tensor:
-    """For a trained table: the batch holds the probabilities S; twice differentiable in both."""
-    return S_BTN @ table_NF
 
 
 def summary_loss(
-    model: Recommender, read: Read, theta: Tensor, batch: Tensor, draws: Draws
+    model: Recommender, reader: Reader, theta: Tensor, batch: Tensor, draws: Draws
 ) -> Tensor:
     """The inner loss on a batch of synthetic sequences: mean over the events that are asked for."""
     encoder_P, table_NF = model.parts(theta)
-    X_BTF = read(batch, table_NF)
+    X_BTF = reader.read(batch, table_NF)
     lengths = torch.full((len(X_BTF),), X_BTF.shape[1], device=X_BTF.device)
     hidden_KF = model.states(encoder_P, X_BTF, lengths, draws)
     expected_KF = X_BTF[draws.asked.rows, draws.asked.at]
@@ -69,29 +56,23 @@ class SummaryTraining:
         model: the learner.
         config: batch, objective, Adam.
         steps: how many steps a learner takes in all.
-        read: how a batch of the summary is read.
+        reader: how a batch of the summary is read.
     """
 
-    def __init__(self, model: Recommender, config: LearnerConfig, steps: int, read: Read) -> None:
-        self.model, self.config, self.count, self.read = model, config, steps, read
+    def __init__(
+        self, model: Recommender, config: LearnerConfig, steps: int, reader: Reader
+    ) -> None:
+        self.model, self.config, self.count, self.reader = model, config, steps, reader
         self.rule = adam_rule(config, steps)
-        self.loss: LearnerLoss[Draws] = partial(summary_loss, model, read)
-
-    @classmethod
-    def of(cls, model: Recommender, config: LearnerConfig, steps: int) -> "SummaryTraining":
-        """On what `readable` gives."""
-        return cls(model, config, steps, read_ready if model.scores_are_fixed else read_dense)
+        self.loss: LearnerLoss[Draws] = partial(summary_loss, model, reader)
 
     def take(self, theta: Tensor, batch: Tensor, draws: Draws, second: bool) -> Taken:
         """One step's gradient: by hand where the backbone has that, else by autograd."""
-        backbone = self.model.backbone
-        own_table = self.model.frozen is None
-        if not backbone.biased and self.read is (read_dense if own_table else read_ready):
-            encoder_P, _ = self.model.parts(theta)
-            passes = backbone.by_hand(encoder_P, draws.asked, draws.dropout, len(batch))
-            if passes is not None:
-                return ByHand(self.model, passes, theta, batch, draws)
-        return ByAutograd(theta, batch, draws, second, loss=self.loss)
+        if not self.model.written_out:
+            return ByAutograd(theta, batch, draws, second, loss=self.loss)
+        encoder_P, _ = self.model.parts(theta)
+        encoder = self.model.backbone.by_hand(encoder_P, draws.asked, draws.dropout, len(batch))
+        return ByHand(self.model, encoder, self.reader, theta, batch, draws)
 
     def steps(
         self, age: int, count: int, users: int, length: int, generator: Generator
@@ -202,26 +183,11 @@ def learn_from(
 def training_on(
     summary: Summary, backbone: Backbone, config: LearnerConfig, mode: Mode
 ) -> tuple[SummaryTraining, Tensor]:
-    """The recipe of learners on this summary, and what their batches are cut from: X where the
-    scoring table is fixed, else the probabilities S, or where those are too many the queries C,
-    read by attention with key V at each step."""
-    C_UTD, V_ND = query(*summary.learned), summary.V
-    model = recommender(backbone, V_ND, mode)
-    steps = config.steps_in(mode)
-    if not model.scores_are_fixed and C_UTD[..., 0].numel() * len(V_ND) > LARGEST_DENSE:
-
-        def read(C_BTD: Tensor, table_NF: Tensor) -> Tensor:
-            return soft_sequences(C_BTD, V_ND, table_NF)
-
-        return SummaryTraining(model, config, steps, read), C_UTD
-    return SummaryTraining.of(model, config, steps), readable(model, C_UTD, V_ND)
-
-
-def readable(model: Recommender, C_UTD: Tensor, V_ND: Tensor) -> Tensor:
-    """What a learner's batches are cut from: X (mu, zeta, d), or S (mu, zeta, n)."""
-    if model.scores_are_fixed:
-        return soft_sequences(C_UTD, V_ND, V_ND)
-    return (C_UTD @ V_ND.T).softmax(-1)
+    """The recipe of learners on this summary, and what their batches are cut from."""
+    C_UTD = query(*summary.learned)
+    model = recommender(backbone, summary.V, mode)
+    reader = reader_for(summary.V, C_UTD[..., 0].numel(), fixed=model.scores_are_fixed)
+    return SummaryTraining(model, config, config.steps_in(mode), reader), reader.leaf(C_UTD)
 
 
 def recommender(backbone: Backbone, V_ND: Tensor, mode: Mode) -> Recommender:

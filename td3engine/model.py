@@ -55,6 +55,11 @@ class Recommender:
         return self.frozen is not None and not self.backbone.biased
 
     @property
+    def written_out(self) -> bool:
+        """Whether a step's derivatives are written out (`inner.ByHand`)."""
+        return self.backbone.written_out and not self.backbone.biased
+
+    @property
     def n_parameters(self) -> int:
         return sum(self._sizes())
 

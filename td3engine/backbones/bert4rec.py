@@ -26,6 +26,7 @@ class BERT4Rec(FlatParameters):
 
     causal = False
     biased = True
+    written_out = False
 
     def __init__(self, config: BackboneConfig, history: int) -> None:
         super().__init__(_shapes(config, history))
@@ -80,8 +81,8 @@ class BERT4Rec(FlatParameters):
 
     def by_hand(
         self, _parameters_P: Tensor, _asked: Asked | None, _dropout: Tensor | None, _rows: int
-    ) -> Passes | None:
-        return None
+    ) -> Passes:
+        raise NotImplementedError("derivatives go by autograd")
 
 
 def _shapes(config: BackboneConfig, history: int) -> dict[str, Shape]:

@@ -57,11 +57,13 @@ class Backbone(Protocol):
         history: most events of a history that it reads; a training row has one more.
         causal: predicts an event from those before it; else from those around it (cloze).
         biased: scores carry a trained bias per item.
+        written_out: it has `by_hand`.
     """
 
     history: int
     causal: bool
     biased: bool
+    written_out: bool
 
     @property
     def n_parameters(self) -> int:
@@ -97,9 +99,13 @@ class Backbone(Protocol):
 
     def by_hand(
         self, parameters_P: Tensor, asked: Asked | None, dropout: Tensor | None, rows: int
-    ) -> Passes | None:
-        """`predict` of so many rows, all of one length, or with None for `asked` the states at all
-        positions, with its derivatives written out; None where they are not."""
+    ) -> Passes:
+        """`predict` of so many rows of one length that ask for as many events each, with its
+        derivatives written out; with None for `asked`, the states at all positions.
+
+        Raises:
+            NotImplementedError: they are not written out.
+        """
 
 
 class Causal(ABC):
@@ -107,6 +113,7 @@ class Causal(ABC):
 
     causal = True
     biased = False
+    written_out = False
 
     @abstractmethod
     def encode(self, parameters_P: Tensor, input_BLD: Tensor, dropout: Tensor | None) -> Tensor:
@@ -114,8 +121,8 @@ class Causal(ABC):
 
     def by_hand(
         self, _parameters_P: Tensor, _asked: Asked | None, _dropout: Tensor | None, _rows: int
-    ) -> Passes | None:
-        return None
+    ) -> Passes:
+        raise NotImplementedError("derivatives go by autograd")
 
     def asked(self, lengths_B: Tensor, _: Generator) -> Asked:
         """Every event but the first: one pass serves all of them."""

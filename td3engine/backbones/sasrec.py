@@ -18,6 +18,8 @@ from td3engine.config import BackboneConfig
 class SASRec(FlatParameters, Causal):
     """A causal transformer; see `Backbone` for the interface."""
 
+    written_out = True
+
     def __init__(self, config: BackboneConfig, history: int) -> None:
         super().__init__(_shapes(config, history))
         self.config = config
@@ -36,11 +38,10 @@ class SASRec(FlatParameters, Causal):
 
     def by_hand(
         self, parameters_P: Tensor, asked: Asked | None, dropout: Tensor | None, rows: int
-    ) -> Passes | None:
+    ) -> Passes:
         at_BA = None
         if asked is not None and not asked.whole:
-            if asked.each is None:
-                return None
+            assert asked.each is not None, "rows ask for unlike numbers of events"
             at_BA = asked.at.view(rows, asked.each) - 1
         return SASRecByHand(self.config, self.named, parameters_P, dropout, at_BA)
 

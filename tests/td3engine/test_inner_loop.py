@@ -7,17 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from td3engine import reading
 from td3engine.backbones import Asked, SASRec
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
 from td3engine.learner import (
     Learned,
     SummaryTraining,
     learn,
-    read_dense,
     recommender,
     training_on,
 )
 from td3engine.model import Draws
+from td3engine.reading import ReadDense
 from td3engine.summary import Summary
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
@@ -76,7 +77,7 @@ def textbook(backbone: SASRec, mode: Mode, steps: int) -> tuple[Tensor, Tensor, 
     trained = torch.cat(start).requires_grad_()
     optimizer = torch.optim.Adam([trained], lr=0.01, weight_decay=0.02)
     recipe = SummaryTraining(
-        recommender(backbone, SUMMARY.V, mode), make_config(steps), steps, read_dense
+        recommender(backbone, SUMMARY.V, mode), make_config(steps), steps, ReadDense(SUMMARY.V)
     )
     for number, step in enumerate(recipe.steps(0, steps, MU, ZETA, draw)):
         optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / steps)
@@ -90,9 +91,16 @@ def textbook(backbone: SASRec, mode: Mode, steps: int) -> tuple[Tensor, Tensor, 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backbone", [BACKBONE, BIASED])
-def test_learn_is_the_textbooks(mode: Mode, backbone: SASRec) -> None:
-    """Compared by what the encoders do, not by their numbers: the attention's key bias has no
-    effect and a gradient of pure rounding noise, which Adam scales up to steps of full size."""
+@pytest.mark.parametrize("largest_dense", [0, 10**6])
+def test_learn_is_the_textbooks(
+    mode: Mode, backbone: SASRec, largest_dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading stored probabilities, and queries where those are too many.
+
+    Compared by what the encoders do, not by their numbers: the attention's key bias has no effect
+    and a gradient of pure rounding noise, which Adam scales up to steps of full size.
+    """
+    monkeypatch.setattr(reading, "LARGEST_DENSE", largest_dense)
     found = learn(SUMMARY, backbone, make_config(23), mode, seeded(9))
     encoder, E, b = textbook(backbone, mode, 23)
     x = normal(10, 6, ZETA - 1, WIDTH)
@@ -110,12 +118,13 @@ def test_learn_is_the_textbooks(mode: Mode, backbone: SASRec) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backbone", [BACKBONE, BIASED])
 def test_the_loss_by_attention_and_by_probabilities_is_the_definition(
-    mode: Mode, backbone: SASRec
+    mode: Mode, backbone: SASRec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch as X or queries C (a summary's user) and as S (distilling): value and gradient."""
     book = definition(backbone, mode)
+    monkeypatch.setattr(reading, "LARGEST_DENSE", 0)
     by_attention, leaf = training_on(SUMMARY, backbone, make_config(20), mode)
-    dense = SummaryTraining(by_attention.model, make_config(20), 20, read_dense)
+    dense = SummaryTraining(by_attention.model, make_config(20), 20, ReadDense(SUMMARY.V))
     initial = by_attention.model.initial(seeded(1))
     (theta,) = leaves(initial + normal(2, len(initial), std=0.3))
     rows, places = torch.tensor([2, 5, 3]), [[7, 5], [7, 6], [7, 1]]

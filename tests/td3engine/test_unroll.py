@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from td3engine import catalogue
 from td3engine.backbones import Asked, SASRec
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
-from td3engine.learner import SummaryTraining, read_dense, read_ready, recommender
+from td3engine.learner import SummaryTraining, recommender
 from td3engine.model import Draws
-from td3engine.summary import query, soft_sequences
+from td3engine.reading import ReadDense, ReadQueries, ReadReady
+from td3engine.summary import query
 from td3engine.unroll import (
     AdamRule,
     ByAutograd,
@@ -69,11 +71,7 @@ class World:
 
     def leaf(self, factors: Sequence[Tensor]) -> Tensor:
         """What batches are cut from: X where the scoring table is fixed, else S."""
-        U, T, G = factors
-        C = query(U, T, G)
-        if self.training.model.scores_are_fixed:
-            return soft_sequences(C, self.V, self.V)
-        return (C @ self.V.T).softmax(-1)
+        return self.training.reader.leaf(query(*factors))
 
     def steps(self, age: int, count: int) -> Steps:
         return self.training.steps(age, count, MU, ZETA, seeded(age))
@@ -91,6 +89,7 @@ def make_world(
     heads: int = 1,
     history: int = ZETA - 1,
     schedule: Literal["constant", "linear"] = "linear",
+    chunked: bool = False,
 ) -> World:
     shape = BackboneConfig(hidden=WIDTH, layers=layers, heads=heads, inner=5, dropout=dropout)
     backbone = (BiasedSASRec if biased else SASRec)(shape, history)
@@ -105,7 +104,8 @@ def make_world(
     )
     V = normal(3, ITEMS, WIDTH)
     model = recommender(backbone, V, mode)
-    read = read_ready if mode == "shared-items" and not biased else read_dense
+    own_table = ReadQueries if chunked else ReadDense
+    reader = ReadReady(V) if mode == "shared-items" and not biased else own_table(V)
     start = torch.cat(
         [
             backbone.initial(seeded(4)).double() + normal(5, backbone.n_parameters, std=0.1),
@@ -117,7 +117,7 @@ def make_world(
         factors=[normal(0, MU, 2), normal(1, ZETA, 3), normal(2, 2, 3, WIDTH, std=0.5)],
         V=V,
         backbone=backbone,
-        training=SummaryTraining(model, learner, LEARNER_STEPS, read),
+        training=SummaryTraining(model, learner, LEARNER_STEPS, reader),
         textbook=Textbook(
             backbone.encode, backbone.n_parameters, V, mode == "from-scratch", biased
         ),
@@ -193,12 +193,25 @@ def test_meta_gradient_is_the_textbooks(
 @pytest.mark.parametrize("objective", ["all-positions", "last-and-augmented"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(("window", "age"), [(1, 0), (3, 3), (8, 0), (8, 3)])
+@pytest.mark.parametrize("chunked", [False, True])
 def test_meta_gradient_from_scratch_is_the_textbooks(
-    objective: Objective, dropout: float, window: int, age: int
+    objective: Objective,
+    dropout: float,
+    window: int,
+    age: int,
+    chunked: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The learner trains an item table E, so the leaf is S: through inputs, targets and scores."""
+    """The learner trains an item table E, so the leaf is S: through inputs, targets and scores.
+    Or the leaf is C, and S is made again and again in chunks of positions."""
+    monkeypatch.setattr(catalogue, "SCORES_AT_ONCE", 3 * ITEMS)
     world = make_world(
-        mode="from-scratch", objective=objective, augmented=2, dropout=dropout, weight_decay=0.02
+        mode="from-scratch",
+        objective=objective,
+        augmented=2,
+        dropout=dropout,
+        weight_decay=0.02,
+        chunked=chunked,
     )
     state = warm(world, age) if age else LearnerState.fresh(world.start)
     assert_same_meta_gradient(world, state, world.steps(age, window))
