@@ -48,10 +48,11 @@ def outer_step(config: DistillConfig, n_items: int, real_targets: int) -> Arithm
         config.outer,
     )
     d, zeta = backbone.hidden, summary.length
-    encoder = forward(backbone, learner.batch, zeta - 1)
-    scores = scoring(learner.batch * (1 + learner.augmented), n_items, d)
+    asked = learner.batch * (1 + learner.augmented)
+    encoder = forward(backbone, learner.batch, zeta - 1, asked)
+    scores = scoring(asked, n_items, d)
     history = config.learner_history
-    real_encoder = forward(backbone, real_targets // history, history)
+    real_encoder = forward(backbone, real_targets // history, history, real_targets)
     real_scores = scoring(real_targets, n_items, d)
     reading = scoring(summary.users * zeta, n_items, d)
     return Arithmetic(
@@ -67,12 +68,18 @@ def outer_step(config: DistillConfig, n_items: int, real_targets: int) -> Arithm
     )
 
 
-def forward(config: BackboneConfig, rows: int, length: int) -> int:
-    """Operations of SASRec's forward pass."""
-    d = config.hidden
-    linear = 2 * rows * length * d * (3 * d + d + 2 * config.inner)
-    attention = 2 * 2 * rows * length * length * d
-    return config.layers * (linear + attention)
+def forward(config: BackboneConfig, rows: int, length: int, asked: int) -> int:
+    """Operations of SASRec's forward pass; the last layer computes the asked positions alone, to
+    which keys and values of all are needed."""
+    d, positions = config.hidden, rows * length
+
+    def layer(computed: int) -> int:
+        keys_and_values = 2 * positions * 2 * d * d
+        others = 2 * computed * d * (2 * d + 2 * config.inner)
+        attention = 2 * 2 * computed * length * d
+        return keys_and_values + others + attention
+
+    return (config.layers - 1) * layer(positions) + layer(asked)
 
 
 def scoring(states: int, n_items: int, d: int) -> int:

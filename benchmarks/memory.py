@@ -21,6 +21,7 @@ import torch
 
 from benchmarks.speed import keep_memory
 from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
+from td3engine.allocator import keep_freed_memory
 from td3engine.config import MODES, Mode
 from td3engine.distill import Distillation
 
@@ -70,11 +71,21 @@ def points() -> Iterator[Point]:
 
 
 def peak(point: Point) -> dict[str, Any]:
-    """Memory before the first outer step and the most until the last, MiB; seconds of the last."""
+    """Memory before the first outer step and the most until the last, MiB; seconds of the last,
+    on the clock and of the processor."""
+    keep_freed_memory()  # as a run of the engine has it
     distillation = point.work().engine()
     before = memory_mib("VmRSS")
-    seconds = [step(distillation) for _ in range(1 if point.items >= ONE_STEP_FROM else 2)]
-    return {"before_mib": before, "peak_mib": memory_mib("VmHWM"), "seconds": seconds[-1]}
+    if point.items < ONE_STEP_FROM:
+        step(distillation)
+    began = time.process_time()
+    seconds = step(distillation)
+    return {
+        "before_mib": before,
+        "peak_mib": memory_mib("VmHWM"),
+        "seconds": seconds,
+        "processor_seconds": time.process_time() - began,
+    }
 
 
 def price(point: Point, repeats: int) -> dict[str, Any]:

@@ -53,9 +53,9 @@ def main() -> None:
         sections.append(_ablation_section(json.loads(ablations.read_text())))
     PAGE.write_text("\n\n".join(section for section in sections if section) + "\n")
     _picture(rows, RESULTS / "quality.svg")
-    _put(README, "results", _readme_table(rows))
+    put(README, "results", _readme_table(rows))
     if ablations.exists():
-        _put(PRESETS, "presets", _preset_table(json.loads(ablations.read_text())["rows"], rows))
+        put(PRESETS, "presets", _preset_table(json.loads(ablations.read_text())["rows"], rows))
 
 
 def _order(row: dict[str, Any]) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ def _order(row: dict[str, Any]) -> tuple[int, ...]:
     )
 
 
-def _put(page: Path, name: str, table: str) -> None:
+def put(page: Path, name: str, table: str) -> None:
     """Replace what stands between a page's markers of this name."""
     begin, end = f"<!-- {name}: generated -->", f"<!-- {name}: end -->"
     before, rest = page.read_text().split(begin)

@@ -18,6 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ from benchmarks.arithmetic import matmul_rate, outer_step
 from benchmarks.datasets import DATASETS
 from benchmarks.end_to_end import end_to_end
 from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
+from td3engine.allocator import keep_freed_memory
 from td3engine.config import DistillConfig, merge
 from td3engine.distill import Mark
 
 Figures = dict[str, Any]
 Step = Callable[[Mark], None]
+RESULTS = Path("docs/results/speed.json")
 LOGS = Path(__file__).resolve().parents[2] / "shared" / "data"
 ENGINE_STEPS = 5  # to one of the textbook's: they are short, and not all have learners to warm up
 
@@ -69,12 +72,26 @@ def keep_memory() -> None:
         raise OSError("mallopt refused")
 
 
-def turn(step: Step, count: int, device: torch.device) -> dict[str, float]:
-    """Seconds an outer step by part, over `count` steps."""
+@dataclass(frozen=True)
+class Turn:
+    """An outer step's seconds by part, and the processor's seconds (of all threads)."""
+
+    parts: dict[str, float]
+    processor: float
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.parts.values())
+
+
+def turn(step: Step, count: int, device: torch.device) -> Turn:
+    """The mean of `count` outer steps."""
+    began = time.process_time()
     clock = Clock(device)
     for _ in range(count):
         step(clock.mark)
-    return {part: seconds / count for part, seconds in clock.seconds.items()}
+    parts = {part: seconds / count for part, seconds in clock.seconds.items()}
+    return Turn(parts, (time.process_time() - began) / count)
 
 
 def engine_step(work: Work) -> Step:
@@ -113,19 +130,25 @@ def compare(work: Work, options: argparse.Namespace) -> Figures:
     peaks = {side: peak_in_child(side) for side in sides}
     keep_memory()
     steps = {side: STEPS[side](work) for side in sides}
-    turns: dict[str, list[dict[str, float]]] = {side: [] for side in sides}
+    turns: dict[str, list[Turn]] = {side: [] for side in sides}
     rates = []
     for _ in range(options.repeats):
         rates.append(matmul_rate(work.device))
         for side in sides:
             turns[side].append(turn(steps[side], counts[side], work.device))
     found: Figures = {side: summed_up(turns[side]) | peaks[side] for side in sides}
-    seconds = {side: [sum(parts.values()) for parts in turns[side]] for side in sides}
-    found["arithmetic"] = limit(work, seconds["engine"], rates)
+    found["arithmetic"] = limit(work, [t.seconds for t in turns["engine"]], rates)
     if options.engine_only:
         return {"ratio": None, **found}
-    ratios = [b / a for a, b in zip(seconds["engine"], seconds["textbook"], strict=True)]
-    return {"ratio": statistics.median(ratios), "ratios": ratios, **found}
+    pairs = list(zip(turns["engine"], turns["textbook"], strict=True))
+    ratios = [textbook.seconds / engine.seconds for engine, textbook in pairs]
+    of_processor = [textbook.processor / engine.processor for engine, textbook in pairs]
+    return {
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+        "ratio_of_processor_seconds": statistics.median(of_processor),
+        **found,
+    }
 
 
 def limit(work: Work, seconds: list[float], rates: list[float]) -> Figures:
@@ -150,13 +173,16 @@ def limit(work: Work, seconds: list[float], rates: list[float]) -> Figures:
     }
 
 
-def summed_up(turns: list[dict[str, float]]) -> Figures:
+def summed_up(turns: list[Turn]) -> Figures:
     """Median over turns, and lowest and highest; parts as medians of their own."""
-    seconds = [sum(parts.values()) for parts in turns]
+    seconds = [each.seconds for each in turns]
     return {
         "seconds_per_outer_step": statistics.median(seconds),
         "lowest_and_highest": [min(seconds), max(seconds)],
-        "parts": {part: statistics.median(t[part] for t in turns) for part in turns[0]},
+        "processor_seconds_per_outer_step": statistics.median(each.processor for each in turns),
+        "parts": {
+            part: statistics.median(each.parts[part] for each in turns) for part in turns[0].parts
+        },
     }
 
 
@@ -181,6 +207,7 @@ def peak(side: str, work: Work) -> Figures:
         def step(mark: Mark) -> None:
             textbook.step(rows, mark)
 
+    keep_freed_memory()  # as a run of the engine has it
     before = memory_mib("VmRSS")
     for _ in range(2):
         step(lambda _part: None)
@@ -245,8 +272,19 @@ def told(found: Figures) -> str:
     )
     if found["ratio"] is not None:
         each = ", ".join(f"{ratio:.1f}" for ratio in found["ratios"])
-        lines.append(f"ratio    {found['ratio']:8.1f} ({each})")
+        lines.append(
+            f"ratio    {found['ratio']:8.1f} ({each}); "
+            f"of processor seconds {found['ratio_of_processor_seconds']:.1f}"
+        )
     return "\n".join(lines)
+
+
+def keep(found: Figures) -> None:
+    """Put the figures under this command's name into `RESULTS`."""
+    arguments = " ".join(part for part in sys.argv[1:] if part not in ("--keep", "--json"))
+    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept[f"python -m benchmarks.speed {arguments}".strip()] = found
+    RESULTS.write_text(json.dumps(kept, indent=1) + "\n")
 
 
 def _say(line: str) -> None:
@@ -271,6 +309,7 @@ def parser() -> argparse.ArgumentParser:
     add("--end-to-end", action="store_true", help="a log in, a summary of equal quality out")
     add("--budget", type=float, default=1800, help="seconds of distilling, of each, end to end")
     add("--json", action="store_true", help="print the figures as JSON")
+    add("--keep", action="store_true", help=f"put the figures into {RESULTS} too")
     add("--peak-of", choices=list(STEPS), help=argparse.SUPPRESS)
     return told_by
 
@@ -281,17 +320,19 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     work = prepare(options)
-    if options.end_to_end:
-        keep_memory()
-        found = end_to_end(options.dataset, work.split, work.device, options.budget, _say)
-        print(json.dumps(found | {"machine": machine(work.device)}, indent=1))
-        return
     if options.peak_of:
         print(json.dumps(peak(options.peak_of, work)))
         return
-    found = compare(work, options)
-    found |= {"machine": machine(work.device), "settings": settings(work, options)}
-    print(json.dumps(found, indent=1) if options.json else told(found))
+    if options.end_to_end:
+        keep_memory()
+        found = end_to_end(options.dataset, work.split, work.device, options.budget, _say)
+    else:
+        found = compare(work, options) | {"settings": settings(work, options)}
+    found["machine"] = machine(work.device)
+    if options.keep:
+        keep(found)
+    as_json = options.json or options.end_to_end
+    print(json.dumps(found, indent=1) if as_json else told(found))
 
 
 if __name__ == "__main__":

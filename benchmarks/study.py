@@ -364,7 +364,7 @@ class Results:
             name = f"{row['dataset']} {row['distilled_with']} {row['mode']}"
             content = {
                 "machine": {
-                    "processor": _processor(),
+                    "processor": processor(),
                     "threads": torch.get_num_threads(),
                     "torch": str(torch.__version__),
                     "python": platform.python_version(),
@@ -375,7 +375,8 @@ class Results:
             _write(self.path, lambda part: part.write_text(json.dumps(content, indent=1) + "\n"))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.datasets import DATASETS
-from benchmarks.study import prefix_windows
+from benchmarks.study import prefix_windows, processor
 from benchmarks.textbook import RealRows, SASRec, TextbookTD3
 from td3engine.backbones import Backbone, build_backbone
 from td3engine.config import DistillConfig, build_config, merge
@@ -184,19 +184,12 @@ def _module_name(name: str) -> str:
 def machine(device: torch.device) -> dict[str, Any]:
     """What figures were taken on."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 def memory_mib(field: str) -> float:

@@ -22,12 +22,24 @@ def test_an_encoder(layers: int, heads: int, inner: int) -> None:
     model = SASRec(config, 10)
     model.reset()
     events = torch.randn(3, 7, 8, requires_grad=True)
-    expected = forward(config, 3, 7)
+    expected = forward(config, 3, 7, asked=3 * 7)
     assert _counted(lambda: model(events).square().sum(), [*model.parameters(), events]) == [
         expected,
         GRADIENT * expected,
         HESSIAN * expected,
     ]
+
+
+def test_the_last_layer_at_the_asked_positions_alone() -> None:
+    """One layer whose keys and values are of all positions, and the rest of one a row."""
+    config = BackboneConfig(hidden=8, inner=12, layers=1, heads=1)
+    events, last = torch.randn(3, 7, 8), torch.randn(3, 1, 8)
+    square, up, down = torch.randn(8, 8), torch.randn(8, 12), torch.randn(12, 8)
+    with FlopCounterMode(display=False) as count:
+        keys, values = events @ square, events @ square
+        mixed = ((last @ square) @ keys.mT).softmax(-1) @ values
+        _ = mixed @ square @ up @ down
+    assert count.get_total_flops() == forward(config, 3, 7, asked=3)
 
 
 def test_the_log_sum_exp_keeps_its_probabilities() -> None:
@@ -50,7 +62,8 @@ def test_an_outer_step_is_the_sum_of_its_parts() -> None:
     config = small_config(learner={"batch": 4, "augmented": 2}, outer={"window": 3})
     found = outer_step(config, ITEMS, real_targets=70)
     # Rows of 8 events: 7 positions are read. 70 targets are 10 such rows.
-    inner, real = forward(config.backbone, 4, 7), forward(config.backbone, 10, 7)
+    inner = forward(config.backbone, 4, 7, asked=12)
+    real = forward(config.backbone, 10, 7, asked=70)
     each, all_real, read = (scoring(states, ITEMS, 8) for states in (12, 70, 32))
     by_hand = 2 * read + 3 * (3 * inner + 2 * each) + 4 * real + 2 * all_real
     assert found.total == by_hand + 3 * (6 * inner + 2 * each) + 2 * read
