@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.datasets import DATASETS
 from benchmarks.study import CPU, Study
+from td3engine.allocator import keep_freed_memory
 from td3engine.backbones import build_backbone
 from td3engine.config import DistillConfig, Mode, Preset, build_config, merge
 from td3engine.distill import Distillation, Pooled
@@ -66,7 +67,7 @@ def variants(base: DistillConfig) -> list[Variant]:
         Variant("parts", "no augmentation", {"learner": {"augmented": 0}}),
         Variant("parts", "the paper's one augmented target", {"learner": {"augmented": 1}}),
         Variant("parts", "constant learner rate", {"learner": {"schedule": "constant"}}),
-        Variant("parts", "real targets compete with all items", {"outer": {"among": "all"}}),
+        Variant("parts", "real targets compete with unseen items", {"outer": {"among": "unseen"}}),
         Variant("parts", "gradients clipped, not normalised", {"outer": {"normalise": False}}),
         Variant("parts", "learners start from the teacher", {"outer": {"start": "teacher"}}),
         Variant("window", "window at the start", {}, FirstWindow),
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()
     content = json.loads(options.json.read_text()) if options.json.exists() else {"rows": []}
     rows = content["rows"]
     say: Callable[[str], None] = print
