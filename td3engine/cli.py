@@ -15,7 +15,7 @@ from rich.markup import escape
 from td3engine import __version__
 from td3engine.client import ServiceError
 from td3engine.config import MODES, BackboneName, DistillConfig, Preset, build_config
-from td3engine.errors import Interrupted, UnusableError
+from td3engine.errors import Interrupted, PeerLostError, UnusableError
 from td3engine.interactions import LogError
 
 app = typer.Typer(
@@ -258,6 +258,8 @@ def _exit_on_error(command: Callable[[], None]) -> None:
         _fail(f"{error.name} is missing: pip install 'td3engine[engine,service,embedded]'", 65)
     except (LogError, UnusableError, ServiceError, httpx.TransportError, OSError) as error:
         _fail(str(error), 65)
+    except PeerLostError as lost:
+        _fail(str(lost), 1)
     except Interrupted as stopped:
         _fail(f"{stopped}; the same command goes on from the checkpoint", 130)
 

@@ -4,7 +4,7 @@ import json
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from td3engine import events
 from td3engine.bundle import MANIFEST_FILE, Bundle, load_bundle
 from td3engine.config import BackboneName, DistillConfig, Mode
-from td3engine.errors import OutputExistsError, WrongLogError
+from td3engine.errors import Interrupted, OutputExistsError, WrongLogError
 from td3engine.evaluation import Benchmark, summary_rows
 from td3engine.export import (
     refuse_unwritable,
@@ -29,6 +29,7 @@ from td3engine.export import (
 )
 from td3engine.interactions import Interactions, read_log, write_normalised
 from td3engine.learner import learn
+from td3engine.parallel import join
 from td3engine.report import Row, results_tables
 from td3engine.run import Control, Run, pick_device, split_log
 from td3engine.seeding import Purpose, generator
@@ -107,14 +108,24 @@ class PhaseBars:
 
 
 def distill_log(log: Path, config: DistillConfig, out: Path, console: Console) -> None:
-    """Distil with a progress bar, then print the results and where the summary is."""
-    if (out / MANIFEST_FILE).exists():
+    """Distil with a progress bar, then print the results and where the summary is.
+
+    Where a launcher has started several processes they distil together, and the first one speaks.
+    """
+    world = join(pick_device(config))
+    if any(world.any(world.leads and (out / MANIFEST_FILE).exists())):
         raise OutputExistsError(f"{out} holds a summary already; take another folder")
     interactions, fingerprint = read_with_fingerprint(log)
+    if not world.leads:
+        # A stop is the leader's to tell. (A launcher would kill it, were we to end with an error.)
+        with _interrupts() as stop, suppress(Interrupted):
+            control = Control(listener=lambda _: None, stop=stop)
+            Run(interactions, fingerprint, config, out, control, world).assist()
+        return
     bars = PhaseBars(console)
     with bars.progress, _interrupts() as stop:
         control = Control(listener=bars.listen, stop=stop)
-        outcome = Run(interactions, fingerprint, config, out, control).run()
+        outcome = Run(interactions, fingerprint, config, out, control, world).run()
         bars.finish()
     _print_results(outcome.rows, console)
     console.print(f"summary: {out}", soft_wrap=True)

@@ -35,6 +35,7 @@ from td3engine.learner import (
     recommender,
 )
 from td3engine.model import Draws, cross_entropy, unseen_cross_entropy
+from td3engine.parallel import World
 from td3engine.ranking import evaluate
 from td3engine.reading import reader_for
 from td3engine.seeding import Purpose, generator, numpy_generator
@@ -74,6 +75,8 @@ class Distillation:
         teacher: trained on the log; its item table is V.
         asked: the validation questions, as long as the learners' histories.
         device: where to compute.
+        world: the processes that share the learners of a step (by default this one alone); all
+            hold the same factors and optimizer, and each the pools of its own learners.
     """
 
     def __init__(
@@ -84,15 +87,18 @@ class Distillation:
         teacher: Trained,
         asked: Questions,
         device: torch.device,
+        world: World | None = None,
     ) -> None:
         self.split, self.config, self.backbone, self.teacher = split, config, backbone, teacher
-        self.asked, self.device = asked, device
+        self.asked, self.device, self.world = asked, device, world or World()
         # A summary of length zeta trains zeta - 1 positions: learners read no more than that.
         self.history = config.learner_history
         # A biased backbone's table has one more column.
         self.V_ND = teacher.table[:, : config.backbone.hidden]
         self.summary = initial_summary(config, split, self.V_ND)
-        self.factors = [factor.clone().requires_grad_() for factor in self.summary.learned]
+        # On another machine a decomposition may differ in its last bits.
+        learned = self.world.from_lead(list(self.summary.learned), device)
+        self.factors = [factor.clone().requires_grad_() for factor in learned]
         self.done = 0
         self.best: dict[str, Any] = {"validation": -1.0, "step": 0}
         self._distil_for("shared-items" if self.shared_steps else config.mode)
@@ -120,10 +126,10 @@ class Distillation:
         self.optimizer = torch.optim.Adam(trained, lr=outer.lr, weight_decay=outer.weight_decay)
         # Numbers of learners: of the first pool, of later ones by their step, of a second pool.
         first = 0 if self.done == 0 else outer.pool + outer.steps
-        self.pools = [
-            [self.fresh(learner, first + nth, staggered=True) for nth in range(outer.pool)]
-            for learner in range(outer.learners)
-        ]
+        self.pools = {
+            learner: [self.fresh(learner, first + nth, staggered=True) for nth in range(outer.pool)]
+            for learner in self.world.share(outer.learners)
+        }
 
     def steps(self) -> Iterator[float]:
         """Distil to the end, yielding the best validation NDCG@10 after each outer step."""
@@ -144,11 +150,10 @@ class Distillation:
         read_from = self.training.reader.leaf(query(*self.factors))
         leaf = read_from.detach()
         mark("soft sequences")
-        to_leaf = reduce(
-            Tensor.add_, (self._meta_gradient(nth, leaf, mark) for nth in range(outer.learners))
-        )
+        to_leaf = reduce(Tensor.add_, (self._meta_gradient(nth, leaf, mark) for nth in self.pools))
         self.optimizer.zero_grad()
         read_from.backward(to_leaf.div_(outer.learners))
+        self.world.add_up(self._gradients())
         self._scale_gradient()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
@@ -183,7 +188,7 @@ class Distillation:
     def _scale_gradient(self) -> None:
         """Normalise or clip the factors' gradient, whose norm is finite."""
         outer = self.config.outer
-        gradients = [factor.grad for factor in self.factors if factor.grad is not None]
+        gradients = self._gradients()
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
             raise DivergedError(
@@ -193,6 +198,9 @@ class Distillation:
         wanted = 1.0 if outer.normalise else min(float(norm), outer.clip)
         for gradient in gradients:
             gradient.mul_(wanted / (norm + SMALLEST_NORM))
+
+    def _gradients(self) -> list[Tensor]:
+        return [factor.grad for factor in self.factors if factor.grad is not None]
 
     def learner(self, learner: int, nth: int) -> Pooled:
         """The nth of a learner's pool, or a new one in its place if it has no window left."""
@@ -220,18 +228,23 @@ class Distillation:
         return self.summary.with_learned(*self.best["factors"]), chosen
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next outer step depends on, for a checkpoint."""
+        """Everything that the next outer step depends on, for a checkpoint.
+
+        All processes call this; the leader's has the pools of all.
+        """
+        mine = {each: [_kept(pooled) for pooled in pool] for each, pool in self.pools.items()}
+        everybody = self.world.to_lead(mine, torch.device("cpu"))
         return {
             "mode": self.mode,
             "factors": [factor.detach() for factor in self.factors],
             "optimizer": self.optimizer.state_dict(),
             "done": self.done,
-            "pools": [[_kept(pooled) for pooled in pool] for pool in self.pools],
+            "pools": {each: pool for pools in everybody for each, pool in pools.items()},
             "best": self.best,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`."""
+        """Continue from the leader's `state()`, of as many processes or of another number."""
         if state["mode"] != self.mode:
             self._distil_for(state["mode"])
         with torch.no_grad():
@@ -239,7 +252,7 @@ class Distillation:
                 factor.copy_(kept)
         self.optimizer.load_state_dict(state["optimizer"])
         self.done, self.best = state["done"], dict(state["best"])
-        self.pools = [[_pooled(kept) for kept in pool] for pool in state["pools"]]
+        self.pools = {each: [_pooled(kept) for kept in state["pools"][each]] for each in self.pools}
 
     def fresh(self, learner: int, index: int, *, staggered: bool) -> Pooled:
         """A new one for a learner's pool; first ones are spread over all ages, others are young."""
@@ -286,13 +299,14 @@ class Distillation:
     def _validate(self) -> None:
         """Keep the summary if learners trained on it do better than on any before."""
         current = self.summary.with_learned(*(factor.detach().clone() for factor in self.factors))
-        found = []
-        for nth in range(self.config.outer.validation_learners):
+        count, total = self.config.outer.validation_learners, torch.zeros(1, dtype=torch.float64)
+        for nth in self.world.share(count):
             draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
             learned = learn(current, self.backbone, self.config.learner, self.config.mode, draw)
             scorer = encode_last(self.backbone, learned.parameters, learned.table)
-            found.append(evaluate(scorer, learned.table, self.asked, "full")["ndcg@10"])
-        validation = sum(found) / len(found)
+            total += evaluate(scorer, learned.table, self.asked, "full")["ndcg@10"]
+        self.world.add_up([total])
+        validation = float(total) / count
         if validation > self.best["validation"]:
             self.best = {
                 "validation": validation,

@@ -47,5 +47,15 @@ class DivergedError(UnusableError):
     code = "diverged"
 
 
+class RanksError(UnusableError):
+    """The processes of a run cannot distil together: too many of them, or not on the same job."""
+
+    code = "bad_ranks"
+
+
+class PeerLostError(Exception):
+    """Another process of the same run has ended or does not answer."""
+
+
 class Interrupted(Exception):
     """The run was asked to stop; its state has been handed to the checkpoint."""

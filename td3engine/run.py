@@ -17,11 +17,12 @@ from td3engine.backbones import build_backbone
 from td3engine.bundle import Manifest, save_bundle
 from td3engine.config import DistillConfig, sized_by_data
 from td3engine.distill import Distillation
-from td3engine.errors import CheckpointMismatchError, DeviceError, Interrupted
+from td3engine.errors import CheckpointMismatchError, DeviceError, Interrupted, RanksError
 from td3engine.evaluation import Benchmark, summary_rows, teacher_rows
 from td3engine.events import Event, Listener, Note, Phase, PhaseStarted, Progress
 from td3engine.interactions import Interactions, Split, split
 from td3engine.model import Recommender
+from td3engine.parallel import World
 from td3engine.report import Row
 from td3engine.sequences import questions, training_windows
 from td3engine.summary import Summary
@@ -29,6 +30,7 @@ from td3engine.teacher import LogTraining, Trained
 
 CHECKPOINT_FILE = "checkpoint.pt"
 RESULT_SEEDS = (1, 2, 3)  # learners behind the figures that a manifest carries
+CHECKPOINT_SHARE = 0.01  # of the running time, at most, goes into checkpoints
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Control:
         listener: told of every event.
         stop: asked between steps; True ends the run after a checkpoint.
         checkpointed: told the path after each checkpoint, with phase and step.
-        checkpoint_seconds: least time between two checkpoints.
+        checkpoint_seconds: least time between two checkpoints; where one takes long to write it
+            is more, so that no more than `CHECKPOINT_SHARE` of the time is spent on them. Zero:
+            one after each step, whatever it costs.
     """
 
     listener: Listener
@@ -80,7 +84,7 @@ def split_log(log: Interactions, config: DistillConfig) -> Split:
 
 
 class Run:
-    """One distillation of one log in one folder."""
+    """One distillation of one log in one folder, by one process or by several together."""
 
     def __init__(
         self,
@@ -89,31 +93,45 @@ class Run:
         config: DistillConfig,
         folder: Path,
         control: Control,
+        world: World | None = None,
     ) -> None:
         self.log, self.fingerprint, self.config = log, fingerprint, config
         # As it was asked for: `auto` is settled by the log, and a resumed run is told the same.
         self.identity = {"fingerprint": fingerprint, "config": config.model_dump_json()}
-        self.folder, self.control = folder, control
+        self.folder, self.control, self.world = folder, control, world or World()
         self.device = pick_device(config)
         self.seconds: dict[str, float] = {}
         self._phase: Phase = "preparing"
         self._phase_began = time.perf_counter()
         self._last_checkpoint = time.monotonic()
+        self._checkpoint_took = 0.0
         self._state: Callable[[], dict[str, Any]] = dict
 
     def run(self) -> Outcome:
-        """Distil, measure, write the bundle into the folder.
+        """Distil, measure, write the bundle into the folder: all of it, or as the leader.
 
         Raises:
             LogError: too little is left of the log after the filter.
             CheckpointMismatchError: the folder's checkpoint is of another run.
-            Interrupted: `control.stop` said so; a checkpoint has been written.
+            RanksError: the processes cannot distil together.
+            PeerLostError: another process has failed.
+            Interrupted: `control.stop` said so, here or in another process; a checkpoint has been
+                written.
         """
+        return self._evaluate(*self._distilled())
+
+    def assist(self) -> None:
+        """Help the leader of several processes to distil; raises what `run` does."""
+        self._distilled()
+
+    def _distilled(self) -> tuple[Trained, Summary, dict[str, float]]:
         keep_freed_memory()
+        self._refuse_unlike_ranks()
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self._enter("preparing")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.world.leads:
+            self.folder.mkdir(parents=True, exist_ok=True)
         kept = self._read_checkpoint()
         self.seconds = dict(kept.get("seconds", {}))
         self.split = split_log(self.log, self.config)
@@ -124,12 +142,25 @@ class Run:
             interactions=statistics.interactions,
             training_interactions=statistics.training_interactions,
         )
-        teacher, teacher_state = self._pretrain(kept)
-        summary, chosen = self._distil(teacher, teacher_state, kept)
-        return self._evaluate(teacher, summary, chosen)
+        teacher = self._pretrain(kept)
+        summary, chosen = self._distil(teacher, kept)
+        return teacher, summary, chosen
 
-    def _pretrain(self, kept: dict[str, Any]) -> tuple[Trained, dict[str, Any]]:
+    def _refuse_unlike_ranks(self) -> None:
+        learners = self.config.outer.learners
+        if self.world.size > learners:
+            raise RanksError(
+                f"{self.world.size} processes cannot share outer.learners = {learners}: "
+                f"--set outer.learners={self.world.size} (or more) gives each of them one"
+            )
+        leaders = self.world.from_lead(self.identity, self.device)
+        if any(self.world.any(self.identity != leaders)):
+            raise RanksError("the processes of this run have different logs or configurations")
+
+    def _pretrain(self, kept: dict[str, Any]) -> Trained:
         self._enter("pretraining")
+        if "trained" in kept:
+            return Trained(**kept["trained"])
         history, width = self.config.data.max_history, self.config.backbone.hidden
         backbone = build_backbone(self.config.backbone, history)
         training = LogTraining(
@@ -144,14 +175,13 @@ class Run:
         if "teacher" in kept:
             training.restore(kept["teacher"])
         pace = self._pace(self.config.teacher.max_epochs, training.epoch, may_end_early=True)
-        for best in training.epochs():
+        for best in self.world.led(training.epochs()):
             pace(training.epoch, best)
             self._between_steps(training.epoch, lambda: {"teacher": training.state()})
-        return training.result(), training.state()
+        result = vars(training.result()) if self.world.leads else {}
+        return Trained(**self.world.from_lead(result, self.device))
 
-    def _distil(
-        self, teacher: Trained, teacher_state: dict[str, Any], kept: dict[str, Any]
-    ) -> tuple[Summary, dict[str, float]]:
+    def _distil(self, teacher: Trained, kept: dict[str, Any]) -> tuple[Summary, dict[str, float]]:
         self._enter("distilling")
         distillation = Distillation(
             self.split,
@@ -165,16 +195,26 @@ class Run:
                 self.config.data.validation_users,
             ),
             self.device,
+            self.world,
         )
         if "distillation" in kept:
             distillation.restore(kept["distillation"])
         pace = self._pace(self.config.outer.steps, distillation.done)
 
-        self._state = lambda: {"teacher": teacher_state, "distillation": distillation.state()}
+        # The teacher's optimizer is not needed any more, which is most of its state.
+        trained = vars(teacher)
         for best in distillation.steps():
             pace(distillation.done, best)
-            self._between_steps(distillation.done, self._state)
-        self._write_checkpoint(distillation.done, self._state())
+            self._between_steps(
+                distillation.done,
+                lambda: {"trained": trained, "distillation": distillation.state()},
+            )
+        final = {"trained": trained, "distillation": distillation.state()}
+        self._state = lambda: final
+        self._write_checkpoint(distillation.done, self._state)
+        # What is left is little: the leader's alone.
+        self.world.close()
+        self.world = World()
         return distillation.result()
 
     def _evaluate(self, teacher: Trained, summary: Summary, chosen: dict[str, float]) -> Outcome:
@@ -243,32 +283,43 @@ class Run:
         return report
 
     def _between_steps(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        stop = self.control.stop()
-        due = time.monotonic() - self._last_checkpoint >= self.control.checkpoint_seconds
+        due = self.world.leads and self._checkpoint_is_due()
+        stop, due = self.world.any(self.control.stop(), due)
         if stop or due:
-            self._write_checkpoint(step, state())
+            self._write_checkpoint(step, state)
         if stop:
             raise Interrupted(f"stopped in phase {self._phase} at step {step}")
 
-    def _write_checkpoint(self, step: int, state: dict[str, Any]) -> None:
+    def _checkpoint_is_due(self) -> bool:
+        least = self.control.checkpoint_seconds
+        wait = max(least, self._checkpoint_took / CHECKPOINT_SHARE) if least else 0.0
+        return time.monotonic() - self._last_checkpoint >= wait
+
+    def _write_checkpoint(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
         """Write the checkpoint whole or not at all: to another name, synced, then renamed."""
+        began = time.monotonic()
+        whole = state()  # all processes have a part in it
+        if not self.world.leads:
+            return
         self._leave()
         target = self.folder / CHECKPOINT_FILE
         part = target.with_suffix(".part")
         with part.open("wb") as file:
-            torch.save({**self.identity, "seconds": self.seconds, **state}, file)
+            torch.save({**self.identity, "seconds": self.seconds, **whole}, file)
             file.flush()
             os.fsync(file.fileno())
         part.replace(target)
-        self._last_checkpoint = time.monotonic()
         self.control.checkpointed(target, self._phase, step)
+        self._last_checkpoint = time.monotonic()
+        self._checkpoint_took = self._last_checkpoint - began
 
     def _read_checkpoint(self) -> dict[str, Any]:
         path = self.folder / CHECKPOINT_FILE
-        if not path.exists():
-            return {}
-        kept: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        if any(kept[name] != value for name, value in self.identity.items()):
+        stored: dict[str, Any] = {}
+        if self.world.leads and path.exists():
+            stored = torch.load(path, map_location=self.device, weights_only=True)
+        kept: dict[str, Any] = self.world.from_lead(stored, self.device)
+        if kept and any(kept[name] != value for name, value in self.identity.items()):
             raise CheckpointMismatchError(f"{path} belongs to another log or configuration")
         return kept
 

@@ -48,7 +48,7 @@ def test_the_same_meta_gradient_as_the_engines(layers: int, schedule: str) -> No
         outer={"window": 3, "pool": 1, "normalise": False, "clip": 1e6, "feature_weight": 2.0},
     )
     engine = work.engine()
-    ((pooled,),) = engine.pools
+    (pooled,) = engine.pools[0]
     textbook = work.textbook(engine.summary.learned)
     textbook.starts = np.array([pooled.owed])
     # The learner that the engine has drawn, in place of one of the textbook's own.

@@ -23,6 +23,7 @@ from td3engine.distill import Distillation
 from td3engine.interactions import Split
 from td3engine.learner import recommender
 from td3engine.model import Draws
+from td3engine.parallel import World
 from td3engine.sequences import gather, questions
 from td3engine.teacher import Trained
 from td3engine.unroll import InnerStep, LearnerState, train
@@ -101,7 +102,7 @@ def config_of(mode: Mode, **outer: Any) -> DistillConfig:
     )
 
 
-def make(config: DistillConfig, biased: bool) -> Distillation:
+def make(config: DistillConfig, biased: bool, world: World | None = None) -> Distillation:
     rng = np.random.default_rng(0)
     histories = [rng.integers(ITEMS, size=size).tolist() for size in [4, 9, 6, 12, 5, 7, 2, 8] * 2]
     split = make_split(histories, ITEMS)
@@ -115,7 +116,7 @@ def make(config: DistillConfig, biased: bool) -> Distillation:
         seconds=1.0,
     )
     asked = questions(split, "validation", config.learner_history)
-    return Distillation(split, config, backbone, teacher, asked, torch.device("cpu"))
+    return Distillation(split, config, backbone, teacher, asked, torch.device("cpu"), world)
 
 
 def textbook_of(distillation: Distillation, mode: Mode, biased: bool) -> Textbook:
@@ -179,7 +180,7 @@ def assert_kept(distillation: Distillation, learner: TapeAdam) -> None:
         return values.detach().index_fill(0, key_bias, 0.0)
 
     theta = compared(learner.theta)
-    everybody = [pooled for pool in distillation.pools for pooled in pool]
+    everybody = [pooled for pool in distillation.pools.values() for pooled in pool]
     kept = [p for p in everybody if distance(compared(p.state.parameters), theta) < EXACT]
     assert len(kept) == 1
     state = kept[0].state
@@ -250,7 +251,9 @@ def test_several_learners_a_step_count_by_their_mean(
         for _, learner in found:
             assert_kept(distillation, learner)
         before = leaves(*distillation.factors)
-    assert [len(pool) for pool in distillation.pools] == [distillation.config.outer.pool] * 3
+    assert [len(pool) for pool in distillation.pools.values()] == [
+        distillation.config.outer.pool
+    ] * 3
 
 
 @pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
