@@ -1,6 +1,7 @@
 """Whole runs: same seed same bytes, stop and resume at any step, what a bundle refuses."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,60 @@ def test_checkpoints_come_when_due_and_are_announced_complete(
     assert seen == [("pretraining", n) for n in (1, 2, 3, 4)] + [
         ("distilling", n) for n in (1, 2, 3, 4, 5, 6, 6)
     ] + [("evaluating", 6)] * len(RESULT_SEEDS)
+
+
+@dataclass
+class Clock:
+    """Time that passes when it is told to."""
+
+    now: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def test_checkpoints_that_take_long_come_seldom(
+    log: Interactions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An epoch or step takes 10 s here and a checkpoint 4 s: the next one is due 400 s later, so
+    that writing them takes one percent of the time. Asked for every 15 s."""
+    clock = Clock()
+    written: list[tuple[Phase, int]] = []
+
+    def listener(event: Event) -> None:
+        clock.now += 10 * isinstance(event, Progress)
+
+    def checkpointed(_path: Path, phase: Phase, step: int) -> None:
+        clock.now += 4
+        written.append((phase, step))
+
+    monkeypatch.setattr("td3engine.run.time", clock)
+    config = small_config(outer={"steps": 100, "validate_every": 1000})
+    control = {"listener": listener, "checkpointed": checkpointed, "checkpoint_seconds": 15}
+    run(log, tmp_path, config, **control)
+    # 2 of 4 epochs, then 40 steps of any kind each; and one when distilling is done.
+    steps = [("distilling", step) for step in (38, 78, 100)]
+    assert written == [("pretraining", 2), *steps]
+
+
+def test_a_checkpoint_of_distilling_holds_the_teacher_without_its_optimizer(
+    log: Interactions, tmp_path: Path
+) -> None:
+    stops = iter(range(1, 7))
+    with pytest.raises(Interrupted):
+        run(log, tmp_path, stop=lambda: next(stops) == 6)
+    kept = torch.load(tmp_path / CHECKPOINT_FILE, weights_only=True)
+    assert "teacher" not in kept
+    shapes = {
+        name: value.shape
+        for name, value in kept["trained"].items()
+        if name != "early"
+        if isinstance(value, torch.Tensor)
+    }
+    assert set(shapes) == {"parameters", "table"}
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(
