@@ -25,7 +25,7 @@ from td3engine.interactions import Interactions, Split
 from td3engine.model import Recommender
 from td3engine.run import CHECKPOINT_FILE, CHECKPOINT_SHARE, Control, Run
 from td3engine.sequences import questions, training_windows
-from td3engine.teacher import LogTraining
+from td3engine.teacher import FullSteps, LogTraining
 
 CPU = torch.device("cpu")
 CATALOGUES = ((1_349, 32), (159_000, 64))
@@ -52,8 +52,9 @@ def teacher_state(split: Split, config: DistillConfig) -> dict[str, Any]:
         seed=0,
         device=CPU,
     )
-    training.theta.grad = torch.zeros_like(training.theta)
-    training.optimizer.step()
+    if isinstance(training.steps, FullSteps):  # sampled ones have their moments from the start
+        training.theta.grad = torch.zeros_like(training.theta)
+        training.steps.optimizer.step()
     encoder_P = work.teacher.parameters
     training.early = [encoder_P.clone() for _ in range(30)]
     training.best = {**vars(work.teacher), "early": None}

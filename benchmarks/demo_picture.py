@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 PROTOCOL = "full"
 COLOURS = {"TD3 summary": "#1f6f8b", "full data": "#333333"}
 OTHER = "#b8c4c9"
+OF_LOG = ("full data", "popularity")
 
 
 def main() -> None:
@@ -25,7 +26,9 @@ def main() -> None:
     full = next(row for row in rows if row["name"] == "full data")
     figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.2), sharex=True)
     for panel, mode in zip(panels, ("shared-items", "from-scratch"), strict=True):
-        shown = [full, *(r for r in rows if r["mode"] == mode and r is not full)][::-1]
+        of_log = [row for row in rows if row["name"] in OF_LOG]
+        own = [row for row in rows if row["mode"] == mode and row not in of_log]
+        shown = [*of_log, *own][::-1]
         names = [row["name"] for row in shown]
         values = [row["ndcg@10"] for row in shown]
         errors = [row["ndcg@10_std"] for row in shown]

@@ -53,13 +53,15 @@ def cells(dataset: str, options: argparse.Namespace) -> Iterator[Cell]:
         for source in options.source:
             if source == "prefix" and (dataset not in PREFIX_ON or backbone != "sasrec"):
                 continue
-            of_log = source in ("full", "prefix")
+            if source == "popularity" and backbone != "sasrec":  # it has no backbone
+                continue
+            of_log = source in ("full", "prefix", "popularity")
             modes: list[Mode] = options.mode
             if of_log:  # a model of the whole log owns its table
                 modes = ["from-scratch"]
             elif source == "zero-steps":
                 modes = ["shared-items"]
-            seeds = 1 if source == "prefix" else options.seeds
+            seeds = 1 if source in ("prefix", "popularity") else options.seeds
             distilled_with = backbone if of_log else options.distilled_with
             for mode in modes:
                 yield Cell(dataset, source, distilled_with, backbone, mode, seeds)

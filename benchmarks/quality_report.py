@@ -25,6 +25,7 @@ METRIC, PROTOCOL = "ndcg@10", "full"
 NAMES = {
     "full": "**full data**",
     "prefix": "full data, the paper's prefix rows",
+    "popularity": "popularity",
     "summary": "**TD3 summary**",
     "random": "random users",
     "longest": "longest histories",
@@ -63,7 +64,7 @@ def _order(row: dict[str, Any]) -> tuple[int, ...]:
     return (
         list(DATASETS).index(row["dataset"]),
         list(BACKBONES).index(row["backbone"]),
-        {"full": 0, "prefix": 1, "zero-steps": 2}.get(row["source"], 3),
+        {"full": 0, "prefix": 1, "popularity": 2, "zero-steps": 3}.get(row["source"], 4),
         MODES.index(row["mode"]),
         list(NAMES).index(row["source"]),
     )
@@ -360,7 +361,7 @@ def _same(rows: Rows, row: dict[str, Any], protocol: str) -> Any:
 
 
 def _mode(row: dict[str, Any]) -> str:
-    return "-" if row["source"] in ("full", "prefix") else str(row["mode"])
+    return "-" if row["source"] in ("full", "prefix", "popularity") else str(row["mode"])
 
 
 def _figure(row: dict[str, Any], metric: str = METRIC) -> str:

@@ -29,6 +29,7 @@ from td3engine.evaluation import (
     Benchmark,
     longest_histories,
     most_recent,
+    popularity_rows,
     random_user_rows,
     real_user_rows,
     summary_rows,
@@ -54,6 +55,7 @@ from td3engine.teacher import LogTraining, Trained
 Source = Literal[
     "full",
     "prefix",
+    "popularity",
     "zero-steps",
     "random",
     "longest",
@@ -130,6 +132,8 @@ class Study:
         if cell.source == "full":
             trained = [self.full(cell.backbone, seed) for seed in range(cell.seeds)]
             found = teacher_rows(self._benchmark(cell), trained)
+        elif cell.source == "popularity":
+            found = popularity_rows(self._benchmark(cell))
         elif cell.source == "prefix":
             trained = [self.prefix(cell.backbone, seed) for seed in range(cell.seeds)]
             found = teacher_rows(self._benchmark(cell), trained)

@@ -29,15 +29,22 @@ class Catalogue:
         hidden_KD: hidden states h.
         table_ND: the scoring table E.
         keep: keep P for the derivatives, if it is small.
+        log_weight_N: added to each item's score, where an item stands for several.
     """
 
-    def __init__(self, hidden_KD: Tensor, table_ND: Tensor, keep: bool) -> None:
-        self.hidden, self.table = hidden_KD, table_ND
+    def __init__(
+        self,
+        hidden_KD: Tensor,
+        table_ND: Tensor,
+        keep: bool,
+        log_weight_N: Tensor | None = None,
+    ) -> None:
+        self.hidden, self.table, self.log_weight = hidden_KD, table_ND, log_weight_N
         self.value = hidden_KD.new_empty(len(hidden_KD))
         self.kept: Tensor | None = None
         keep = keep and len(hidden_KD) * len(table_ND) <= min(KEPT_SCORES, SCORES_AT_ONCE)
         for rows in self._chunks():
-            scores = hidden_KD[rows] @ table_ND.T
+            scores = self._scores(rows)
             peak = scores.amax(-1, keepdim=True)
             scores.sub_(peak).exp_()
             total = scores.sum(-1, keepdim=True)
@@ -86,8 +93,11 @@ class Catalogue:
             if self.kept is not None:
                 yield rows, self.kept[rows]
             else:
-                scores = self.hidden[rows] @ self.table.T
-                yield rows, scores.sub_(self.value[rows, None]).exp_()
+                yield rows, self._scores(rows).sub_(self.value[rows, None]).exp_()
+
+    def _scores(self, rows: slice) -> Tensor:
+        scores = self.hidden[rows] @ self.table.T
+        return scores if self.log_weight is None else scores.add_(self.log_weight)
 
     def _chunks(self) -> Iterator[slice]:
         at_once = max(1, SCORES_AT_ONCE // len(self.table))
@@ -95,31 +105,34 @@ class Catalogue:
             yield slice(first, first + at_once)
 
 
-def log_sum_exp(hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
-    """logsumexp over items of h E^T, per row (K); twice differentiable in both arguments.
+def log_sum_exp(hidden_KD: Tensor, table_ND: Tensor, log_weight_N: Tensor | None = None) -> Tensor:
+    """logsumexp over items of h E^T (+ log weights), per row (K); twice differentiable in h and E.
 
     Twice only: the second derivative itself has no graph.
     """
-    value: Tensor = _LogSumExp.apply(hidden_KD, table_ND)  # type: ignore[no-untyped-call]
+    value: Tensor = _LogSumExp.apply(hidden_KD, table_ND, log_weight_N)  # type: ignore[no-untyped-call]
     return value
 
 
 class _LogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
-        ctx.catalogue = Catalogue(hidden_KD, table_ND, keep=any(ctx.needs_input_grad))
+    def forward(
+        ctx: Any, hidden_KD: Tensor, table_ND: Tensor, log_weight_N: Tensor | None
+    ) -> Tensor:
+        keep = any(ctx.needs_input_grad)
+        ctx.catalogue = Catalogue(hidden_KD, table_ND, keep, log_weight_N)
         # Saved as autograd wants it, for its check that nobody changes them in place.
         ctx.save_for_backward(hidden_KD, table_ND)
         value: Tensor = ctx.catalogue.value
         return value.clone()  # not itself: its graph would hold what holds it
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden_KD, table_ND = ctx.saved_tensors
-        wanted = tuple(ctx.needs_input_grad)
+        wanted = tuple(ctx.needs_input_grad[:2])
         arguments = (upstream[0], hidden_KD, table_ND, ctx.catalogue, wanted)
         to_hidden, to_table = _Gradient.apply(*arguments)  # type: ignore[no-untyped-call]
-        return (to_hidden if wanted[0] else None), (to_table if wanted[1] else None)
+        return (to_hidden if wanted[0] else None), (to_table if wanted[1] else None), None
 
 
 class _Gradient(torch.autograd.Function):

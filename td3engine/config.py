@@ -14,11 +14,15 @@ BackboneName = Literal["sasrec", "gru4rec", "narm", "bert4rec"]
 BACKBONES: tuple[BackboneName, ...] = ("sasrec", "gru4rec", "narm", "bert4rec")
 Mode = Literal["shared-items", "from-scratch"]
 MODES: tuple[Mode, ...] = ("shared-items", "from-scratch")
-AutoKnob = Literal["summary.users", "summary.length", "learner.batch", "outer.steps"]
+AutoKnob = Literal[
+    "summary.users", "summary.length", "learner.batch", "outer.steps", "teacher.batch"
+]
 AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 # The bound only keeps a slip of the keyboard from becoming an allocation; none of these knobs has a
 # use anywhere near it.
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
+Softmax = Literal["auto", "full", "sampled"]
+SAMPLED_FROM = 50_000  # items; a step over all of more is slower than many over samples
 Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -27,6 +31,13 @@ Probability = Annotated[float, Field(ge=0, lt=1)]
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def softmax_over(n_items: int, asked: Softmax) -> Literal["full", "sampled"]:
+    """What a softmax is for a catalogue of this size."""
+    if asked != "auto":
+        return asked
+    return "sampled" if n_items >= SAMPLED_FROM else "full"
 
 
 class DataConfig(_Part):
@@ -42,7 +53,10 @@ class DataConfig(_Part):
     )
     validation_users: PositiveInt = Field(
         default=5000,
-        description="Most users that a look at validation asks; test figures always ask all.",
+        description="Most users that a look at validation asks, drawn once for a log.",
+    )
+    test_users: PositiveInt = Field(
+        default=25_000, description="Most users behind a test figure, drawn once for a log."
     )
 
 
@@ -82,6 +96,14 @@ class TeacherConfig(_Part):
         default=5, description="Validations without a better NDCG@10 before training stops."
     )
     validate_every: PositiveInt = Field(default=2, description="Epochs between validations.")
+    softmax: Softmax = Field(
+        default="auto",
+        description="Items that a target competes with in training: all, or a sample; `auto` "
+        f"samples from {SAMPLED_FROM:,} items on. The manifest says which it was.",
+    )
+    negatives: PositiveInt = Field(
+        default=1024, description="M: items drawn for a step of a sampled softmax."
+    )
 
 
 class SummaryConfig(_Part):
@@ -166,6 +188,16 @@ class OuterConfig(_Part):
         default="all",
         description="Items that a real target competes with: all, or those that its user has not "
         "had before, as in the measurement.",
+    )
+    softmax: Softmax = Field(
+        default="auto",
+        description="Items that targets compete with while distilling for `shared-items`, in "
+        "learners' training and in the real batch: all, or a sample besides those that the summary "
+        f"points at; `auto` samples from {SAMPLED_FROM:,} items on. Learners that are measured at "
+        "the end train over all.",
+    )
+    negatives: PositiveInt = Field(
+        default=4096, description="Items drawn for an outer step with a sampled softmax."
     )
     batch: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=128, description="Real user windows an outer step."
@@ -253,7 +285,10 @@ class DistillConfig(_Part):
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {
-    "fast": {"outer": {"steps": 120, "shared_steps": 60, "validate_every": 20}},
+    "fast": {
+        "auto": ["teacher.batch"],
+        "outer": {"steps": 120, "shared_steps": 60, "validate_every": 20},
+    },
     "balanced": {},
     "quality": {"outer": {"steps": 500, "shared_steps": 250, "validation_learners": 3}},
     "auto": {},
@@ -282,7 +317,8 @@ def sized_by_data(
 
     Sequences grow with the fourth root of the interactions, from 30 at 100 thousand; a sequence
     is three times as long as a training history is on average, within 20 and what a model reads;
-    a learner's step takes half of the sequences; larger logs get more outer steps.
+    a learner's step takes half of the sequences; larger logs get more outer steps. A teacher's
+    epoch is at most about a thousand steps long, until a step takes 1,024 windows.
     """
     if not config.auto:
         return config
@@ -291,12 +327,14 @@ def sized_by_data(
     found["auto"] = ()
     longest = config.data.max_history + 1
     outer = config.outer
+    windows = max(users, training_interactions / config.data.max_history)
     # From scratch, at least as many steps of its own as shared ones.
     fewest = max(100, 2 * outer.shared_steps if config.mode == "from-scratch" else 0)
     sized: dict[AutoKnob, int] = {
         "summary.users": min(max(round(30 * growth), 20), 100),
         "summary.length": min(max(round(3 * training_interactions / users), 20), 50, longest),
         "outer.steps": max(fewest, min(round(outer.steps * growth), 2 * outer.steps)),
+        "teacher.batch": min(max(64, round(windows / 1000)), 1024),
     }
     for knob in config.auto:
         if knob in sized:

@@ -111,8 +111,8 @@ def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Consol
     benchmark = prepare_for(bundle, read_log(log), device)
     distilled = bundle.summary.to(device)
     start = initial_summary(config, benchmark.split, distilled.V)
-    full_data: list[Row] = [row for row in job_metrics["rows"] if row["name"] == "full data"]
-    rows = list(full_data)
+    of_log = ("full data", "popularity")
+    rows: list[Row] = [row for row in job_metrics["rows"] if row["name"] in of_log]
     with console.status("zero steps") as status:
         rows += zero_step_rows(benchmark, distilled.V, RESULT_SEEDS)
         for mode in MODES:

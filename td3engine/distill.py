@@ -14,7 +14,7 @@ its new state, so windows of all ages are met and no step is thrown away.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
@@ -24,20 +24,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.backbones import Backbone
-from td3engine.config import DistillConfig, Mode
+from td3engine.config import DistillConfig, Mode, softmax_over
 from td3engine.errors import DivergedError
 from td3engine.interactions import Split
 from td3engine.learner import (
+    Learned,
     SummaryTraining,
     advance,
     encode_last,
     learn,
+    learn_from,
     recommender,
 )
 from td3engine.model import Draws, cross_entropy, unseen_cross_entropy
 from td3engine.parallel import World
 from td3engine.ranking import evaluate
 from td3engine.reading import reader_for
+from td3engine.sampled import Sampler
 from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, gather, training_windows
 from td3engine.start import initial_summary
@@ -122,6 +125,10 @@ class Distillation:
             twice_by_autograd=not self.model.written_out,
         )
         self.training = SummaryTraining(self.model, learner, self.inner_steps, reader)
+        sampled = softmax_over(len(self.V_ND), outer.softmax) == "sampled"
+        self.sampler: Sampler | None = None
+        if sampled and self.model.scores_are_fixed:
+            self.sampler = Sampler(self.split, self.model, outer.negatives)
         trained = [factor for factor in self.factors if factor.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=outer.lr, weight_decay=outer.weight_decay)
         # Numbers of learners: of the first pool, of later ones by their step, of a second pool.
@@ -147,8 +154,10 @@ class Distillation:
         outer = self.config.outer
         if self.mode != self.config.mode and self.done == self.shared_steps:
             self._distil_for(self.config.mode)
-        read_from = self.training.reader.leaf(query(*self.factors))
+        C_UTD = query(*self.factors)
+        read_from = self.training.reader.leaf(C_UTD)
         leaf = read_from.detach()
+        self._sample(C_UTD.detach())
         mark("soft sequences")
         to_leaf = reduce(Tensor.add_, (self._meta_gradient(nth, leaf, mark) for nth in self.pools))
         self.optimizer.zero_grad()
@@ -159,6 +168,13 @@ class Distillation:
             group["lr"] = self._rate()
         self.optimizer.step()
         mark("rest")
+
+    def _sample(self, C_UTD: Tensor) -> None:
+        """Choose the items of this step's inner losses, where that is a sample."""
+        if self.sampler is None:
+            return
+        rng = numpy_generator(self.config.seed, Purpose.SUB_CATALOGUE, self.done)
+        self.training = self.training.over(self.sampler.sub_catalogue(C_UTD, rng))
 
     def _meta_gradient(self, learner: int, leaf: Tensor, mark: Mark) -> Tensor:
         """dL/d(leaf) of one of the step's learners, which stays in its pool a window older."""
@@ -283,6 +299,9 @@ class Distillation:
         hidden_KF = self.model.states(encoder_P, embedded, lengths, draws)
         if outer.among == "unseen":
             loss = unseen_cross_entropy(hidden_KF, embedded, table_NF, items, draws.asked)
+        elif self.sampler is not None:
+            targets_K = items[draws.asked.rows, draws.asked.at]
+            loss = self.sampler.cross_entropy(hidden_KF, targets_K, rng).mean()
         else:
             targets_KF = embedded[draws.asked.rows, draws.asked.at]
             loss = cross_entropy(hidden_KF, targets_KF, table_NF).mean()
@@ -299,10 +318,11 @@ class Distillation:
     def _validate(self) -> None:
         """Keep the summary if learners trained on it do better than on any before."""
         current = self.summary.with_learned(*(factor.detach().clone() for factor in self.factors))
+        self._sample(query(*current.learned))
         count, total = self.config.outer.validation_learners, torch.zeros(1, dtype=torch.float64)
         for nth in self.world.share(count):
             draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
-            learned = learn(current, self.backbone, self.config.learner, self.config.mode, draw)
+            learned = self._learned(current, draw)
             scorer = encode_last(self.backbone, learned.parameters, learned.table)
             total += evaluate(scorer, learned.table, self.asked, "full")["ndcg@10"]
         self.world.add_up([total])
@@ -313,6 +333,13 @@ class Distillation:
                 "step": self.done,
                 "factors": list(current.learned),
             }
+
+    def _learned(self, current: Summary, draw: torch.Generator) -> Learned:
+        """A learner trained on the summary, as its user does it or over a sample of the items."""
+        if self.sampler is None:
+            return learn(current, self.backbone, self.config.learner, self.config.mode, draw)
+        X_UTD = self.training.reader.leaf(query(*current.learned))
+        return replace(learn_from(self.training, X_UTD, draw), table=self.V_ND)
 
 
 def _kept(pooled: Pooled) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from td3engine.interactions import Split
 from td3engine.learner import Learned, encode_last, learn, recommender
 from td3engine.ranking import Metrics, Protocol, available_protocols, evaluate
 from td3engine.report import Row, make_row
+from td3engine.sampled import training_counts
 from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, WindowIndex, questions
 from td3engine.summary import Summary
@@ -54,7 +55,7 @@ class Benchmark:
 
         `between` is called every few steps of a learner and may raise, to end the work early.
         """
-        test = questions(split, "test", config.learner_history)
+        test = questions(split, "test", config.learner_history, config.data.test_users)
         return cls(
             split=split,
             config=config,
@@ -120,10 +121,32 @@ def rows(
     ]
 
 
+def popularity_rows(benchmark: Benchmark) -> list[Row]:
+    """The same ranking for everyone, by an item's training interactions; trains nothing."""
+    counts_N1 = torch.from_numpy(training_counts(benchmark.split)).float()[:, None]
+
+    def alike(items_BL: Tensor, _lengths_B: Tensor) -> Tensor:
+        return torch.ones(len(items_BL), 1)
+
+    return [
+        make_row(
+            "popularity",
+            "from-scratch",
+            protocol,
+            [evaluate(alike, counts_N1, benchmark.test, protocol)],
+            train_seconds=0.0,
+            numbers_stored=len(counts_N1),
+            sequences=0,
+        )
+        for protocol in benchmark.protocols
+    ]
+
+
 def teacher_rows(benchmark: Benchmark, teachers: Sequence[Trained]) -> list[Row]:
     """The full-data models alone: read `max_history` events, trained on every interaction."""
     split = benchmark.split
-    asked = questions(split, "test", benchmark.config.data.max_history)
+    data = benchmark.config.data
+    asked = questions(split, "test", data.max_history, data.test_users)
     rows = []
     for protocol in benchmark.protocols:
         measured = []
@@ -293,4 +316,5 @@ def _as_epochs(learner: LearnerConfig, mode: Mode, windows: int) -> TeacherConfi
         weight_decay=learner.weight_decay,
         patience=epochs,
         validate_every=look,
+        softmax="full",  # as learners on a summary have it
     )

@@ -44,7 +44,7 @@ class ByHand:
         self.weight = 1 / len(self.targets)
         X_BTD = self.reading.forward()
         hidden = encoder.forward(X_BTD[:, :-1])
-        self.catalogue = Catalogue(hidden, table_ND, keep=True)
+        self.catalogue = Catalogue(hidden, table_ND, True, model.log_weight)
         to_hidden, to_table = self.catalogue.gradient(self.weight, self.trained)
         to_encoder, to_input = encoder.backward(self._less_expected(to_hidden, X_BTD))
         read = self.reading.backward(self._to_soft(to_input, hidden)) if self.trained else None

@@ -40,7 +40,7 @@ def summary_loss(
     lengths = torch.full((len(X_BTF),), X_BTF.shape[1], device=X_BTF.device)
     hidden_KF = model.states(encoder_P, X_BTF, lengths, draws)
     expected_KF = X_BTF[draws.asked.rows, draws.asked.at]
-    return cross_entropy(hidden_KF, expected_KF, table_NF).mean()
+    return cross_entropy(hidden_KF, expected_KF, table_NF, model.log_weight).mean()
 
 
 def adam_rule(config: LearnerConfig, steps: int) -> AdamRule:
@@ -65,6 +65,10 @@ class SummaryTraining:
         self.model, self.config, self.count, self.reader = model, config, steps, reader
         self.rule = adam_rule(config, steps)
         self.loss: LearnerLoss[Draws] = partial(summary_loss, model, reader)
+
+    def over(self, part: Recommender) -> "SummaryTraining":
+        """The same with learners that score other items; X is read as before."""
+        return SummaryTraining(part, self.config, self.count, self.reader)
 
     def take(self, theta: Tensor, batch: Tensor, draws: Draws, second: bool) -> Taken:
         """One step's gradient: by hand where the backbone has that, else by autograd."""

@@ -36,12 +36,14 @@ class Recommender:
         backbone: the encoder.
         n_items, width: n and d of the item table.
         frozen: the item table (n, d) if it is given and not trained.
+        log_weight: added to items' scores in a loss (n), where the table is a sample of one.
     """
 
     backbone: Backbone
     n_items: int
     width: int
     frozen: Tensor | None = None
+    log_weight: Tensor | None = None
 
     @classmethod
     def sharing(cls, backbone: Backbone, V_ND: Tensor) -> "Recommender":
@@ -81,6 +83,16 @@ class Recommender:
             return encoder_P, table_ND
         return encoder_P, torch.cat([table_ND, bias_N[:, None]], 1)
 
+    def entries_of(self, items_R: Tensor) -> Tensor:
+        """Where in theta the encoder and these items' rows and biases lie: theta[...] is a theta of
+        the same recommender over these items alone. Int64; for a recommender that owns its table.
+        """
+        encoder, table, bias = self._sizes()
+        device = items_R.device
+        rows = encoder + items_R[:, None] * self.width + torch.arange(self.width, device=device)
+        biases = encoder + table + (items_R if bias else items_R[:0])
+        return torch.cat([torch.arange(encoder, device=device), rows.flatten(), biases])
+
     def states(
         self, encoder_P: Tensor, events_BLF: Tensor, lengths_B: Tensor, draws: Draws
     ) -> Tensor:
@@ -109,15 +121,18 @@ class Recommender:
         return [self.backbone.n_parameters, table, bias]
 
 
-def cross_entropy(hidden_KF: Tensor, expected_KF: Tensor, table_NF: Tensor) -> Tensor:
+def cross_entropy(
+    hidden_KF: Tensor, expected_KF: Tensor, table_NF: Tensor, log_weight_N: Tensor | None = None
+) -> Tensor:
     """KL(target || softmax(h F^T)) less the target's entropy, per row (K) (identity I-2).
 
     Args:
         hidden_KF: hidden states h, (K, f).
         expected_KF: the target's expected row S_t F, (K, f); for a real item, its own row of F.
         table_NF: the scoring table F, (n, f).
+        log_weight_N: see `Recommender.log_weight`.
     """
-    return log_sum_exp(hidden_KF, table_NF) - (hidden_KF * expected_KF).sum(-1)
+    return log_sum_exp(hidden_KF, table_NF, log_weight_N) - (hidden_KF * expected_KF).sum(-1)
 
 
 def real_loss(

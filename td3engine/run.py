@@ -15,10 +15,10 @@ import torch
 from td3engine.allocator import keep_freed_memory
 from td3engine.backbones import build_backbone
 from td3engine.bundle import Manifest, save_bundle
-from td3engine.config import DistillConfig, sized_by_data
+from td3engine.config import DistillConfig, sized_by_data, softmax_over
 from td3engine.distill import Distillation
 from td3engine.errors import CheckpointMismatchError, DeviceError, Interrupted, RanksError
-from td3engine.evaluation import Benchmark, summary_rows, teacher_rows
+from td3engine.evaluation import Benchmark, popularity_rows, summary_rows, teacher_rows
 from td3engine.events import Event, Listener, Note, Phase, PhaseStarted, Progress
 from td3engine.interactions import Interactions, Split, split
 from td3engine.model import Recommender
@@ -142,9 +142,21 @@ class Run:
             interactions=statistics.interactions,
             training_interactions=statistics.training_interactions,
         )
+        self._settle_softmax()
         teacher = self._pretrain(kept)
         summary, chosen = self._distil(teacher, kept)
         return teacher, summary, chosen
+
+    def _settle_softmax(self) -> None:
+        """Settle what targets compete with, and say so; the manifest will, too."""
+        items = self.split.n_items
+        for part in ("teacher", "outer"):
+            asked = getattr(self.config, part)
+            settled = asked.model_copy(update={"softmax": softmax_over(items, asked.softmax)})
+            self.config = self.config.model_copy(update={part: settled})
+            if settled.softmax == "sampled":
+                drawn = f"{settled.negatives:,} of {items:,} items"
+                self.control.listener(Note(f"{part}: a sampled softmax, {drawn} a step"))
 
     def _refuse_unlike_ranks(self) -> None:
         learners = self.config.outer.learners
@@ -229,7 +241,10 @@ class Run:
             self.control.listener(
                 Note("too few items for 100 negatives a user: no `sampled-100` figures")
             )
-        rows = teacher_rows(benchmark, [teacher])
+        asked, users = len(benchmark.test.targets), len(self.split.evaluated)
+        if asked < users:
+            self.control.listener(Note(f"test figures are of {asked:,} of {users:,} users"))
+        rows = teacher_rows(benchmark, [teacher]) + popularity_rows(benchmark)
         rows += summary_rows(benchmark, "TD3 summary", summary, self.config.mode, RESULT_SEEDS)
         manifest = save_bundle(
             self.folder,

@@ -2,7 +2,8 @@
 
 All positions of a window are targets at once (a window of L events gives L-1 of them), which is
 an order of magnitude cheaper per target than the paper's one-target prefix rows; training stops
-early on validation NDCG@10 under the `full` protocol (section 8).
+early on validation NDCG@10 under the `full` protocol (section 8). Over a large catalogue a step
+takes a sample of the items (td3engine/sampled.py).
 """
 
 import time
@@ -14,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from td3engine.config import TeacherConfig
+from td3engine.config import TeacherConfig, softmax_over
 from td3engine.errors import DivergedError
 from td3engine.interactions import Split
 from td3engine.learner import encode_last
 from td3engine.model import Draws, Recommender, real_loss
 from td3engine.ranking import evaluate
+from td3engine.sampled import SampledSteps
 from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, WindowIndex, batches_of_like_length, gather
 
@@ -44,6 +46,37 @@ class Trained:
     early: Tensor
     validation: float
     seconds: float
+
+
+class FullSteps:
+    """Training steps over the whole catalogue.
+
+    Attributes:
+        theta: all parameters, (P); changed in place.
+    """
+
+    def __init__(self, model: Recommender, config: TeacherConfig, theta_P: Tensor) -> None:
+        self.model, self.theta = model, theta_P.requires_grad_()
+        self.optimizer = torch.optim.Adam(
+            [self.theta], lr=config.lr, weight_decay=config.weight_decay
+        )
+
+    def step(
+        self, items_BL: Tensor, lengths_B: Tensor, draws: Draws, _rng: np.random.Generator
+    ) -> None:
+        """One step of Adam on a batch of rows, right-padded."""
+        loss = real_loss(self.model, self.theta, items_BL, lengths_B, draws)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """What the next step depends on, besides theta."""
+        return self.optimizer.state_dict()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.optimizer.load_state_dict(state)
 
 
 class LogTraining:
@@ -73,9 +106,13 @@ class LogTraining:
         self.split, self.model, self.config = split, model, config
         self.windows, self.asked, self.seed, self.device = windows, asked, seed, device
         draw = generator(seed, Purpose.TEACHER_INITIAL, device=device.type)
-        self.theta = model.initial(draw).requires_grad_()
-        self.optimizer = torch.optim.Adam(
-            [self.theta], lr=config.lr, weight_decay=config.weight_decay
+        self.theta = model.initial(draw)
+        # Of a frozen table there is nothing to train item by item.
+        sampled = model.frozen is None and softmax_over(model.n_items, config.softmax) == "sampled"
+        self.steps: FullSteps | SampledSteps = (
+            SampledSteps(split, model, config, self.theta)
+            if sampled
+            else FullSteps(model, config, self.theta)
         )
         self.epoch = 0
         self.seconds = 0.0
@@ -114,7 +151,7 @@ class LogTraining:
         """Everything that training depends on, for a checkpoint."""
         return {
             "theta": self.theta.detach(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self.steps.state(),
             "epoch": self.epoch,
             "seconds": self.seconds,
             "stale": self.stale,
@@ -126,7 +163,7 @@ class LogTraining:
         """Continue from `state()`."""
         with torch.no_grad():
             self.theta.copy_(state["theta"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps.restore(state["optimizer"])
         self.epoch, self.seconds, self.stale = state["epoch"], state["seconds"], state["stale"]
         self.early, self.best = list(state["early"]), dict(state["best"])
 
@@ -141,11 +178,7 @@ class LogTraining:
         for chosen in batches_of_like_length(index, self.config.batch, rng):
             items, lengths = gather(self.split, index.start[chosen], index.end[chosen])
             items, lengths = items.to(self.device), lengths.to(self.device)
-            draws = self.draws(lengths, draw)
-            loss = real_loss(self.model, self.theta, items, lengths, draws)
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            self.steps.step(items, lengths, self.draws(lengths, draw), rng)
 
     def _validate(self) -> None:
         """Keep the model if it is the best so far."""

@@ -127,7 +127,11 @@ def test_a_job_gives_what_the_library_gives(
     assert files(tmp_path) == by_library
     assert load_bundle(tmp_path).manifest.config == CONFIG
     assert done.metrics is not None
-    assert {row["name"] for row in done.metrics["rows"]} == {"full data", "TD3 summary"}
+    assert {row["name"] for row in done.metrics["rows"]} == {
+        "full data",
+        "popularity",
+        "TD3 summary",
+    }
 
 
 def test_cancel_while_distilling(served: Served, client: Client, log: Path) -> None:
@@ -232,6 +236,7 @@ def test_the_demo_runs_and_writes_its_result(log: Path, tmp_path: Path) -> None:
     names = {(row["name"], row["mode"]) for row in content["rows"]}
     assert names == {
         ("full data", "from-scratch"),
+        ("popularity", "from-scratch"),
         ("zero steps", "shared-items"),
         *((n, "shared-items") for n in ("random users", "initial summary", "TD3 summary")),
         *((n, "from-scratch") for n in ("random users", "initial summary", "TD3 summary")),

@@ -1,9 +1,10 @@
 """Which real users the baselines take, and which users a look at validation asks."""
 
 import numpy as np
+import pytest
 import torch
 
-from td3engine.evaluation import longest_histories, most_recent
+from td3engine.evaluation import Benchmark, longest_histories, most_recent, popularity_rows
 from td3engine.sequences import questions
 from tests.td3engine.oracles import make_split
 from tests.td3engine.small import small_config
@@ -44,3 +45,14 @@ def test_a_look_at_validation_asks_a_fixed_sample() -> None:
     test = questions(split, "test", 8, at_most=10)
     # The same users, an event later.
     assert (test.lengths == some.lengths + 1).all()
+
+
+def test_popularity_ranks_by_training_interactions_alone() -> None:
+    """Counted in training: item 0 three times, 1 twice, 2 and 5 once, 3 and 4 never."""
+    split = make_split([[0, 1, 3, 4], [0, 1, 4, 3], [0, 2, 3, 5], [5, 1, 0]], 6)
+    [row] = popularity_rows(Benchmark.prepare(split, small_config(), torch.device("cpu")))
+    # Asked for: 4 (unseen 2 and 5 before it), 3 (the same), 5 (unseen 1 before it), 0 (first).
+    places = [3, 3, 2, 1]
+    assert row["hr@5"] == 1.0
+    assert row["mrr@10"] == pytest.approx(np.mean([1 / place for place in places]))
+    assert (row["name"], row["protocol"], row["numbers_stored"]) == ("popularity", "full", 6)

@@ -165,7 +165,11 @@ def test_the_child_speaks_json_lines_and_ends_with_a_result(log: Path, tmp_path:
     assert result["event"] == "result"
     assert {artifact["name"] for artifact in result["artifacts"]} == set(MEDIA_TYPES)
     assert all(Path(artifact["path"]).exists() for artifact in result["artifacts"])
-    assert {row["name"] for row in result["metrics"]["rows"]} == {"full data", "TD3 summary"}
+    assert {row["name"] for row in result["metrics"]["rows"]} == {
+        "full data",
+        "popularity",
+        "TD3 summary",
+    }
 
 
 def test_the_child_leaves_with_a_checkpoint_on_sigterm(log: Path, tmp_path: Path) -> None:

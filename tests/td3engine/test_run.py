@@ -119,7 +119,11 @@ def test_a_bundle_says_whom_it_was_distilled_for(whole: Path, scratch: Path) -> 
         bundle = load_bundle(folder)
         assert bundle.manifest.distilled_for == bundle.manifest.config.mode == mode
         measured = {row["name"]: row["mode"] for row in bundle.manifest.results}
-        assert measured == {"full data": "from-scratch", "TD3 summary": mode}
+        assert measured == {
+            "full data": "from-scratch",
+            "popularity": "from-scratch",
+            "TD3 summary": mode,
+        }
     one, other = load_bundle(whole).summary, load_bundle(scratch).summary
     assert torch.equal(one.V, other.V)  # one teacher
     assert not torch.equal(one.U, other.U)
@@ -242,7 +246,8 @@ def test_throttling_keeps_the_last_step_and_everything_else() -> None:
 
 def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None:
     bundle = load_bundle(whole)
-    assert bundle.manifest.config == small_config()
+    said = {"softmax": "full"}  # what `auto` came to
+    assert bundle.manifest.config == small_config(teacher=said, outer=said)
     assert bundle.manifest.fingerprint == "f" * 64
     assert bundle.summary.U.shape == (4, 2)
     assert bundle.summary.T.shape == (8, 2)
@@ -252,7 +257,11 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
         "learned": 4 * 2 + 8 * 2 + 2 * 2 * 8,
         "V": len(bundle.item_ids) * 8,
     }
-    assert {row["name"] for row in bundle.manifest.results} == {"full data", "TD3 summary"}
+    assert {row["name"] for row in bundle.manifest.results} == {
+        "full data",
+        "popularity",
+        "TD3 summary",
+    }
     assert {row["protocol"] for row in bundle.manifest.results} == {"full", "sampled-100"}
     assert "seconds" not in (whole / "manifest.json").read_text()
 
