@@ -8,8 +8,8 @@ raises, into one shape: `type, title, status, detail, code, request_id`, and whe
 import http
 import json
 import logging
+import random
 import re
-import uuid
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -75,6 +75,7 @@ logger = logging.getLogger(__name__)
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 REQUEST_ID_HEADER = "x-request-id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_random = random.Random()  # noqa: S311 (request ids have to be unique, and may be guessed)
 _LONGEST_ERROR_LIST = 50
 _RETRY_AFTER_SECONDS = "5"
 _CODES_OF_FRAMEWORK_ERRORS: dict[int, ServiceCode] = {
@@ -205,7 +206,7 @@ class RequestIds:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = _incoming_request_id(scope) or uuid.uuid4().hex
+        request_id = _incoming_request_id(scope) or f"{_random.getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = request_id
         with log_fields(request_id=request_id):
             await self._serve(scope, receive, send, request_id)

@@ -13,15 +13,17 @@ does if it is started with `contextvars.copy_context().run`.
 import json
 import logging
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Literal
 
 LogFormat = Literal["auto", "json", "text"]
 _NO_FIELDS: Mapping[str, object] = MappingProxyType({})
+_SECONDS = "%Y-%m-%dT%H:%M:%S"
+_to_json = json.JSONEncoder(default=str).encode
 _fields: ContextVar[Mapping[str, object]] = ContextVar("td3_log_fields", default=_NO_FIELDS)
 
 
@@ -48,7 +50,8 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """`time`, `level`, `logger`, `message`, the fields, and `exception` (a traceback)."""
         entry: dict[str, object] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "time": f"{time.strftime(_SECONDS, time.gmtime(record.created))}"
+            f".{int(record.msecs):03}+00:00",
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
@@ -56,7 +59,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry, default=str)
+        return _to_json(entry)
 
 
 class TextFormatter(logging.Formatter):

@@ -9,17 +9,19 @@ from importlib.metadata import version
 from types import FrameType
 from typing import Any
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
 from app.api import artifacts, datasets, events, health, jobs, keys, submissions, usage
-from app.api.context import Context, problems, refuse_unknown_query
+from app.api.context import Context, problems
+from app.api.job_views import JobSights
 from app.errors import install_error_handlers
 from app.logs import set_up_logging
 from app.metrics import HttpMetrics, StoreCollector, process_registry
 from app.observe import Observe
 from app.queue import JobQueue
 from app.quotas import quotas_for
+from app.readiness import ReadinessChecks
 from app.schemas.jobs import JobRequest, JobSettings
 from app.schemas.problems import Problem
 from app.security import PUBLIC_PATHS, Doorkeeper, install_authentication
@@ -79,14 +81,17 @@ def create_app(settings: Settings) -> FastAPI:
         uploads = UploadFolders(settings.data_dir / "uploads")
         try:
             with uploads.in_use(), _set_when_told_to_stop() as stopping:
-                app.state.doorkeeper = Doorkeeper(settings, store)
+                app.state.doorkeeper = doorkeeper = Doorkeeper(settings, store)
                 app.state.context = Context(
                     settings,
                     store,
                     queue,
                     uploads,
                     normalising=asyncio.Semaphore(_READERS_AT_ONCE),
+                    doorkeeper=doorkeeper,
+                    sights=JobSights(store),
                     stopping=stopping,
+                    readiness=ReadinessChecks(settings, store, queue),
                     registry=registry,
                 )
                 yield
@@ -101,7 +106,6 @@ def create_app(settings: Settings) -> FastAPI:
         description=DESCRIPTION,
         openapi_tags=TAGS,
         lifespan=lifespan,
-        dependencies=[Depends(refuse_unknown_query)],
         responses=problems(
             _401="`key_required`, `key_invalid`, `key_expired` or `key_revoked`.",
             _403="`insufficient_scope`: the key may not do this.",
@@ -115,7 +119,8 @@ def create_app(settings: Settings) -> FastAPI:
     install_authentication(app)  # within what gives every answer its request id
     install_error_handlers(app)
     app.add_middleware(Observe, metrics=HttpMetrics(registry))  # the last one added is outermost
-    for resource in (datasets, submissions, jobs, events, artifacts, keys, usage, health):
+    # Looked through in this order at each request: what is polled comes first.
+    for resource in (jobs, datasets, submissions, events, artifacts, keys, usage, health):
         app.include_router(resource.router)
     _document_extra_schemas(app)
     return app

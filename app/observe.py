@@ -66,4 +66,9 @@ def _log(scope: Scope, route: str, status: int, seconds: float) -> None:
         seconds=round(seconds, 6),
         client=client[0] if client else None,
     ):
-        logger.info("%s %s", scope["method"], scope["path"])
+        # As `info` does, which takes twice as long: it looks for the line that called it.
+        if logger.isEnabledFor(logging.INFO):
+            what = (scope["method"], scope["path"])
+            logger.handle(
+                logger.makeRecord(logger.name, logging.INFO, __file__, 0, "%s %s", what, None)
+            )

@@ -7,6 +7,8 @@ requests to each of them. So a broker that is away neither stops the service nor
 import logging
 import math
 import time
+from collections import Counter
+from collections.abc import Sequence
 
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage, RedisStorage
@@ -34,25 +36,45 @@ class RateLimiter:
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._alone_until = -math.inf
 
-    def wait_for(self, tenant_id: str, per_minute: int) -> int:
-        """Count a request; 0, or after how many seconds it may be sent again."""
+    def wait_for(self, requests: Sequence[tuple[str, int]]) -> list[int]:
+        """Count requests, given as (tenant, how many it may send a minute).
+
+        Returns:
+            For each of them 0, or after how many seconds it may be sent again.
+        """
+        room = {kind: self._count(*kind, asked) for kind, asked in Counter(requests).items()}
+        waits = []
+        for kind in requests:
+            fits, seconds = room[kind]
+            waits.append(0 if fits else seconds)
+            room[kind] = (max(fits - 1, 0), seconds)
+        return waits
+
+    def _count(self, tenant_id: str, per_minute: int, requests: int) -> tuple[int, int]:
+        """How many of them fit, and when there is room again for others."""
         limit = RateLimitItemPerMinute(per_minute)
         if time.monotonic() >= self._alone_until:
             try:
-                return _wait(self._shared, limit, tenant_id)
+                return _hit(self._shared, limit, tenant_id, requests)
             except RedisError as error:
                 logger.warning(
                     "the broker does not answer: requests are counted by this process alone: %s",
                     error,
                 )
                 self._alone_until = time.monotonic() + _LEAVE_ALONE_SECONDS
-        return _wait(self._own, limit, tenant_id)
+        return _hit(self._own, limit, tenant_id, requests)
 
 
-def _wait(
-    limiter: SlidingWindowCounterRateLimiter, limit: RateLimitItemPerMinute, tenant_id: str
-) -> int:
-    if limiter.hit(limit, tenant_id):
-        return 0
+def _hit(
+    limiter: SlidingWindowCounterRateLimiter,
+    limit: RateLimitItemPerMinute,
+    tenant_id: str,
+    requests: int,
+) -> tuple[int, int]:
+    if limiter.hit(limit, tenant_id, cost=requests):
+        return requests, 0
+    fits = 0
+    while fits < requests and limiter.hit(limit, tenant_id):
+        fits += 1
     seconds = limiter.get_window_stats(limit, tenant_id).reset_time - time.time()
-    return min(max(1, math.ceil(seconds)), _LONGEST_WAIT_SECONDS)
+    return fits, min(max(1, math.ceil(seconds)), _LONGEST_WAIT_SECONDS)

@@ -9,13 +9,15 @@ import ipaddress
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from functools import lru_cache
+from typing import Annotated, Any
 from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, FastAPI, Request
+from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
@@ -30,6 +32,7 @@ from app.store import keys
 from app.store import models as rows
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, SCOPES
+from app.together import Together
 
 # What anybody may ask: no row of anybody's is in the answer.
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
@@ -37,8 +40,9 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _ADMIN_PATH = "/keys"
 _OPERATOR_PATHS = frozenset({"/metrics"})  # what tells of all tenants
 # What proxies add. Whoever is behind one is not on this machine, whatever the connection says.
-_FORWARDING = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_FORWARDING = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"})
 _USE_NOTED = timedelta(minutes=10)
+_NEVER = datetime.min.replace(tzinfo=UTC)
 _LOOK_SECONDS = 1.0
 
 logger = logging.getLogger(__name__)
@@ -84,7 +88,9 @@ CallerDep = Annotated[Caller, Depends(_caller)]
 
 
 class Doorkeeper:
-    """Recognises callers. A key is looked up at each request, so revoking one works at once."""
+    """Recognises callers. A key is looked up at each request, so revoking one works at once; those
+    of requests that come at the same time are looked up, and counted, together.
+    """
 
     def __init__(
         self, settings: Settings, store: Store, clock: Callable[[], float] = time.monotonic
@@ -92,12 +98,15 @@ class Doorkeeper:
         self._clock = clock
         self._settings = settings
         self._store = store
-        self._limiter = RateLimiter(settings.broker_url)
         self._secret: bytes | None = None
         self._keys_exist = False  # once true for good
         self._looked = -math.inf
+        self._noted: dict[str, datetime] = {}  # when a key's use was last written down
+        self._looks: Together[None, bool] = Together(self._look_for_keys)
+        self._rows: Together[str, Row[Any] | None] = Together(self._find_keys)
+        self._waits = Together(RateLimiter(settings.broker_url).wait_for)
 
-    def admit(self, method: str, path: str, headers: Headers, local: bool) -> Caller:
+    async def admit(self, method: str, path: str, headers: Headers, local: bool) -> Caller:
         """Who this is.
 
         Raises:
@@ -106,8 +115,8 @@ class Doorkeeper:
         """
         key = _bearer(headers)
         if key is not None:
-            caller = self._by_key(key)
-        elif local and not self._keys_are_needed(path):
+            caller = await self._by_key(key)
+        elif local and not await self._keys_are_needed(path):
             caller = Caller(DEFAULT_TENANT, "write")
         else:
             raise _refused(
@@ -124,29 +133,33 @@ class Doorkeeper:
             )
         return caller
 
-    def _by_key(self, key: str) -> Caller:
+    async def check_again(self, caller: Caller) -> None:
+        """See that the key of a request that takes long is still good.
+
+        Raises:
+            ApiError: 401.
+        """
+        if caller.key_id is not None:
+            _see_good(await self._rows.ask(caller.key_id), datetime.now(UTC))
+
+    async def _by_key(self, key: str) -> Caller:
         key_id = key_id_of(key)
         if key_id is None:
             raise _refused("key_invalid", "This is not a key of this service, or not all of it.")
-        with self._store.read() as session:
-            row, overrides = keys.recognise(session, key_id)
+        row = await self._rows.ask(key_id)
         # The same work whether there is such a key or not.
         if not hmac.compare_digest(digest(key, self._server_secret()), row.digest if row else ""):
             row = None
-        if row is None:
-            raise _refused("key_invalid", "There is no such key.")
         now = datetime.now(UTC)
-        if row.revoked_at is not None:
-            raise _refused("key_revoked", f"The key {row.id} was revoked.")
-        if row.expires_at is not None and row.expires_at <= now:
-            raise _refused("key_expired", f"The key {row.id} expired at {row.expires_at}.")
-        if row.last_used_at is None or now - row.last_used_at >= _USE_NOTED:
-            self._note_use(row.id, now)
-        self._count(row.tenant_id, quotas_for(self._settings, overrides).requests_per_minute)
+        row = _see_good(row, now)
+        if now - self._noted.get(key_id, row.last_used_at or _NEVER) >= _USE_NOTED:
+            self._noted[key_id] = now
+            await run_in_threadpool(self._note_use, key_id, now)
+        await self._count(row.tenant_id, quotas_for(self._settings, row.quotas).requests_per_minute)
         return Caller(row.tenant_id, row.scope, row.id)
 
-    def _count(self, tenant_id: str, per_minute: int) -> None:
-        seconds = self._limiter.wait_for(tenant_id, per_minute)
+    async def _count(self, tenant_id: str, per_minute: int) -> None:
+        seconds = await self._waits.ask((tenant_id, per_minute))
         if seconds:
             raise ApiError(
                 429,
@@ -154,6 +167,11 @@ class Doorkeeper:
                 f"This tenant may send {per_minute} requests a minute.",
                 headers={"Retry-After": str(seconds)},
             )
+
+    def _find_keys(self, key_ids: Sequence[str]) -> list[Row[Any] | None]:
+        with self._store.read() as session:
+            found = keys.find_all(session, set(key_ids))
+        return [found.get(key_id) for key_id in key_ids]
 
     def _server_secret(self) -> bytes:
         if self._secret is None:
@@ -170,18 +188,21 @@ class Doorkeeper:
         except SQLAlchemyError as error:  # no reason to refuse the request
             logger.warning("%s: use not noted: %s", key_id, error)
 
-    def _keys_are_needed(self, path: str) -> bool:
+    async def _keys_are_needed(self, path: str) -> bool:
         if self._keys_exist or self._clock() - self._looked < _LOOK_SECONDS:
             return self._keys_exist
         try:
-            with self._store.read() as session:
-                self._keys_exist = keys.any_made(session)
+            self._keys_exist = await self._looks.ask(None)
         except SQLAlchemyError:
             if path not in _OPERATOR_PATHS:
                 raise
             return False  # Prometheus shall hear of it; without the database nothing of it is rows
         self._looked = self._clock()
         return self._keys_exist
+
+    def _look_for_keys(self, asked: Sequence[None]) -> list[bool]:
+        with self._store.read() as session:
+            return [keys.any_made(session)] * len(asked)
 
 
 class Authentication:
@@ -201,8 +222,8 @@ class Authentication:
         doorkeeper: Doorkeeper = scope["app"].state.doorkeeper
         headers = Headers(scope=scope)
         try:
-            scope["state"]["caller"] = await run_in_threadpool(
-                doorkeeper.admit, scope["method"], scope["path"], headers, is_local(scope, headers)
+            scope["state"]["caller"] = await doorkeeper.admit(
+                scope["method"], scope["path"], headers, is_local(scope, headers)
             )
         except ApiError as error:
             await problem_response(scope, error)(scope, receive, send)
@@ -225,12 +246,17 @@ def is_local(scope: Mapping[str, object], headers: Headers) -> bool:
     if not all(isinstance(end, list | tuple) and is_loopback(str(end[0])) for end in ends):
         return False
     host = headers.get("host", "")
-    if not is_loopback(_split(f"//{host}").hostname or ""):
+    if not _names_loopback(host):
         return False
     origin = headers.get("origin")
     if origin is not None and _split(origin).netloc != host:
         return False
-    return not any(name in headers for name in _FORWARDING)
+    return _FORWARDING.isdisjoint(headers.keys())
+
+
+@lru_cache(maxsize=1000)
+def _names_loopback(host: str) -> bool:
+    return is_loopback(_split(f"//{host}").hostname or "")
 
 
 def _split(url: str) -> SplitResult:
@@ -240,12 +266,23 @@ def _split(url: str) -> SplitResult:
         return SplitResult("", "", "", "", "")
 
 
+@lru_cache(maxsize=1000)
 def is_loopback(host: str) -> bool:
     """Whether this address or name can be reached from this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _see_good(row: Row[Any] | None, now: datetime) -> Row[Any]:
+    if row is None:
+        raise _refused("key_invalid", "There is no such key.")
+    if row.revoked_at is not None:
+        raise _refused("key_revoked", f"The key {row.id} was revoked.")
+    if row.expires_at is not None and row.expires_at <= now:
+        raise _refused("key_expired", f"The key {row.id} expired at {row.expires_at}.")
+    return row
 
 
 def _needed_scope(method: str, path: str) -> rows.Scope:

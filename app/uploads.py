@@ -207,7 +207,10 @@ class Prepared:
         Raises:
             ApiError: 429 `storage_full`.
         """
-        take_bytes(session, settings, tenant_id, self.stored_bytes)
+        if not datasets.exists_already(
+            session, tenant_id=tenant_id, fingerprint=self.fingerprint, name=self.name
+        ):
+            take_bytes(session, settings, tenant_id, self.stored_bytes)
         return datasets.create(
             session,
             tenant_id=tenant_id,

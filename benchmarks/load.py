@@ -3,8 +3,8 @@
     python -m benchmarks.load --json load.json
     python -m benchmarks.load --database-url postgresql://td3@127.0.0.1/EMPTY_DATABASE
 
-Polling `GET /jobs/{id}` is compared with an empty FastAPI route that the same server program serves
-in another process, turn by turn. Both are asked by a lean client (raw asyncio streams): httpx takes
+Polling `GET /jobs/{id}` (each client its own job, without an API key and with one) is compared with
+an empty FastAPI route that the same server program serves in another process, turn by turn. Both are asked by a lean client (raw asyncio streams): httpx takes
 several times what an empty route takes, and would measure itself. Beside requests a second it tells
 the server's CPU time for one request, which other programs on the machine do not change much.
 
@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -35,7 +35,9 @@ import httpx
 from fastapi import FastAPI
 from sqlalchemy import insert
 
+from app.apikeys import issue
 from app.blobs import sql as blobs
+from app.settings import Settings
 from app.store import datasets, jobs
 from app.store.engine import Store, database_now, open_store
 from app.store.ids import new_id
@@ -116,14 +118,20 @@ def cpu_seconds(pid: int) -> float:
 # --- polling against an empty route ---------------------------------------------------------------
 
 
-async def hammer(url: str, path: str, clients: int, seconds: float) -> list[float]:
-    """Latencies of all requests that `clients` persistent connections got done."""
+async def hammer(
+    url: str, paths: Sequence[str], clients: int, seconds: float, key: str | None
+) -> list[float]:
+    """Latencies of all requests that `clients` persistent connections got done.
+
+    Each of them asks for one of the paths, again and again.
+    """
     address = httpx.URL(url)
-    request = f"GET {path} HTTP/1.1\r\nHost: {address.host}\r\n\r\n".encode()
+    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
     latencies: list[float] = []
     end = time.monotonic() + seconds
 
-    async def client() -> None:
+    async def client(path: str) -> None:
+        request = f"GET {path} HTTP/1.1\r\nHost: {address.host}\r\n{authorization}\r\n".encode()
         reader, writer = await asyncio.open_connection(address.host, address.port)
         while time.monotonic() < end:
             begin = time.perf_counter()
@@ -137,14 +145,17 @@ async def hammer(url: str, path: str, clients: int, seconds: float) -> list[floa
             latencies.append(time.perf_counter() - begin)
         writer.close()
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    await asyncio.gather(*(client(paths[number % len(paths)]) for number in range(clients)))
     return latencies
 
 
-def measure(url: str, pid: int, path: str, clients: int, seconds: float) -> dict[str, float]:
+def measure(
+    server_: tuple[str, int], paths: Sequence[str], options: argparse.Namespace, key: str | None
+) -> dict[str, float]:
     """One turn: throughput, latency, the server's CPU time for one request."""
+    url, pid = server_
     before, begin = cpu_seconds(pid), time.monotonic()
-    latencies = asyncio.run(hammer(url, path, clients, seconds))
+    latencies = asyncio.run(hammer(url, paths, options.pollers, options.seconds, key))
     took = time.monotonic() - begin
     return {
         "requests_per_second": len(latencies) / took,
@@ -160,14 +171,14 @@ def quantiles(latencies: list[float]) -> dict[str, float]:
 
 
 def compare(
-    api: tuple[str, int], path: str, options: argparse.Namespace
+    api: tuple[str, int], paths: Sequence[str], options: argparse.Namespace, key: str | None = None
 ) -> dict[str, dict[str, float] | float]:
     """Turn by turn; medians over the turns, and the ratio of the two."""
     with server("benchmarks.load:empty") as other:
         turns: dict[str, list[dict[str, float]]] = {"get_job": [], "empty": []}
         for _ in range(options.rounds):
-            for name, (url, pid), what in (("get_job", api, path), ("empty", other, "/empty")):
-                turns[name].append(measure(url, pid, what, options.pollers, options.seconds))
+            turns["get_job"].append(measure(api, paths, options, key))
+            turns["empty"].append(measure(other, ["/empty"], options, None))
     medians = {
         name: {key: statistics.median(turn[key] for turn in taken) for key in taken[0]}
         for name, taken in turns.items()
@@ -326,6 +337,20 @@ def new_job(store: Store, dataset_id: str) -> str:
         ).id
 
 
+def new_key(store: Store, settings: Settings) -> str:
+    """An API key, and the end of being served without one."""
+    with store.write() as session:
+        _, key = issue(
+            session,
+            settings,
+            tenant_id=DEFAULT_TENANT,
+            name="load",
+            scope="read",
+            expires_at=None,
+        )
+    return key
+
+
 def new_dataset(store: Store, folder: Path) -> str:
     """A dataset of a few bytes."""
     path = folder / "log"
@@ -353,6 +378,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "TD3_DATA_DIR": str(folder),
         "TD3_DATABASE_URL": database_url,
         "TD3_BROKER_URL": options.broker_url,
+        "TD3_QUOTAS": json.dumps({"requests_per_minute": 10**9}),
         "TD3_ENGINE_COMMAND": json.dumps([sys.executable, "-c", ENGINE]),
     }
     subprocess.run(
@@ -377,7 +403,11 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             body = {"dataset_id": dataset_id, "preset": "fast"}
             job = httpx.post(f"{api[0]}/jobs", json=body, timeout=60, trust_env=False).json()
             path = f"/jobs/{job['id']}"
-            found["polling"] = compare(api, path, options)
+            paths = [
+                path,
+                *(f"/jobs/{new_job(store, dataset_id)}" for _ in range(options.pollers - 1)),
+            ]
+            found["polling"] = compare(api, paths, options)
             found["mixed"] = asyncio.run(mix(api[0], path, options))
             httpx.post(f"{api[0]}{path}/cancel", timeout=60, trust_env=False)
         fill(store, dataset_id, options.queued, "queued")
@@ -386,6 +416,9 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         fill(store, dataset_id, options.jobs, None)
         found["list_ms"][f"{options.jobs} jobs"] = list_times(api[0], options.repeats)
         found["metrics_ms"] = scrape_time(api[0], options.repeats)
+        # The last part: from the first key on, nobody is served without one.
+        settings = Settings(data_dir=folder)
+        found["polling_with_key"] = compare(api, paths, options, new_key(store, settings))
     store.close()
     return found
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.api.context import ContextDep, problems
+from app.api.context import ContextDep, StrictRoute, problems
 from app.api.jobs import load_job
 from app.blobs import sql as blobs
 from app.bundle import Member, bundle_etag, stream_zip
@@ -15,7 +15,7 @@ from app.schemas.common import Page
 from app.schemas.jobs import Artifact, Job
 from app.security import CallerDep
 
-router = APIRouter(prefix="/jobs", tags=["artifacts"])
+router = APIRouter(prefix="/jobs", tags=["artifacts"], route_class=StrictRoute)
 
 BUNDLE_NAMES = ("manifest.json", "items.parquet", "summary.safetensors")
 _BINARY = {"schema": {"type": "string", "format": "binary"}}

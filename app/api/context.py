@@ -2,15 +2,19 @@
 
 import asyncio
 import threading
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Query, Request
+from fastapi import Depends, Query, Request, Response
 from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 
+from app.api.job_views import JobSights
 from app.errors import PROBLEM_MEDIA_TYPE, field_error
 from app.queue import JobQueue
+from app.readiness import ReadinessChecks
+from app.security import Doorkeeper
 from app.settings import Settings
 from app.store.engine import Store
 from app.uploads import UploadFolders
@@ -26,15 +30,23 @@ class Context:
     uploads: UploadFolders
     # Readers of uploads at once: each may take `normalise_memory_bytes`.
     normalising: asyncio.Semaphore
+    doorkeeper: Doorkeeper
+    sights: JobSights  # what polls see
     # Set when the server was told to stop: who waits for something answers then.
     stopping: threading.Event
+    readiness: ReadinessChecks
     registry: CollectorRegistry  # what Prometheus is told
 
 
-async def _context(request: Request) -> Context:
+def context_of(request: Request) -> Context:
+    """The parts of the service that serves this request."""
     context = request.app.state.context
     assert isinstance(context, Context)
     return context
+
+
+async def _context(request: Request) -> Context:
+    return context_of(request)
 
 
 ContextDep = Annotated[Context, Depends(_context)]
@@ -45,14 +57,26 @@ After = Annotated[
 ]
 
 
-async def refuse_unknown_query(request: Request) -> None:
-    """Dependency of every route: a query parameter that nobody reads is a mistake worth telling."""
-    route = request.scope["route"]
-    assert isinstance(route, APIRoute)
-    known = {field.alias for field in route.dependant.query_params}
-    for name in request.query_params:
-        if name not in known:
-            raise field_error(name[:100], "extra_forbidden", "There is no such query parameter")
+class StrictRoute(APIRoute):
+    """A route that refuses query parameters which nobody reads: such a mistake is worth telling.
+
+    Not a dependency: FastAPI takes longer to resolve one than to run it, at each request.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The route's handler, behind that check."""
+        handle = super().get_route_handler()
+        known = {field.alias for field in self.dependant.query_params}
+
+        async def refuse_or_handle(request: Request) -> Response:
+            if request.scope["query_string"]:
+                for name in request.query_params:
+                    if name not in known:
+                        message = "There is no such query parameter"
+                        raise field_error(name[:100], "extra_forbidden", message)
+            return await handle(request)
+
+        return refuse_or_handle
 
 
 def problems(**meanings: str) -> dict[int | str, dict[str, Any]]:

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.api.context import After, Context, ContextDep, Limit, multipart_body, problems
+from app.api.context import After, Context, ContextDep, Limit, StrictRoute, multipart_body, problems
 from app.api.once import IDEMPOTENCY_PROBLEMS, IdempotencyKeyHeader, serve_once
 from app.errors import ApiError, field_error, not_found, validation_error
 from app.idempotency import Once, respond
@@ -24,7 +24,7 @@ from app.store import models as rows
 from app.store.idempotency import Answer
 from app.uploads import NORMALISED_NAME, Prepared, normalise, store_bytes, upload_limits
 
-router = APIRouter(prefix="/datasets", tags=["datasets"])
+router = APIRouter(prefix="/datasets", tags=["datasets"], route_class=StrictRoute)
 
 COLUMNS_DESCRIPTION = (
     'Names of the file\'s columns as JSON, e.g. `{"user": "uid", "item": "isbn", "time": "at"}`; '

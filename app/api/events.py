@@ -3,23 +3,22 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
-from app.api.context import Context, ContextDep, Limit, problems
+from app.api.context import Context, ContextDep, Limit, StrictRoute, problems
 from app.api.jobs import MAX_SEQUENCE, find_job
-from app.errors import field_error
+from app.errors import ApiError, field_error
 from app.schemas.common import Page
 from app.schemas.jobs import JobEvent
 from app.security import Caller, CallerDep
-from app.store import jobs, keys
+from app.store import job_reads
 from app.store.models import TERMINAL
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 
 EVENT_STREAM = "text/event-stream"
 HEARTBEAT_SECONDS = 15.0
@@ -93,6 +92,10 @@ async def _stream(
                 yield KEEPALIVE_COMMENT
                 last_sent = time.monotonic()
             await asyncio.sleep(POLL_SECONDS)
+        try:
+            await context.doorkeeper.check_again(caller)
+        except ApiError:
+            return  # the client is told why when it comes back
         page, over = await run_in_threadpool(_load, context, caller, job_id, after, _BATCH)
 
 
@@ -101,12 +104,9 @@ def _load(
 ) -> tuple[Page[JobEvent], bool]:
     """Events after `after`, and whether the job is over, so that no more will come."""
     with context.store.read() as session:
-        key_id = caller.key_id  # a stream may outlive the key that opened it
-        if key_id is not None and not keys.is_good(session, key_id, datetime.now(UTC)):
-            return Page(data=[], has_more=False), True
         # The status first: when it is terminal, the event that made it so is there as well.
         over = find_job(session, caller, job_id).status in TERMINAL
-        found = jobs.events(
+        found = job_reads.events(
             session, job_id, tenant_id=caller.tenant_id, after=after, limit=limit + 1
         )
     events = [

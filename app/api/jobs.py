@@ -1,35 +1,65 @@
 """Jobs: list, look at (and wait for), cancel, delete. They are made in app/api/submissions.py."""
 
 import asyncio
-import hashlib
 import re
 import time
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from sqlalchemy import Row
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
-from app.api.context import After, Context, ContextDep, Limit, problems
+from app.api.context import After, Context, ContextDep, Limit, StrictRoute, context_of, problems
+from app.api.job_views import Sight, job_view
 from app.downloads import not_modified
 from app.errors import ApiError, not_found
 from app.schemas.common import Name, Page, Time
-from app.schemas.jobs import Artifact, Job, MetricsPoint, WebhookDelivery, WebhookTarget
-from app.security import Caller, CallerDep
-from app.store import jobs, webhooks
+from app.schemas.jobs import Job, MetricsPoint, WebhookDelivery
+from app.security import Caller, CallerDep, caller_of
+from app.store import job_reads, jobs, webhooks
 from app.store import models as rows
 from app.store.engine import database_now
-from app.store.models import TERMINAL, JobStatus
+from app.store.models import JobStatus
 from app.store.retention import remove_job
 
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 
 LONGEST_WAIT_SECONDS = 60
 MAX_SEQUENCE = 2**31 - 1
-_MADE_FOR_THE_WIRE = frozenset({"artifacts", "metadata", "seed", "webhook"})
 _POLL_SECONDS = (0.1, 1.0)  # first and longest pause while waiting for a job
+
+
+@router.get(
+    "/{job_id}",
+    operation_id="getJob",
+    response_model=Job,
+    responses={
+        **problems(_404="`job_not_found`"),
+        200: {
+            "headers": {
+                "ETag": {"schema": {"type": "string"}},
+                "Preference-Applied": {"schema": {"type": "string"}},
+            }
+        },
+        304: {"description": "As it was at the ETag in `If-None-Match`."},
+    },
+)
+async def get_job(
+    job_id: str,
+    request: Request,  # and no dependencies: to resolve them would be a fifth of a poll
+    prefer: Annotated[
+        str | None,
+        Header(description="`wait=N`: answer once the job is over, or after N (<= 60) seconds."),
+    ] = None,
+) -> Response:
+    """One job."""
+    seconds = _wanted_wait(prefer)
+    sight = await _wait_until_over(request, job_id, seconds or 0)
+    headers = {"ETag": sight.etag, "Cache-Control": "no-cache", "Vary": "Prefer"}
+    if seconds is not None:
+        headers["Preference-Applied"] = f"wait={seconds}"
+    if not_modified(request, sight.etag):
+        return Response(status_code=304, headers=headers)
+    return Response(sight.content, headers=headers, media_type="application/json")
 
 
 @router.get("", operation_id="listJobs")
@@ -54,7 +84,7 @@ def list_jobs(
 ) -> Page[Job]:
     """Newest first."""
     with context.store.read() as session:
-        found, has_more = jobs.page(
+        found, has_more = job_reads.page(
             session,
             tenant_id=caller.tenant_id,
             limit=limit,
@@ -66,44 +96,6 @@ def list_jobs(
             created_before=created_before,
         )
         return Page(data=[job_view(row) for row in found], has_more=has_more)
-
-
-@router.get(
-    "/{job_id}",
-    operation_id="getJob",
-    response_model=Job,
-    responses={
-        **problems(_404="`job_not_found`"),
-        200: {
-            "headers": {
-                "ETag": {"schema": {"type": "string"}},
-                "Preference-Applied": {"schema": {"type": "string"}},
-            }
-        },
-        304: {"description": "As it was at the ETag in `If-None-Match`."},
-    },
-)
-async def get_job(
-    job_id: str,
-    request: Request,
-    context: ContextDep,
-    caller: CallerDep,
-    prefer: Annotated[
-        str | None,
-        Header(description="`wait=N`: answer once the job is over, or after N (<= 60) seconds."),
-    ] = None,
-) -> Response:
-    """One job."""
-    seconds = _wanted_wait(prefer)
-    job = await _wait_until_over(request, context, caller, job_id, seconds or 0)
-    content = job.model_dump_json().encode()
-    etag = f'"{hashlib.sha256(content).hexdigest()}"'
-    headers = {"ETag": etag, "Cache-Control": "no-cache", "Vary": "Prefer"}
-    if seconds is not None:
-        headers["Preference-Applied"] = f"wait={seconds}"
-    if not_modified(request, etag):
-        return Response(status_code=304, headers=headers)
-    return Response(content, headers=headers, media_type="application/json")
 
 
 @router.post(
@@ -163,7 +155,7 @@ def list_job_metrics(
     """
     with context.store.read() as session:
         find_job(session, caller, job_id)
-        found = jobs.events(
+        found = job_reads.events(
             session,
             job_id,
             tenant_id=caller.tenant_id,
@@ -201,7 +193,7 @@ def find_job(session: Session, caller: Caller, job_id: str) -> rows.Job:
     """
     # What cannot be an id is not asked for: PostgreSQL refuses null characters.
     known = job_id.isidentifier()
-    row = jobs.get(session, job_id, tenant_id=caller.tenant_id) if known else None
+    row = job_reads.get(session, job_id, tenant_id=caller.tenant_id) if known else None
     if row is None:
         raise not_found("job", job_id)
     return row
@@ -210,34 +202,7 @@ def find_job(session: Session, caller: Caller, job_id: str) -> rows.Job:
 def load_job(context: Context, caller: Caller, job_id: str) -> Job:
     """The caller's job as it is now; raises as `find_job` does."""
     with context.store.read() as session:
-        # What cannot be an id is not asked for, as in find_job.
-        known = job_id.isidentifier()
-        found = jobs.look(session, job_id, tenant_id=caller.tenant_id) if known else None
-    if found is None:
-        raise not_found("job", job_id)
-    return job_view(found.job, found.artifacts)
-
-
-def job_view(
-    row: rows.Job | Row[Any], artifacts: Sequence[rows.Artifact | Row[Any]] | None = None
-) -> Job:
-    """A job as it goes over the wire; where only its columns are given, with its artifacts."""
-    return Job(
-        **{name: getattr(row, name) for name in Job.model_fields if name not in _MADE_FOR_THE_WIRE},
-        metadata=row.labels,
-        seed=row.config.get("seed"),
-        webhook=WebhookTarget(url=row.webhook["url"]) if row.webhook else None,  # not its secret
-        artifacts=[
-            Artifact(
-                name=artifact.name,
-                media_type=artifact.media_type,
-                bytes=artifact.bytes,
-                sha256=artifact.sha256,
-                href=f"/jobs/{row.id}/artifacts/{artifact.name}",
-            )
-            for artifact in (row.artifacts if artifacts is None else artifacts)
-        ],
-    )
+        return job_view(find_job(session, caller, job_id))
 
 
 def _wanted_wait(prefer: str | None) -> int | None:
@@ -246,20 +211,23 @@ def _wanted_wait(prefer: str | None) -> int | None:
     return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else None
 
 
-async def _wait_until_over(
-    request: Request, context: Context, caller: Caller, job_id: str, seconds: int
-) -> Job:
+async def _wait_until_over(request: Request, job_id: str, seconds: int) -> Sight:
     """The job, once it is over or `seconds` have passed or the client has left.
 
     Between two looks neither a thread nor a connection is held.
     """
+    context, caller = context_of(request), caller_of(request)
     deadline = time.monotonic() + seconds
     pause, longest_pause = _POLL_SECONDS
     while True:
-        job = await run_in_threadpool(load_job, context, caller, job_id)
+        # What cannot be an id is not asked for, as in find_job.
+        sight = await context.sights.of(caller.tenant_id, job_id) if job_id.isidentifier() else None
+        if sight is None:
+            raise not_found("job", job_id)
         left = deadline - time.monotonic()
-        over = job.status in TERMINAL or left <= 0 or context.stopping.is_set()
+        over = sight.over or left <= 0 or context.stopping.is_set()
         if over or await request.is_disconnected():
-            return job
+            return sight
         await asyncio.sleep(min(pause, left))
         pause = min(pause * 1.5, longest_pause)
+        await context.doorkeeper.check_again(caller)

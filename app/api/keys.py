@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from fastapi import APIRouter, Response
 
-from app.api.context import After, ContextDep, Limit, problems
+from app.api.context import After, ContextDep, Limit, StrictRoute, problems
 from app.apikeys import issue
 from app.errors import field_error, not_found
 from app.schemas.common import Page
@@ -12,7 +12,7 @@ from app.schemas.keys import Key, KeyRequest, NewKey
 from app.security import CallerDep
 from app.store import keys
 
-router = APIRouter(prefix="/keys", tags=["keys"])
+router = APIRouter(prefix="/keys", tags=["keys"], route_class=StrictRoute)
 
 
 @router.post(

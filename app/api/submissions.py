@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
-from app.api.context import Context, ContextDep, multipart_body, problems
+from app.api.context import Context, ContextDep, StrictRoute, multipart_body, problems
 from app.api.datasets import (
     COLUMNS_DESCRIPTION,
     FILE_DESCRIPTION,
@@ -15,7 +15,8 @@ from app.api.datasets import (
     prepare_upload,
     quotas_with_room,
 )
-from app.api.jobs import find_job, job_view
+from app.api.job_views import job_view
+from app.api.jobs import find_job
 from app.api.once import IDEMPOTENCY_PROBLEMS, IdempotencyKeyHeader, serve_once
 from app.body import body_chunks
 from app.errors import ApiError, field_error, validation_error
@@ -34,7 +35,7 @@ from app.webhooks import check_url
 from td3engine.config import DistillConfig, build_config
 
 Model = TypeVar("Model", bound=JobSettings)
-router = APIRouter(prefix="/jobs", tags=["jobs"])
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 
 MAX_JSON_BYTES = 256 * 1024
 _QUEUED = {"description": "Queued.", "headers": {"Location": {"schema": {"type": "string"}}}}

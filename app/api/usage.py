@@ -2,14 +2,14 @@
 
 from fastapi import APIRouter
 
-from app.api.context import ContextDep
+from app.api.context import ContextDep, StrictRoute
 from app.quotas import find_quotas
 from app.schemas.usage import Usage
 from app.security import CallerDep
 from app.store import tenants
 from app.store.models import TERMINAL
 
-router = APIRouter(tags=["usage"])
+router = APIRouter(tags=["usage"], route_class=StrictRoute)
 
 
 @router.get("/usage", operation_id="getUsage")

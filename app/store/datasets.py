@@ -53,6 +53,14 @@ def get(session: Session, dataset_id: str, *, tenant_id: str) -> Dataset | None:
     return session.scalar(select(Dataset).where(_owned(tenant_id, dataset_id)))
 
 
+def exists_already(session: Session, *, tenant_id: str, fingerprint: str, name: str) -> bool:
+    """Whether `create` would find the tenant's dataset of this content and name."""
+    same = exists().where(
+        Dataset.tenant_id == tenant_id, Dataset.fingerprint == fingerprint, Dataset.name == name
+    )
+    return bool(session.scalar(select(same)))
+
+
 def hold(session: Session, dataset_id: str, *, tenant_id: str) -> Dataset | None:
     """The dataset, which cannot be deleted before the end of the transaction; or None."""
     query = select(Dataset).where(_owned(tenant_id, dataset_id))

@@ -11,18 +11,16 @@ numbers come from a counter on the job that the same UPDATE bumps; its row lock 
 """
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from sqlalchemy import (
     ColumnElement,
     Row,
     and_,
-    bindparam,
     case,
-    exists,
     func,
     literal,
     null,
@@ -33,7 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 
 from app.store.engine import database_now
-from app.store.ids import first_id, new_id
+from app.store.ids import new_id
 from app.store.models import (
     HELD,
     TERMINAL,
@@ -41,7 +39,6 @@ from app.store.models import (
     Dataset,
     Job,
     JobEvent,
-    JobStatus,
 )
 from app.store.transition import STATUS_EVENT, change, run
 
@@ -49,10 +46,6 @@ _WORKER_LOST = {
     "code": "worker_lost",
     "message": "The worker that ran this attempt stopped answering.",
 }
-
-
-# Rows of the first release have an id that is some moments younger than their time of creation.
-_ID_SLACK = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -74,120 +67,6 @@ class StoredArtifact:
     media_type: str
     bytes: int
     sha256: str
-
-
-class JobAsIs(NamedTuple):
-    """The columns of a job and of its artifacts, by name."""
-
-    job: Row[Any]
-    artifacts: Sequence[Row[Any]]
-
-
-# Built once: to build a statement costs more than to run it.
-_LOOK = select(Job.__table__).where(
-    Job.id == bindparam("job_id"), Job.tenant_id == bindparam("tenant_id")
-)
-_LOOK_AT_ARTIFACTS = (
-    select(Artifact.__table__).where(Artifact.job_id == bindparam("job_id")).order_by(Artifact.name)
-)
-
-# --- reading --------------------------------------------------------------------------------------
-
-
-def get(session: Session, job_id: str, *, tenant_id: str) -> Job | None:
-    """One job of this tenant with its artifacts, as it is now, or None."""
-    query = select(Job).where(_owned(tenant_id, job_id))
-    return session.scalar(query, execution_options={"populate_existing": True})
-
-
-def look(session: Session, job_id: str, *, tenant_id: str) -> JobAsIs | None:
-    """The same without the objects, for who polls: one statement, two for a job that succeeded."""
-    connection = session.connection()
-    row = connection.execute(_LOOK, {"job_id": job_id, "tenant_id": tenant_id}).one_or_none()
-    if row is None:
-        return None
-    if row.status != "succeeded":
-        return JobAsIs(row, [])
-    return JobAsIs(row, connection.execute(_LOOK_AT_ARTIFACTS, {"job_id": job_id}).all())
-
-
-def page(
-    session: Session,
-    *,
-    tenant_id: str,
-    limit: int,
-    after: str | None = None,
-    status: JobStatus | None = None,
-    dataset_id: str | None = None,
-    name: str | None = None,
-    created_after: datetime | None = None,
-    created_before: datetime | None = None,
-) -> tuple[list[Job], bool]:
-    """The tenant's jobs, newest first, older than `after`; and whether there are more."""
-    query = select(Job).where(Job.tenant_id == tenant_id).order_by(Job.id.desc()).limit(limit + 1)
-    if after is not None:
-        query = query.where(Job.id < after)
-    if status is not None:
-        query = query.where(Job.status == status)
-    if dataset_id is not None:
-        query = query.where(Job.dataset_id == dataset_id)
-    if name is not None:
-        query = query.where(Job.name == name)
-    # Ids sort by time of creation, and are what the index has.
-    if created_after is not None:
-        earliest = first_id("job", created_after - _ID_SLACK)
-        query = query.where(Job.id >= earliest, Job.created_at > created_after)
-    if created_before is not None:
-        latest = first_id("job", created_before + _ID_SLACK)
-        query = query.where(Job.id <= latest, Job.created_at < created_before)
-    found = list(session.scalars(query))
-    return found[:limit], len(found) > limit
-
-
-def events(
-    session: Session,
-    job_id: str,
-    *,
-    tenant_id: str,
-    after: int = 0,
-    limit: int = 100,
-    type_: str | None = None,
-) -> list[JobEvent]:
-    """Events of this tenant's job with a sequence above `after`, in order; of one type, or all."""
-    query = (
-        select(JobEvent)
-        .where(
-            JobEvent.job_id == job_id,
-            JobEvent.sequence > after,
-            exists().where(_owned(tenant_id, job_id)),
-        )
-        .order_by(JobEvent.sequence)
-        .limit(limit)
-    )
-    if type_ is not None:
-        query = query.where(JobEvent.type == type_)
-    return list(session.scalars(query))
-
-
-def unclaimed(session: Session, *, older_than: timedelta, now: datetime) -> list[str]:
-    """Queued jobs last sent (if never: queued) that long ago, oldest first.
-
-    Those sent in the future as well: the clock was put back, and that time is far away.
-    """
-    sent = func.coalesce(Job.published_at, Job.updated_at, type_=Job.updated_at.type)
-    long_ago = or_(sent <= now - older_than, sent > now)
-    query = select(Job.id).where(Job.status == "queued", long_ago).order_by(Job.id)
-    return list(session.scalars(query))
-
-
-def held(session: Session, lease: Lease) -> Job | None:
-    """The job that this lease is for, whoever owns it; None: the lease is lost."""
-    return session.scalar(select(Job).where(_held(lease)))
-
-
-def check(session: Session, lease: Lease) -> Literal["running", "cancelling", "lost"]:
-    """What the holder of a lease should know: go on, stop, or it is no longer yours."""
-    return _standing(session.scalar(select(Job.status).where(_held(lease))))
 
 
 # --- making and asking ----------------------------------------------------------------------------
@@ -279,6 +158,16 @@ def request_cancel(
 
 
 # --- what the holder of a lease may do ------------------------------------------------------------
+
+
+def held(session: Session, lease: Lease) -> Job | None:
+    """The job that this lease is for, whoever owns it; None: the lease is lost."""
+    return session.scalar(select(Job).where(_held(lease)))
+
+
+def check(session: Session, lease: Lease) -> Literal["running", "cancelling", "lost"]:
+    """What the holder of a lease should know: go on, stop, or it is no longer yours."""
+    return _standing(session.scalar(select(Job.status).where(_held(lease))))
 
 
 def claim(
@@ -425,6 +314,17 @@ def release(
 
 
 # --- the janitor ----------------------------------------------------------------------------------
+
+
+def unclaimed(session: Session, *, older_than: timedelta, now: datetime) -> list[str]:
+    """Queued jobs last sent (if never: queued) that long ago, oldest first.
+
+    Those sent in the future as well: the clock was put back, and that time is far away.
+    """
+    sent = func.coalesce(Job.published_at, Job.updated_at, type_=Job.updated_at.type)
+    long_ago = or_(sent <= now - older_than, sent > now)
+    query = select(Job.id).where(Job.status == "queued", long_ago).order_by(Job.id)
+    return list(session.scalars(query))
 
 
 def requeue_expired(session: Session, now: datetime) -> list[str]:

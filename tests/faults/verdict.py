@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 from sqlalchemy import exists, select
 
-from app.store import jobs
+from app.store import job_reads
 from app.store.engine import Store
 from app.store.models import TERMINAL, Artifact, Blob, Dataset, Job
 
@@ -77,7 +77,7 @@ def judge(
 
 def _judge_history(store: Store, job: Job, journal: Path, verdict: Verdict) -> None:
     with store.read() as session:
-        events = jobs.events(session, job.id, tenant_id=job.tenant_id, limit=1_000_000)
+        events = job_reads.events(session, job.id, tenant_id=job.tenant_id, limit=1_000_000)
     if [event.sequence for event in events] != list(range(1, len(events) + 1)):
         verdict.wrong.append(f"{job.id}: its events have gaps")
     before: str | None = None

@@ -15,7 +15,7 @@ import pytest
 
 from app.blobs import sql as blobs
 from app.queue import JobQueue
-from app.store import datasets, jobs
+from app.store import datasets, job_reads, jobs
 from app.store.engine import Store, open_store
 from app.store.models import DEFAULT_TENANT, Job
 
@@ -114,7 +114,7 @@ class Service:
     def job(self, job_id: str) -> Job:
         """The job as it is now."""
         with self.store.read() as session:
-            found = jobs.get(session, job_id, tenant_id=DEFAULT_TENANT)
+            found = job_reads.get(session, job_id, tenant_id=DEFAULT_TENANT)
         assert found is not None
         return found
 
@@ -152,7 +152,9 @@ class Service:
     def history(self, job_id: str) -> list[str]:
         """States of the job one after another; checks that events are numbered without gaps."""
         with self.store.read() as session:
-            events = jobs.events(session, job_id, tenant_id=DEFAULT_TENANT, after=0, limit=1000)
+            events = job_reads.events(
+                session, job_id, tenant_id=DEFAULT_TENANT, after=0, limit=1000
+            )
         assert [event.sequence for event in events] == list(range(1, len(events) + 1))
         return [event.data["status"] for event in events if event.type == "status"]
 

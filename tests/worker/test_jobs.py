@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from app.store import jobs
+from app.store import job_reads
 from app.store.models import DEFAULT_TENANT
 from tests.worker.conftest import Script, Service, cancel, is_alive, wait_for
 
@@ -156,7 +156,7 @@ def test_an_engine_that_hangs_costs_one_attempt(service: Service) -> None:
     with service.store.read() as session:
         errors = [
             e.data["error"]["code"]
-            for e in jobs.events(session, job_id, tenant_id=DEFAULT_TENANT)
+            for e in job_reads.events(session, job_id, tenant_id=DEFAULT_TENANT)
             if "error" in e.data
         ]
     assert errors == ["engine_hangs"]

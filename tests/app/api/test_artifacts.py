@@ -2,20 +2,24 @@
 
 import hashlib
 import io
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from sqlalchemy import delete
 
 from app.blobs.sql import CHUNK_BYTES
 from app.bundle import Member, stream_zip
-from app.store import jobs
+from app.store import job_reads
 from app.store.models import DEFAULT_TENANT, BlobChunk
-from tests.app.api.conftest import BUNDLE, Service
+from tests.app.api.conftest import BUNDLE, Service, running, settings_for
 from tests.app.api.test_errors import problem
+from tests.effort import effort
 
 
 @pytest.fixture
@@ -24,6 +28,20 @@ def job_id(each_service: Service, tmp_path: Path) -> str:
     job_id: str = each_service.new_job()["id"]
     each_service.succeed(each_service.claim(job_id), tmp_path)
     return job_id
+
+
+@pytest.fixture(scope="module")
+def succeeded(
+    sqlite_template: Path, broker_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Service, str]]:
+    """A service over SQLite and a job of it that succeeded, for many examples."""
+    folder = tmp_path_factory.mktemp("ranges")
+    (folder / "td3.sqlite3").write_bytes(sqlite_template.read_bytes())
+    settings = settings_for(f"sqlite:///{folder / 'td3.sqlite3'}", broker_server, folder)
+    with running(settings) as service:
+        job_id = service.new_job()["id"]
+        service.succeed(service.claim(job_id), folder)
+        yield service, job_id
 
 
 def test_each_artifact(each_service: Service, job_id: str) -> None:
@@ -172,7 +190,7 @@ def test_damaged_store_is_told_before_the_first_byte(service: Service, tmp_path:
     lease = service.claim(job_id)
     service.succeed(lease, tmp_path)
     with service.store.write() as session:
-        job = jobs.get(session, job_id, tenant_id=DEFAULT_TENANT)
+        job = job_reads.get(session, job_id, tenant_id=DEFAULT_TENANT)
         assert job is not None
         blob = next(one.sha256 for one in job.artifacts if one.name == "items.parquet")
         connection = session.connection()
@@ -196,3 +214,47 @@ def test_zip_is_made_while_it_is_sent() -> None:
         sent += len(piece)
         assert sent >= asked * len(chunk)
     assert asked == 128
+
+
+_RANGE = st.one_of(
+    st.text(st.sampled_from('0123456789-=, \tbytesxW"*'), max_size=30).map(str.strip),
+    st.tuples(st.integers(0, 10**7) | st.none(), st.integers(0, 10**7) | st.none()).map(
+        lambda ends: "bytes=" + "-".join("" if end is None else str(end) for end in ends)
+    ),
+)
+_CONDITION = st.none() | st.sampled_from(["*", "ETAG", 'W/ETAG, "x"', '"x"', "x"]) | _RANGE
+
+
+@given(
+    method=st.sampled_from(["GET", "HEAD"]),
+    range_=_RANGE,
+    conditions=st.fixed_dictionaries(
+        dict.fromkeys(("if-range", "if-match", "if-none-match"), _CONDITION)
+    ),
+)
+@effort(150)
+def test_no_range_or_condition_gets_wrong_bytes_or_a_5xx(
+    succeeded: tuple[Service, str], method: str, range_: str, conditions: dict[str, str | None]
+) -> None:
+    service, job_id = succeeded
+    name = "summary.safetensors"
+    content = BUNDLE[name][1]
+    etag = f'"{hashlib.sha256(content).hexdigest()}"'
+    headers = {"range": range_}
+    headers |= {k: v.replace("ETAG", etag) for k, v in conditions.items() if v is not None}
+    answer = service.http.request(method, f"/jobs/{job_id}/artifacts/{name}", headers=headers)
+    assert answer.status_code in (200, 206, 304, 412, 416)
+    expected = b""
+    if answer.status_code == 206:
+        found = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", answer.headers["content-range"])
+        assert found is not None
+        first, last, size = (int(number) for number in found.groups())
+        assert size == len(content)
+        expected = content[first : last + 1]
+        assert len(expected) == last + 1 - first > 0
+    elif answer.status_code == 200:
+        expected = content
+    if answer.status_code < 300:
+        assert answer.headers["content-length"] == str(len(expected))
+    if answer.status_code < 400:
+        assert answer.content == (expected if method == "GET" else b"")

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from app.errors import PROBLEM_CODES
+from app.main import app
 from tests.app.api.conftest import Service, running, settings_for
 
 JSON = {"content-type": "application/json"}
@@ -32,8 +33,11 @@ NOT_FOUND = [
     ("DELETE", "/datasets/ds_none", "dataset_not_found"),
     ("DELETE", "/datasets/%00", "dataset_not_found"),
 ]
-UNKNOWN_QUERY = ["/datasets", "/datasets/x", "/jobs", "/jobs/x", "/jobs/x/events", "/healthz"]
-UNKNOWN_QUERY += ["/readyz", "/jobs/x/summary", "/jobs/x/artifacts/y"]
+UNKNOWN_QUERY = [
+    re.sub(r"{\w+}", "x", path)
+    for path, methods in app.openapi()["paths"].items()
+    if "get" in methods
+]
 
 
 def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def test_unexpected_errors_are_logged_and_do_not_leak(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("the password is swordfish")
 
-    monkeypatch.setattr("app.store.jobs.page", broken)
+    monkeypatch.setattr("app.store.job_reads.page", broken)
     with caplog.at_level(logging.ERROR):
         answer = service.http.get("/jobs", headers={"x-request-id": "q2"})
     body = problem(answer, 500, "internal_error")

@@ -1,10 +1,13 @@
 """Alive, and ready."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sqlalchemy import text
+from sqlalchemy import make_url, text
 
-from tests.app.api.conftest import Service, running, settings_for
+from tests.app.api.conftest import Service, running, settings_for, wait_for
+from tests.app.api.test_errors import problem
+from tests.faults.proxy import Proxy
 
 
 def test_ready(each_service: Service) -> None:
@@ -45,3 +48,24 @@ def test_nothing_answers(tmp_path: Path) -> None:
         assert checks["broker"].startswith("does not answer")
         assert "secret" not in answer.text
         assert service.http.get("/healthz").status_code == 200
+
+
+def test_a_frozen_database(postgresql_url: str, broker_url: str, tmp_path: Path) -> None:
+    """It accepts connections and says nothing. What asks it is answered all the same."""
+    there = make_url(postgresql_url)
+    with Proxy(str(there.host), there.port or 5432) as proxy:
+        url = there.set(host="127.0.0.1", port=proxy.port).render_as_string(hide_password=False)
+        with running(settings_for(url, broker_url, tmp_path)) as service:
+            job = f"/jobs/{service.new_job()['id']}"
+            service.http.get(job).raise_for_status()
+            assert service.http.get("/readyz").status_code == 200
+            proxy.freeze()
+            with ThreadPoolExecutor(50) as clients:  # more than the server has threads
+                answers = list(clients.map(service.http.get, ["/readyz"] * 50))
+            late = "does not answer within 3 seconds"
+            checks = {"database": late, "migrations": late, "broker": "ok", "disk": "ok"}
+            assert [answer.json()["checks"] for answer in answers] == [checks] * 50
+            problem(service.http.get(job), 503, "database_unavailable")
+            proxy.thaw()
+            wait_for(lambda: service.http.get("/readyz").status_code == 200)
+            service.http.get(job).raise_for_status()

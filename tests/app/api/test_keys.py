@@ -1,5 +1,6 @@
 """API keys: who gets in, with which scope, until when; and who gets in without one."""
 
+import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,7 +12,7 @@ from starlette.types import Scope
 
 from app.apikeys import make_key
 from app.keys import main
-from app.security import _LOOK_SECONDS, Doorkeeper, is_local
+from app.security import _LOOK_SECONDS, Caller, Doorkeeper, is_local
 from app.settings import Settings
 from app.store import keys
 from app.store.engine import open_store
@@ -190,7 +191,7 @@ def test_the_first_key_closes_a_running_service(service: Service) -> None:
     doorkeeper = Doorkeeper(service.settings, service.store, clock=lambda: now[0])
 
     def needed() -> bool:
-        return doorkeeper._keys_are_needed("/jobs")
+        return asyncio.run(doorkeeper._keys_are_needed("/jobs"))
 
     assert not needed()
     service.key()
@@ -203,7 +204,7 @@ def test_without_the_secret_no_key_is_good(service: Service, tmp_path: Path) -> 
     key = service.key()
     elsewhere = service.settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
     with pytest.raises(Exception, match="no such key"):
-        Doorkeeper(elsewhere, service.store)._by_key(key)
+        asyncio.run(Doorkeeper(elsewhere, service.store)._by_key(key))
 
 
 def test_the_client_sends_its_key(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +239,11 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = out.removesuffix("\n")
     store = open_store(Settings(data_dir=folder).database_url)
     doorkeeper = Doorkeeper(Settings(data_dir=folder), store)
-    caller = doorkeeper.admit("GET", "/jobs", Headers(bearer(key)), local=False)
+
+    def admit() -> Caller:
+        return asyncio.run(doorkeeper.admit("GET", "/jobs", Headers(bearer(key)), local=False))
+
+    caller = admit()
     assert (caller.tenant_id, caller.scope) == ("acme", "read")
     assert str(caller.key_id) in err
 
@@ -254,7 +259,7 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert caller.key_id is not None
     assert run(folder, capsys, "revoke", caller.key_id)[:2] == (0, f"{caller.key_id} is revoked\n")
     with pytest.raises(Exception, match="was revoked"):
-        doorkeeper.admit("GET", "/jobs", Headers(bearer(key)), local=False)
+        admit()
     assert "revoked" in run(folder, capsys, "list")[1]
     store.close()
 

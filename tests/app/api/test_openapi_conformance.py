@@ -1,12 +1,14 @@
 """The API against its own document: no 5xx, and every answer is one that the document tells of.
 
 schemathesis makes requests out of the OpenAPI document, valid and invalid ones, and checks status,
-headers, media type and schema of each answer. `make fuzz` does the same for longer.
+headers, media type and schema of each answer. The service has API keys; some requests come with
+no key, a bad one, or one of too little scope. `make fuzz` does the same for longer.
 """
 
 import json
 import shlex
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,11 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from app.apikeys import key_id_of
 from app.errors import PROBLEM_CODES, PROBLEM_MEDIA_TYPE
 from app.main import app
+from app.store import keys
+from app.store.models import DEFAULT_TENANT
 from tests.app.api.conftest import Service, running, settings_for
 from tests.effort import effort
 
@@ -74,10 +79,27 @@ def service(
     """The API over SQLite; all tests of this module share it."""
     folder = tmp_path_factory.mktemp("conformance")
     (folder / "td3.sqlite3").write_bytes(sqlite_template.read_bytes())
-    settings = settings_for(f"sqlite:///{folder / 'td3.sqlite3'}", broker_server, folder)
+    settings = settings_for(
+        f"sqlite:///{folder / 'td3.sqlite3'}",
+        broker_server,
+        folder,
+        quotas={"requests_per_minute": 10**9},
+    )
     with pytest.MonkeyPatch.context() as patch, running(settings) as service:
         patch.setattr("app.uploads.launch_command", _reads_anything)
+        service.http.headers["authorization"] = f"Bearer {service.key('admin')}"
         yield service
+
+
+@pytest.fixture(scope="module")
+def authorizations(service: Service) -> list[str | None]:
+    """Whatever a client may send; the good ones first."""
+    with service.store.write() as session:
+        revoked = str(key_id_of(gone := service.key("admin")))
+        keys.revoke(session, revoked, datetime.now(UTC), tenant_id=DEFAULT_TENANT)
+    given = [service.key("admin"), service.key("write"), service.key("read")]
+    strangers = [service.key("admin", "other"), gone, "td3_nonsense", ""]
+    return [*(f"Bearer {key}" for key in (*given, *strangers)), "Basic dGQzOnRkMw==", None]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +115,7 @@ def known(service: Service, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         "dataset_id": [service.dataset(), service.dataset()],
         "job_id": [succeeded, failed, queued],
         "name": ["manifest.json", "summary.safetensors"],
+        "key_id": [str(key_id_of(service.key("read"))) for _ in range(2)],
     }
 
 
@@ -106,6 +129,7 @@ def schema(service: Service) -> BaseSchema:
 def test_answers_are_as_documented(
     service: Service,
     known: dict[str, list[str]],
+    authorizations: list[str | None],
     schema: BaseSchema,
     method: str,
     path: str,
@@ -115,6 +139,11 @@ def test_answers_are_as_documented(
     @given(case=schema[path][method].as_strategy(generation_mode=mode), data=st.data())
     def check(case: Case[Any], data: st.DataObject) -> None:
         _lead_somewhere(case, known, data)
+        best = authorizations[0]  # so that most requests come past the door
+        authorization = data.draw(st.sampled_from([best] * 12 + authorizations), label="key")
+        case.headers.pop("Authorization", None)
+        if authorization is not None:
+            case.headers["Authorization"] = authorization
         answer = case.call(base_url=service.url)
         case.validate_response(answer, checks=CHECKS)
         if answer.status_code >= 400:

@@ -119,6 +119,19 @@ def test_stored_bytes(each_service: Service, tmp_path: Path) -> None:
     assert service.uploads_in_flight() == []
 
 
+def test_what_is_there_already_needs_no_room(each_service: Service) -> None:
+    service = each_service
+    first = service.upload().json()
+    stored = service.http.get("/usage").json()["stored_bytes"]
+    with service.store.write() as session:  # not full, but nothing else of this size has room
+        tenants.set_overrides(session, DEFAULT_TENANT, {"stored_bytes": stored + 1})
+    again = service.upload()
+    assert again.status_code == 201, again.text
+    assert again.json()["id"] == first["id"]
+    problem(service.upload(name="another"), 429, "storage_full")
+    assert service.http.get("/usage").json()["stored_bytes"] == stored
+
+
 def test_size_and_rows_of_a_file(service: Service) -> None:
     for quota, status, code in [
         ({"upload_bytes": len(LOG) - 1}, 413, "too_large"),
@@ -151,11 +164,20 @@ def test_without_the_broker_each_process_counts_for_itself(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     limiter = RateLimiter(f"redis+socket://{tmp_path}/nobody.sock")
-    waits = [limiter.wait_for("a", 3) for _ in range(4)]
+    waits = [wait for _ in range(4) for wait in limiter.wait_for([("a", 3)])]
     assert waits[:3] == [0, 0, 0]
     assert 1 <= waits[3] <= 60
-    assert limiter.wait_for("b", 3) == 0
+    assert limiter.wait_for([("b", 3)]) == [0]
     assert caplog.text.count("this process alone") == 1
+
+
+def test_requests_counted_together_count_one_by_one(broker_url: str) -> None:
+    limiter = RateLimiter(broker_url)
+    assert limiter.wait_for([("a", 5)] * 2) == [0, 0]
+    asked = [("a", 5), ("b", 1), ("a", 5), ("a", 5), ("b", 1), ("a", 5)]
+    waits = limiter.wait_for(asked)
+    assert [wait == 0 for wait in waits] == [True, True, True, True, False, False]
+    assert all(1 <= wait <= 60 for wait in waits if wait)
 
 
 def test_wrong_quotas_are_told_at_the_start() -> None:

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.errors import PROBLEM_CODES
+from app.raw_body import SUFFIXES
 from tests import hostile_parquet
 from tests.app.api.conftest import Service, running, settings_for
 from tests.app.api.test_errors import problem
@@ -133,16 +134,28 @@ def test_a_crash_costs_one_file(service: Service) -> None:
     assert service.http.post("/datasets", files=good).status_code == 201
 
 
-@given(name=st.sampled_from(sorted(FILES)), damage=st.lists(_damage, max_size=3))
-@example(name="log.csv", damage=[("rename", None, b"\xff")])
+@given(
+    name=st.sampled_from(sorted(FILES)),
+    damage=st.lists(_damage, max_size=3),
+    media_type=st.none() | st.sampled_from(sorted(SUFFIXES)),
+)
+@example(name="log.csv", damage=[("rename", None, b"\xff")], media_type=None)
 @effort(150)
 def test_no_damage_leads_to_a_5xx_or_a_hang(
-    service: Service, name: str, damage: list[tuple[str, int | None, object]]
+    service: Service,
+    name: str,
+    damage: list[tuple[str, int | None, object]],
+    media_type: str | None,
 ) -> None:
+    """As a form, or as the body itself, which may claim to be something else."""
     content = FILES[name]
     for kind, position, by in damage:
         content = _apply(content, kind, position, by)
-    answer = service.http.post("/datasets", files={"file": (name, content)})
+    if media_type is None:
+        answer = service.http.post("/datasets", files={"file": (name, content)})
+    else:
+        headers = {"content-type": media_type}
+        answer = service.http.post("/datasets", content=content, headers=headers)
     if answer.status_code == 201:
         assert answer.json()["statistics"]["interactions"] > 0
         return
@@ -153,3 +166,36 @@ def test_no_damage_leads_to_a_5xx_or_a_hang(
         assert body["line"] >= 1
     if body["code"] == "bad_value":
         assert body["column"]
+
+
+@given(
+    media_type=st.one_of(
+        st.sampled_from(sorted(SUFFIXES)),
+        st.sampled_from(["multipart/form-data", "multipart/form-data; boundary=x", "text/plain"]),
+        st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=60),
+    ),
+    body=st.one_of(
+        st.binary(max_size=200),
+        st.lists(
+            st.sampled_from(
+                [
+                    *(b"--x\r\n", b"--x--", b"--x", b"\r\n", b"\r\n\r\n", b"--", b";", b"=", b'"'),
+                    b'Content-Disposition: form-data; name="file"; filename="a.csv"',
+                    b'Content-Disposition: form-data; name="name"',
+                    b"Content-Transfer-Encoding: base64",
+                    CSV,
+                ]
+            ),
+            max_size=12,
+        ).map(b"".join),
+    ),
+    query=st.sampled_from(["", "?name=x", "?columns=%7B%7D", "?columns=nonsense", "?name="]),
+)
+@effort(100)
+def test_no_body_leads_to_a_5xx(service: Service, media_type: str, body: bytes, query: str) -> None:
+    headers = {"content-type": media_type}
+    answer = service.http.post(f"/datasets{query}", content=body, headers=headers)
+    if answer.status_code != 201:
+        assert problem(answer, answer.status_code, answer.json()["code"])["code"] in PROBLEM_CODES
+        assert answer.status_code < 500
+    assert service.uploads_in_flight() == []

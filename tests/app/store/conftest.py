@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from app.blobs import sql as blobs
-from app.store import datasets, jobs
+from app.store import datasets, job_reads, jobs
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, Job
 
@@ -65,7 +65,7 @@ def claim(store: Store, job_id: str, now: datetime = NOW) -> jobs.Lease:
 def job(store: Store, job_id: str) -> Job:
     """The job as it is now."""
     with store.read() as session:
-        found = jobs.get(session, job_id, tenant_id=DEFAULT_TENANT)
+        found = job_reads.get(session, job_id, tenant_id=DEFAULT_TENANT)
     assert found is not None
     return found
 
@@ -73,6 +73,6 @@ def job(store: Store, job_id: str) -> Job:
 def history(store: Store, job_id: str) -> list[str]:
     """Types of its events, and of status events the status; checks that no number is missing."""
     with store.read() as session:
-        events = jobs.events(session, job_id, tenant_id=DEFAULT_TENANT, after=0, limit=1000)
+        events = job_reads.events(session, job_id, tenant_id=DEFAULT_TENANT, after=0, limit=1000)
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     return [event.data["status"] if event.type == "status" else event.type for event in events]

@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError, StatementError
 
 from app.settings import Settings
-from app.store import datasets, jobs
+from app.store import datasets, job_reads, jobs
 from app.store.engine import Store, database_now, make_engine
 from app.store.ids import new_id
 from app.store.models import DEFAULT_TENANT
@@ -30,7 +30,7 @@ def test_a_failed_block_leaves_nothing(store: Store, dataset_id: str) -> None:
         )
         raise ZeroDivisionError
     with store.read() as session:
-        assert jobs.page(session, tenant_id=DEFAULT_TENANT, limit=1, after=None) == ([], False)
+        assert job_reads.page(session, tenant_id=DEFAULT_TENANT, limit=1, after=None) == ([], False)
 
 
 def test_a_process_with_a_wrong_clock_asks_the_database(
@@ -85,7 +85,7 @@ def test_a_sqlite_writer_waits_for_another(sqlite_url: str) -> None:
     with store.write() as writing:
         writing.connection()  # BEGIN IMMEDIATE: nobody else may write from here on
         with other.read() as reading:
-            assert jobs.page(reading, tenant_id=DEFAULT_TENANT, limit=1) == ([], False)
+            assert job_reads.page(reading, tenant_id=DEFAULT_TENANT, limit=1) == ([], False)
         with pytest.raises(OperationalError, match="locked"), other.engine.connect() as second:
             second.execute(text("PRAGMA busy_timeout = 1"))
             second.execute(text("UPDATE jobs SET name = ''"))

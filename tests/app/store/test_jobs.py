@@ -3,18 +3,17 @@
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
 from app.blobs import sql as blobs
-from app.store import jobs
+from app.store import job_reads, jobs
 from app.store.engine import Store
-from app.store.models import DEFAULT_TENANT, Job
+from app.store.models import DEFAULT_TENANT
 from app.store.retention import remove_job
 from tests.app.store.conftest import ERROR, MINUTE, NOW, claim, history, job, make_job
 
@@ -120,7 +119,7 @@ def test_events_can_be_paged(store: Store, dataset_id: str) -> None:
         for number in range(5):
             jobs.record(session, lease, "log", {"message": number}, NOW)
     with store.read() as session:
-        page = jobs.events(session, lease.job_id, tenant_id=DEFAULT_TENANT, after=3, limit=3)
+        page = job_reads.events(session, lease.job_id, tenant_id=DEFAULT_TENANT, after=3, limit=3)
     assert [(event.sequence, event.data["message"]) for event in page] == [(4, 1), (5, 2), (6, 3)]
 
 
@@ -389,18 +388,18 @@ def test_pages(store: Store, dataset_id: str) -> None:
     made = sorted((make_job(store, dataset_id) for _ in range(5)), reverse=True)
     claim(store, made[1])
     with store.read() as session:
-        first, more = jobs.page(session, tenant_id=DEFAULT_TENANT, limit=3, after=None)
+        first, more = job_reads.page(session, tenant_id=DEFAULT_TENANT, limit=3, after=None)
         assert ([found.id for found in first], more) == (made[:3], True)
-        rest, more = jobs.page(session, tenant_id=DEFAULT_TENANT, limit=3, after=made[2])
+        rest, more = job_reads.page(session, tenant_id=DEFAULT_TENANT, limit=3, after=made[2])
         assert ([found.id for found in rest], more) == (made[3:], False)
-        running, _ = jobs.page(
+        running, _ = job_reads.page(
             session, tenant_id=DEFAULT_TENANT, limit=3, after=None, status="running"
         )
         assert [found.id for found in running] == [made[1]]
-        assert jobs.page(
+        assert job_reads.page(
             session, tenant_id=DEFAULT_TENANT, limit=3, after=None, dataset_id="ds_other"
         ) == ([], False)
-        assert jobs.get(session, "job_nothing", tenant_id=DEFAULT_TENANT) is None
+        assert job_reads.get(session, "job_nothing", tenant_id=DEFAULT_TENANT) is None
 
 
 def test_unclaimed(store: Store, dataset_id: str) -> None:
@@ -415,43 +414,6 @@ def test_unclaimed(store: Store, dataset_id: str) -> None:
             [never_sent, sent_long_ago]
         )
         assert jobs.unclaimed(session, older_than=20 * MINUTE, now=now) == []
-
-
-def test_a_look_sees_what_the_object_has(store: Store, dataset_id: str, tmp_path: Path) -> None:
-    job_id = make_job(store, dataset_id)
-    statements: list[str] = []
-
-    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("SELECT"):
-            statements.append(statement)
-
-    def look_and_compare() -> int:
-        """How many statements the look took."""
-        whole = job(store, job_id)
-        statements.clear()
-        with store.read() as session:
-            found = jobs.look(session, job_id, tenant_id=DEFAULT_TENANT)
-        assert found is not None
-        columns = {column.name: getattr(whole, column.name) for column in Job.__table__.columns}
-        assert dict(found.job._mapping) == columns
-        assert [artifact.sha256 for artifact in found.artifacts] == [
-            artifact.sha256 for artifact in whole.artifacts
-        ]
-        assert [artifact.name for artifact in found.artifacts] == ["a", "b"][: len(whole.artifacts)]
-        return len(statements)
-
-    event.listen(store.engine, "before_cursor_execute", note)
-    assert look_and_compare() == 1
-    lease = claim(store, job_id)
-    assert look_and_compare() == 1
-    sha256 = stored_blob(store, tmp_path, b"made")
-    made = [jobs.StoredArtifact(name, "text/plain", 4, sha256) for name in ("b", "a")]
-    with store.write() as session:
-        assert jobs.succeed(session, lease, artifacts=made, metrics={"x": 1}, now=NOW)
-    assert look_and_compare() == 2
-    with store.read() as session:
-        assert jobs.look(session, job_id, tenant_id="somebody else") is None
-        assert jobs.look(session, "job_none", tenant_id=DEFAULT_TENANT) is None
 
 
 def test_a_job_is_removed_once_it_is_over(store: Store, dataset_id: str, tmp_path: Any) -> None:
@@ -481,7 +443,7 @@ def test_lists_are_filtered_by_name_and_time(store: Store, dataset_id: str) -> N
 
     def listed(**filters: Any) -> list[str]:
         with store.read() as session:
-            found, _ = jobs.page(session, tenant_id=DEFAULT_TENANT, limit=10, **filters)
+            found, _ = job_reads.page(session, tenant_id=DEFAULT_TENANT, limit=10, **filters)
         return [one.id for one in found]
 
     assert listed(name="A job") == ids[::-1]

@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import IntegrityError
 
-from app.store import datasets, jobs
+from app.store import datasets, job_reads
 from app.store.engine import make_engine, open_store
 from app.store.migrate import downgrade, upgrade
 from app.store.models import DEFAULT_TENANT, Base
@@ -89,7 +89,7 @@ def test_what_was_there_stays_and_belongs_to_the_default_tenant(empty_url: str) 
     upgrade(empty_url)
     assert contents(empty_url) == before
     with store.write() as session:
-        row = jobs.get(session, "job_1", tenant_id=DEFAULT_TENANT)
+        row = job_reads.get(session, "job_1", tenant_id=DEFAULT_TENANT)
         assert row is not None
         assert datasets.get(session, row.dataset_id, tenant_id=row.tenant_id) is not None
     with pytest.raises(IntegrityError), store.write() as session:

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event, insert, text
 from sqlalchemy.orm import Session
 
-from app.store import jobs
+from app.store import job_reads, jobs
 from app.store.engine import Store
 from app.store.ids import new_id
 from app.store.models import DEFAULT_TENANT, Job, JobStatus
@@ -90,10 +90,10 @@ def test_a_page_is_read_from_an_index_in_its_order(
 ) -> None:
     store, dataset_id = crowded
     with store.read() as session:
-        ids = [job.id for job in jobs.page(session, tenant_id=DEFAULT_TENANT, limit=100)[0]]
+        ids = [job.id for job in job_reads.page(session, tenant_id=DEFAULT_TENANT, limit=100)[0]]
     plan = plans(
         store,
-        lambda session: jobs.page(
+        lambda session: job_reads.page(
             session,
             tenant_id=DEFAULT_TENANT,
             limit=100,
@@ -123,7 +123,7 @@ def test_a_claim_looks_at_one_job_whatever_the_queue(crowded: tuple[Store, str])
 def test_a_poll_looks_at_one_job(crowded: tuple[Store, str]) -> None:
     store, dataset_id = crowded
     job_id = make_job(store, dataset_id)
-    plan = plans(store, lambda session: jobs.look(session, job_id, tenant_id=DEFAULT_TENANT))
+    plan = plans(store, lambda session: job_reads.versions(session, [job_id]))
     assert not reads_all(plan), plan
 
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from app import gc
 from app.settings import Settings
-from app.store import datasets, jobs, retention
+from app.store import datasets, job_reads, jobs, retention
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, Artifact, Base, Dataset, Job, JobEvent
 from app.store.retention import Ages, Collected, collect, what_would_go
@@ -70,7 +70,7 @@ def test_what_is_old_goes_and_the_rest_stays(store: Store, tmp_path: Path) -> No
     assert collect(store, WEEK) == expected
     assert left(store) == {used, young, trimmed, fresh, waiting, running}
     with store.read() as session:
-        kept = jobs.events(session, trimmed, tenant_id=DEFAULT_TENANT)
+        kept = job_reads.events(session, trimmed, tenant_id=DEFAULT_TENANT)
     assert [event.data.get("status") for event in kept] == ["queued", "running", "succeeded"]
     assert kept[-1].sequence == 5  # as before: who resumes a stream is not told it twice
     assert history(store, fresh) == ["queued", "running", "progress", "progress", "succeeded"]

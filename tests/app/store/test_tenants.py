@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from app.store import datasets, jobs, tenants
+from app.store import datasets, job_reads, jobs, tenants
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT
 from tests.app.store.conftest import NOW, claim, history, job, make_dataset, make_job
@@ -31,10 +31,13 @@ def test_what_another_tenant_owns_is_not_there(store: Store, dataset_id: str, ot
     with store.write() as session:
         assert datasets.get(session, dataset_id, tenant_id=other) is None
         assert datasets.page(session, tenant_id=other, limit=9) == ([], False)
-        assert jobs.get(session, job_id, tenant_id=other) is None
-        assert jobs.page(session, tenant_id=other, limit=9) == ([], False)
-        assert jobs.page(session, tenant_id=other, limit=9, dataset_id=dataset_id) == ([], False)
-        assert jobs.events(session, job_id, tenant_id=other) == []
+        assert job_reads.get(session, job_id, tenant_id=other) is None
+        assert job_reads.page(session, tenant_id=other, limit=9) == ([], False)
+        assert job_reads.page(session, tenant_id=other, limit=9, dataset_id=dataset_id) == (
+            [],
+            False,
+        )
+        assert job_reads.events(session, job_id, tenant_id=other) == []
         assert jobs.request_cancel(session, job_id, NOW, tenant_id=other) == "missing"
     assert job(store, job_id).status == "queued"
     assert history(store, job_id) == ["queued"]
