@@ -4,9 +4,10 @@
     python -m benchmarks.load --database-url postgresql://td3@127.0.0.1/EMPTY_DATABASE
 
 Polling `GET /jobs/{id}` (each client its own job, without an API key and with one) is compared with
-an empty FastAPI route that the same server program serves in another process, turn by turn. Both are asked by a lean client (raw asyncio streams): httpx takes
-several times what an empty route takes, and would measure itself. Beside requests a second it tells
-the server's CPU time for one request, which other programs on the machine do not change much.
+an empty FastAPI route that the same server program serves in another process, turn by turn. Both
+are asked by a lean client (raw asyncio streams): httpx takes several times what an empty route
+takes, and would measure itself. Beside requests a second it tells the server's CPU time for one
+request, which other programs on the machine do not change much.
 
 The mixed load (`--pollers` polling and `--uploaders` uploading while a job runs) uses httpx, as
 clients do. Lists and claims are timed on a database of many jobs.
