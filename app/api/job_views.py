@@ -66,18 +66,23 @@ class JobSights:
 
     def _look(self, asked: Sequence[tuple[str, str]]) -> list[Sight | None]:
         with self._store.read() as session:
-            found = job_reads.versions(session, {job_id for _, job_id in asked})
+            found = {
+                (row.tenant_id, row.id): (row.event_count, row.updated_at)
+                for row in job_reads.versions(session, {job_id for _, job_id in asked})
+            }
             changed = [
-                row.id
-                for row in found.values()
-                if row.id not in self._seen
-                or self._seen[row.id].version != (row.event_count, row.updated_at)
+                job_id
+                for tenant_id, job_id in set(asked) & found.keys()  # each tenant sees its own
+                if job_id not in self._seen
+                or self._seen[job_id].version != found[tenant_id, job_id]
             ]
+            for job_id in changed:
+                self._seen.pop(job_id, None)
             for job in job_reads.get_all(session, changed) if changed else ():
                 self._seen[job.id] = _sight(job)
         sights = []
         for tenant_id, job_id in asked:
-            known = job_id in found and found[job_id].tenant_id == tenant_id
+            known = (tenant_id, job_id) in found
             sight = self._seen.get(job_id) if known else None  # none: deleted a moment ago
             if sight is not None:
                 self._seen.move_to_end(job_id)

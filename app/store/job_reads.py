@@ -1,6 +1,6 @@
 """Jobs as clients read them; how they change is in app/store/jobs.py."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 
 from sqlalchemy import Row, bindparam, exists, select
@@ -28,13 +28,12 @@ def get_all(session: Session, job_ids: Collection[str]) -> list[Job]:
     return list(session.scalars(select(Job).where(Job.id.in_(job_ids))))
 
 
-def versions(session: Session, job_ids: Collection[str]) -> dict[str, Row[str, str, int, datetime]]:
-    """By id, of jobs whosoever they are: `tenant_id`, `event_count` and `updated_at`.
+def versions(session: Session, job_ids: Collection[str]) -> Sequence[Row[str, str, int, datetime]]:
+    """Of jobs whosoever they are: `id`, `tenant_id`, `event_count` and `updated_at`.
 
     The last two change with all that clients see of a job (app/store/transition.py).
     """
-    found = session.connection().execute(_VERSIONS, {"job_ids": list(job_ids)})
-    return {row.id: row for row in found}
+    return session.connection().execute(_VERSIONS, {"job_ids": list(job_ids)}).all()
 
 
 def page(
