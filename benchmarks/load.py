@@ -26,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from asyncio import StreamReader, StreamWriter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
@@ -121,21 +122,25 @@ def cpu_seconds(pid: int) -> float:
 
 async def hammer(
     url: str, paths: Sequence[str], clients: int, seconds: float, key: str | None
-) -> list[float]:
-    """Latencies of all requests that `clients` persistent connections got done.
+) -> tuple[list[float], float]:
+    """Latencies of all requests that `clients` persistent connections got done, and in how long.
 
     Each of them asks for one of the paths, again and again.
     """
     address = httpx.URL(url)
     authorization = f"Authorization: Bearer {key}\r\n" if key else ""
     latencies: list[float] = []
-    end = time.monotonic() + seconds
+    # First all connections, then the clock: on a busy machine connecting takes a while.
+    connections = await asyncio.gather(
+        *(asyncio.open_connection(address.host, address.port) for _ in range(clients))
+    )
+    begin = time.monotonic()
+    end = begin + seconds
 
-    async def client(path: str) -> None:
+    async def client(path: str, reader: StreamReader, writer: StreamWriter) -> None:
         request = f"GET {path} HTTP/1.1\r\nHost: {address.host}\r\n{authorization}\r\n".encode()
-        reader, writer = await asyncio.open_connection(address.host, address.port)
         while time.monotonic() < end:
-            begin = time.perf_counter()
+            began = time.perf_counter()
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             if not head.startswith(b"HTTP/1.1 200"):
@@ -143,11 +148,16 @@ async def hammer(
             length = re.search(rb"content-length: (\d+)", head)
             assert length is not None
             await reader.readexactly(int(length[1]))
-            latencies.append(time.perf_counter() - begin)
+            latencies.append(time.perf_counter() - began)
         writer.close()
 
-    await asyncio.gather(*(client(paths[number % len(paths)]) for number in range(clients)))
-    return latencies
+    await asyncio.gather(
+        *(
+            client(paths[number % len(paths)], *connection)
+            for number, connection in enumerate(connections)
+        )
+    )
+    return latencies, time.monotonic() - begin
 
 
 def measure(
@@ -155,9 +165,8 @@ def measure(
 ) -> dict[str, float]:
     """One turn: throughput, latency, the server's CPU time for one request."""
     url, pid = server_
-    before, begin = cpu_seconds(pid), time.monotonic()
-    latencies = asyncio.run(hammer(url, paths, options.pollers, options.seconds, key))
-    took = time.monotonic() - begin
+    before = cpu_seconds(pid)
+    latencies, took = asyncio.run(hammer(url, paths, options.pollers, options.seconds, key))
     return {
         "requests_per_second": len(latencies) / took,
         "cpu_us_per_request": (cpu_seconds(pid) - before) / len(latencies) * 1e6,
