@@ -23,7 +23,8 @@ router = APIRouter(prefix="/keys", tags=["keys"], route_class=StrictRoute)
         201: {
             "description": "Made. The answer is the only one that has the key itself.",
             "headers": {"Location": {"schema": {"type": "string"}}},
-        }
+        },
+        **problems(_400="`invalid_json`"),
     },
 )
 def create_key(
