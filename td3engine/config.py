@@ -161,9 +161,9 @@ class OuterConfig(_Part):
 
     steps: PositiveInt = 300
     shared_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
-        default=100,
+        default=0,
         description="Of these steps the first ones, when distilling for `from-scratch`, that "
-        "distil for `shared-items`: a cheap start.",
+        "distil for `shared-items`: a cheap start where `summary.start` is random.",
     )
     window: PositiveInt = Field(default=20, description="W: inner steps that are differentiated.")
     recompute: bool = Field(
@@ -285,12 +285,9 @@ class DistillConfig(_Part):
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {
-    "fast": {
-        "auto": ["teacher.batch"],
-        "outer": {"steps": 120, "shared_steps": 60, "validate_every": 20},
-    },
+    "fast": {"auto": ["teacher.batch"], "outer": {"steps": 120, "validate_every": 20}},
     "balanced": {},
-    "quality": {"outer": {"steps": 500, "shared_steps": 250, "validation_learners": 3}},
+    "quality": {"outer": {"steps": 500, "validation_learners": 3}},
     "auto": {},
 }
 
