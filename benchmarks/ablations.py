@@ -148,7 +148,12 @@ def main() -> None:
     for dataset in options.dataset:
         study = Study(dataset, options.data, options.work, say)
         given = DATASETS[dataset].config("sasrec", "shared-items")
-        base = merge(given.model_dump(mode="json"), {"outer": {"steps": options.steps}})
+        # The sizes of the log, and the steps and windows of `balanced`.
+        balanced = {
+            "learner": {"objective": "last-and-augmented"},
+            "outer": {"steps": options.steps, "window": 20, "validate_every": 25},
+        }
+        base = merge(given.model_dump(mode="json"), balanced)
         for variant in variants(DistillConfig.model_validate(base)):
             if variant.family not in options.family:
                 continue

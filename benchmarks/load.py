@@ -19,23 +19,19 @@ import contextlib
 import json
 import os
 import platform
-import re
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from asyncio import StreamReader, StreamWriter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-from fastapi import FastAPI
-from sqlalchemy import insert
+from sqlalchemy import insert, text
 
 from app.apikeys import issue
 from app.blobs import sql as blobs
@@ -44,10 +40,9 @@ from app.store import datasets, jobs
 from app.store.engine import Store, database_now, open_store
 from app.store.ids import new_id
 from app.store.models import DEFAULT_TENANT, TERMINAL, Job, JobEvent
+from benchmarks.polling import ROOT, Turns, compare, program, quantiles, server
 from td3engine.config import build_config
 
-ROOT = Path(__file__).parents[1]
-TICKS = os.sysconf("SC_CLK_TCK")
 LOG = "user_id,item_id,timestamp\n" + "".join(f"u{i % 97},i{i % 61},{i}\n" for i in range(3000))
 # Stands in for the engine: says how far it is, uses no CPU, ends when the benchmark does.
 ENGINE = """
@@ -58,148 +53,6 @@ for step in range(10**6):
           flush=True)
     time.sleep(0.2)
 """
-
-empty = FastAPI()
-
-
-@empty.get("/empty")
-async def get_empty() -> dict[str, str]:
-    """What the framework alone costs."""
-    return {}
-
-
-# --- the programs ---------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def program(*arguments: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A Python program of ours, its log thrown away, stopped at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(timeout=60)
-
-
-@contextlib.contextmanager
-def server(app: str, **environment: str) -> Iterator[tuple[str, int]]:
-    """Uvicorn, as `td3 serve` starts it; its URL and process id."""
-    port = _free_port()
-    with program("uvicorn", app, "--port", str(port), **environment) as process:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
-        while True:
-            try:
-                httpx.get(f"{url}/healthz", timeout=60, trust_env=False)  # any answer will do
-                break
-            except httpx.TransportError:
-                if process.poll() is not None or time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-        yield url, process.pid
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-def cpu_seconds(pid: int) -> float:
-    """CPU time of a process so far, its own and the kernel's for it."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS
-
-
-# --- polling against an empty route ---------------------------------------------------------------
-
-
-async def hammer(
-    url: str, paths: Sequence[str], clients: int, seconds: float, key: str | None
-) -> tuple[list[float], float]:
-    """Latencies of all requests that `clients` persistent connections got done, and in how long.
-
-    Each of them asks for one of the paths, again and again.
-    """
-    address = httpx.URL(url)
-    authorization = f"Authorization: Bearer {key}\r\n" if key else ""
-    latencies: list[float] = []
-    # First all connections, then the clock: on a busy machine connecting takes a while.
-    connections = await asyncio.gather(
-        *(asyncio.open_connection(address.host, address.port) for _ in range(clients))
-    )
-    begin = time.monotonic()
-    end = begin + seconds
-
-    async def client(path: str, reader: StreamReader, writer: StreamWriter) -> None:
-        request = f"GET {path} HTTP/1.1\r\nHost: {address.host}\r\n{authorization}\r\n".encode()
-        while time.monotonic() < end:
-            began = time.perf_counter()
-            writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise RuntimeError(f"{path}: {head[:100]!r}")
-            length = re.search(rb"content-length: (\d+)", head)
-            assert length is not None
-            await reader.readexactly(int(length[1]))
-            latencies.append(time.perf_counter() - began)
-        writer.close()
-
-    await asyncio.gather(
-        *(
-            client(paths[number % len(paths)], *connection)
-            for number, connection in enumerate(connections)
-        )
-    )
-    return latencies, time.monotonic() - begin
-
-
-def measure(
-    server_: tuple[str, int], paths: Sequence[str], options: argparse.Namespace, key: str | None
-) -> dict[str, float]:
-    """One turn: throughput, latency, the server's CPU time for one request."""
-    url, pid = server_
-    before = cpu_seconds(pid)
-    latencies, took = asyncio.run(hammer(url, paths, options.pollers, options.seconds, key))
-    return {
-        "requests_per_second": len(latencies) / took,
-        "cpu_us_per_request": (cpu_seconds(pid) - before) / len(latencies) * 1e6,
-        **quantiles(latencies),
-    }
-
-
-def quantiles(latencies: list[float]) -> dict[str, float]:
-    """Median and 99th percentile in milliseconds."""
-    cuts = statistics.quantiles(latencies, n=100)
-    return {"p50_ms": cuts[49] * 1e3, "p99_ms": cuts[98] * 1e3}
-
-
-def compare(
-    api: tuple[str, int], paths: Sequence[str], options: argparse.Namespace, key: str | None = None
-) -> dict[str, dict[str, float] | float]:
-    """Turn by turn; medians over the turns, and the ratio of the two."""
-    with server("benchmarks.load:empty") as other:
-        turns: dict[str, list[dict[str, float]]] = {"get_job": [], "empty": []}
-        for _ in range(options.rounds):
-            turns["get_job"].append(measure(api, paths, options, key))
-            turns["empty"].append(measure(other, ["/empty"], options, None))
-    medians = {
-        name: {key: statistics.median(turn[key] for turn in taken) for key in taken[0]}
-        for name, taken in turns.items()
-    }
-    job, nothing = medians["get_job"], medians["empty"]
-    return {
-        **medians,
-        "throughput_ratio": job["requests_per_second"] / nothing["requests_per_second"],
-        "cpu_ratio": nothing["cpu_us_per_request"] / job["cpu_us_per_request"],
-    }
-
 
 # --- polling and uploading at once ----------------------------------------------------------------
 
@@ -277,6 +130,9 @@ def fill(store: Store, dataset_id: str, count: int, status: str | None) -> None:
             )
         session.execute(insert(Job), made)
         session.execute(insert(JobEvent), events)
+    if store.engine.dialect.name == "postgresql":  # as autovacuum does within a minute or so
+        with store.write() as session:
+            session.execute(text("ANALYZE"))
 
 
 def list_times(url: str, repeats: int) -> dict[str, float]:
@@ -405,6 +261,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "database": store.engine.dialect.name,
     }
+    turns = Turns(options.rounds, options.pollers, options.seconds)
     worker = ("celery", "-A", "worker.celery_app", "worker", "-P", "threads", "-c", "1")
     with server("app.main:app", **environment) as api:
         found["claim_ms"] = {"empty queue": claim_time(store, dataset_id, options.repeats)}
@@ -417,7 +274,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 path,
                 *(f"/jobs/{new_job(store, dataset_id)}" for _ in range(options.pollers - 1)),
             ]
-            found["polling"] = compare(api, paths, options)
+            found["polling"] = compare(api, paths, turns)
             found["mixed"] = asyncio.run(mix(api[0], path, options))
             httpx.post(f"{api[0]}{path}/cancel", timeout=60, trust_env=False)
         fill(store, dataset_id, options.queued, "queued")
@@ -428,7 +285,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         found["metrics_ms"] = scrape_time(api[0], options.repeats)
         # The last part: from the first key on, nobody is served without one.
         settings = Settings(data_dir=folder)
-        found["polling_with_key"] = compare(api, paths, options, new_key(store, settings))
+        found["polling_with_key"] = compare(api, paths, turns, new_key(store, settings))
     store.close()
     return found
 

@@ -265,8 +265,9 @@ def _processor_seconds(row: dict[str, Any]) -> str:
 
 
 def _log(run: Run) -> str:
-    dataset = run["settings"]["dataset"]
-    return f"{run['settings']['items']:,}" + (f" ({dataset})" if dataset else " (random)")
+    settings = run["settings"]
+    compiled = ", compiled" if settings["outer"]["compiled"] else ""
+    return f"{settings['items']:,} ({settings['dataset'] or 'random'}{compiled})"
 
 
 def _spread(side: dict[str, Any]) -> str:

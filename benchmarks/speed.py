@@ -218,7 +218,8 @@ def peak(side: str, work: Work) -> Figures:
 
 def prepare(options: argparse.Namespace) -> Work:
     """Log, settings and a random teacher."""
-    over: dict[str, Any] = {"outer": {"recompute": options.recompute}}
+    outer = {"recompute": options.recompute, "compiled": options.compiled}
+    over: dict[str, Any] = {"outer": outer}
     if options.window:
         over = merge(over, {"outer": {"window": options.window}})
     config = published(options.dataset, over)
@@ -305,6 +306,7 @@ def parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, default=5, help="turns of each")
     add("--window", type=int, help="W, in place of 40")
     add("--recompute", action="store_true", help="the engine's outer.recompute")
+    add("--compiled", action="store_true", help="the engine's outer.compiled")
     add("--engine-only", action="store_true")
     add("--end-to-end", action="store_true", help="a log in, a summary of equal quality out")
     add("--budget", type=float, default=1800, help="seconds of distilling, of each, end to end")

@@ -20,6 +20,8 @@ from torch import Tensor
 
 SCORES_AT_ONCE = 8_000_000  # 32 MiB in float32
 KEPT_SCORES = 8_000_000  # largest P that is kept between the passes
+SCORES_IN_CACHE = 2**18  # 1 MiB in float32: about what a core's own cache holds
+FEWEST_ROWS = 64  # of a chunk that is cut for the cache: with less the products get slow
 
 
 class Catalogue:
@@ -112,6 +114,52 @@ def log_sum_exp(hidden_KD: Tensor, table_ND: Tensor, log_weight_N: Tensor | None
     """
     value: Tensor = _LogSumExp.apply(hidden_KD, table_ND, log_weight_N)  # type: ignore[no-untyped-call]
     return value
+
+
+def mean_log_sum_exp(hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
+    """The mean over rows of `log_sum_exp`, once differentiable in h and E.
+
+    A real batch's thousands of rows need no second derivative, and all weigh the same: their
+    gradients are taken as soon as a chunk's scores are there, while those are still in the cache.
+    """
+    value: Tensor = _MeanLogSumExp.apply(hidden_KD, table_ND)  # type: ignore[no-untyped-call]
+    return value
+
+
+class _MeanLogSumExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
+        to_hidden = torch.empty_like(hidden_KD) if ctx.needs_input_grad[0] else None
+        to_table = torch.zeros_like(table_ND) if ctx.needs_input_grad[1] else None
+        weight, sum_of_values = 1 / max(1, len(hidden_KD)), hidden_KD.new_zeros(())
+        at_once = _rows_at_once(hidden_KD, table_ND)
+        for first in range(0, len(hidden_KD), at_once):
+            rows = slice(first, first + at_once)
+            h = hidden_KD[rows]
+            scores = h @ table_ND.T
+            peak = scores.amax(-1, keepdim=True)
+            total = scores.sub_(peak).exp_().sum(-1, keepdim=True)
+            sum_of_values += (total.log() + peak).sum()
+            share = weight / total
+            if to_hidden is not None:
+                torch.mul(scores @ table_ND, share, out=to_hidden[rows])
+            if to_table is not None:
+                to_table.addmm_(scores.T, h * share)
+        ctx.gradients = to_hidden, to_table
+        return sum_of_values * weight
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(None if each is None else each * upstream for each in ctx.gradients)
+
+
+def _rows_at_once(hidden_KD: Tensor, table_ND: Tensor) -> int:
+    """How many rows' scores are taken at a time where nothing of them is kept."""
+    most = max(1, SCORES_AT_ONCE // len(table_ND))
+    if hidden_KD.device.type != "cpu":
+        return most
+    return min(most, max(FEWEST_ROWS, SCORES_IN_CACHE // len(table_ND)))
 
 
 class _LogSumExp(torch.autograd.Function):

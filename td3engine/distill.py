@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.backbones import Backbone
+from td3engine.catalogue import KEPT_SCORES
 from td3engine.config import DistillConfig, Mode, softmax_over
 from td3engine.errors import DivergedError
 from td3engine.interactions import Split
@@ -36,10 +37,10 @@ from td3engine.learner import (
     learn_from,
     recommender,
 )
-from td3engine.model import Draws, cross_entropy, unseen_cross_entropy
+from td3engine.model import Draws, mean_cross_entropy, unseen_cross_entropy
 from td3engine.parallel import World
 from td3engine.ranking import evaluate
-from td3engine.reading import reader_for
+from td3engine.reading import Reader, ReadQueries, reader_for
 from td3engine.sampled import Sampler
 from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, gather, training_windows
@@ -124,10 +125,14 @@ class Distillation:
             fixed=self.model.scores_are_fixed,
             twice_by_autograd=not self.model.written_out,
         )
-        self.training = SummaryTraining(self.model, learner, self.inner_steps, reader)
         sampled = softmax_over(len(self.V_ND), outer.softmax) == "sampled"
+        sampled = sampled and self.model.scores_are_fixed
+        # With a sample the model is another one at each step: nothing to compile once.
+        compiled = outer.compiled and not sampled and self._keeps_scores(reader)
+        recipe = SummaryTraining(self.model, learner, self.inner_steps, reader, compiled=compiled)
+        self.training = recipe
         self.sampler: Sampler | None = None
-        if sampled and self.model.scores_are_fixed:
+        if sampled:
             self.sampler = Sampler(self.split, self.model, outer.negatives)
         trained = [factor for factor in self.factors if factor.requires_grad]
         self.optimizer = torch.optim.Adam(trained, lr=outer.lr, weight_decay=outer.weight_decay)
@@ -137,6 +142,14 @@ class Distillation:
             learner: [self.fresh(learner, first + nth, staggered=True) for nth in range(outer.pool)]
             for learner in self.world.share(outer.learners)
         }
+
+    def _keeps_scores(self, reader: Reader) -> bool:
+        """Whether what a step computes over the catalogue is small enough to be kept: a compiled
+        step keeps all that its Hessian product needs."""
+        learner, length = self.config.learner, self.config.summary.length
+        last = learner.objective == "last-and-augmented"
+        targets = learner.batch * (learner.augmented + 1 if last else length - 1)
+        return not isinstance(reader, ReadQueries) and targets * len(self.V_ND) <= KEPT_SCORES
 
     def steps(self) -> Iterator[float]:
         """Distil to the end, yielding the best validation NDCG@10 after each outer step."""
@@ -304,7 +317,7 @@ class Distillation:
             loss = self.sampler.cross_entropy(hidden_KF, targets_K, rng).mean()
         else:
             targets_KF = embedded[draws.asked.rows, draws.asked.at]
-            loss = cross_entropy(hidden_KF, targets_KF, table_NF).mean()
+            loss = mean_cross_entropy(hidden_KF, targets_KF, table_NF)
         if outer.feature_weight and self.mode == "shared-items":
             with torch.no_grad():
                 features_KF = self.model.states(

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from td3engine.backbones import Asked, Backbone
+from td3engine.compiled import CompiledTake
 from td3engine.config import LearnerConfig, Mode
 from td3engine.errors import DivergedError
 from td3engine.inner import ByHand
@@ -22,6 +23,7 @@ from td3engine.unroll import (
     InnerStep,
     LearnerLoss,
     LearnerState,
+    Take,
     Taken,
     train,
 )
@@ -57,20 +59,33 @@ class SummaryTraining:
         config: batch, objective, Adam.
         steps: how many steps a learner takes in all.
         reader: how a batch of the summary is read.
+        compiled: compile a step, if its derivatives are written out (`td3engine.compiled`).
+
+    Raises:
+        CompilerError: nothing can be compiled here.
     """
 
     def __init__(
-        self, model: Recommender, config: LearnerConfig, steps: int, reader: Reader
+        self,
+        model: Recommender,
+        config: LearnerConfig,
+        steps: int,
+        reader: Reader,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.model, self.config, self.count, self.reader = model, config, steps, reader
         self.rule = adam_rule(config, steps)
         self.loss: LearnerLoss[Draws] = partial(summary_loss, model, reader)
+        self.take: Take[Draws] = self.take_one
+        if compiled and model.written_out:
+            self.take = CompiledTake(self.take_one)
 
     def over(self, part: Recommender) -> "SummaryTraining":
         """The same with learners that score other items; X is read as before."""
         return SummaryTraining(part, self.config, self.count, self.reader)
 
-    def take(self, theta: Tensor, batch: Tensor, draws: Draws, second: bool) -> Taken:
+    def take_one(self, theta: Tensor, batch: Tensor, draws: Draws, second: bool) -> Taken:
         """One step's gradient: by hand where the backbone has that, else by autograd."""
         if not self.model.written_out:
             return ByAutograd(theta, batch, draws, second, loss=self.loss)
@@ -98,7 +113,7 @@ class SummaryTraining:
             asked = backbone.asked(lengths, generator)
             if backbone.causal:
                 asked = replace(asked, whole=True)
-        return Draws(asked, backbone.dropout(batch, length, generator))
+        return Draws(asked, backbone.dropout(batch, length, generator, asked.few))
 
     def _last_and_augmented(self, batch: int, length: int, generator: Generator) -> Asked:
         """The last event of each row and some drawn ones (section 4)."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from td3engine.backbones import Asked, Backbone
-from td3engine.catalogue import log_sum_exp
+from td3engine.catalogue import log_sum_exp, mean_log_sum_exp
 
 TABLE_STD = 0.02
 SMALLEST_SHARE = 1e-6
@@ -135,14 +135,21 @@ def cross_entropy(
     return log_sum_exp(hidden_KF, table_NF, log_weight_N) - (hidden_KF * expected_KF).sum(-1)
 
 
+def mean_cross_entropy(hidden_KF: Tensor, targets_KF: Tensor, table_NF: Tensor) -> Tensor:
+    """The mean of `cross_entropy` over real targets, given by their rows of F; once differentiable,
+    and several times faster where rows are many."""
+    scores = (hidden_KF * targets_KF).sum() / max(1, len(hidden_KF))
+    return mean_log_sum_exp(hidden_KF, table_NF) - scores
+
+
 def real_loss(
     model: Recommender, theta: Tensor, items_BL: Tensor, lengths_B: Tensor, draws: Draws
 ) -> Tensor:
-    """Mean cross-entropy of the asked events of real rows, right-padded."""
+    """Mean cross-entropy of the asked events of real rows, right-padded. Once differentiable."""
     encoder_P, table_NF = model.parts(theta)
     hidden_KF = model.states(encoder_P, F.embedding(items_BL, table_NF), lengths_B, draws)
     targets_K = items_BL[draws.asked.rows, draws.asked.at]
-    return cross_entropy(hidden_KF, F.embedding(targets_K, table_NF), table_NF).mean()
+    return mean_cross_entropy(hidden_KF, F.embedding(targets_K, table_NF), table_NF)
 
 
 def unseen_loss(

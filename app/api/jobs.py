@@ -3,9 +3,10 @@
 import asyncio
 import re
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app.api.context import After, Context, ContextDep, Limit, StrictRoute, context_of, problems
@@ -42,18 +43,28 @@ _POLL_SECONDS = (0.1, 1.0)  # first and longest pause while waiting for a job
         },
         304: {"description": "As it was at the ETag in `If-None-Match`."},
     },
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "job_id",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "title": "Job Id"},
+            },
+            {
+                "name": "prefer",
+                "in": "header",
+                "schema": {"type": "string", "title": "Prefer"},
+                "description": "`wait=N`: answer once the job is over, or after N (<= 60) seconds.",
+            },
+        ]
+    },
 )
-async def get_job(
-    job_id: str,
-    request: Request,  # and no dependencies: to resolve them would be a fifth of a poll
-    prefer: Annotated[
-        str | None,
-        Header(description="`wait=N`: answer once the job is over, or after N (<= 60) seconds."),
-    ] = None,
-) -> Response:
+async def get_job(request: Request) -> Response:
     """One job."""
-    seconds = _wanted_wait(prefer)
-    sight = await _wait_until_over(request, job_id, seconds or 0)
+    # No parameters or dependencies: FastAPI would take a fifth of a poll to resolve them.
+    seconds = _wanted_wait(request.headers.getlist("prefer"))
+    sight = await _wait_until_over(request, request.path_params["job_id"], seconds or 0)
     headers = {"ETag": sight.etag, "Cache-Control": "no-cache", "Vary": "Prefer"}
     if seconds is not None:
         headers["Preference-Applied"] = f"wait={seconds}"
@@ -205,9 +216,11 @@ def load_job(context: Context, caller: Caller, job_id: str) -> Job:
         return job_view(find_job(session, caller, job_id))
 
 
-def _wanted_wait(prefer: str | None) -> int | None:
+def _wanted_wait(prefer: Sequence[str]) -> int | None:
     """Seconds of `Prefer: wait=N` (RFC 7240), at most a minute; a malformed one is ignored."""
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\b", prefer or "", re.IGNORECASE)
+    if not prefer:
+        return None
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\b", ",".join(prefer), re.IGNORECASE)
     return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else None
 
 

@@ -33,7 +33,9 @@ class BERT4Rec(FlatParameters):
         self.config = config
         self.history = history
 
-    def dropout(self, sequences: int, events: int, generator: Generator) -> Tensor | None:
+    def dropout(
+        self, sequences: int, events: int, generator: Generator, _each: int | None = None
+    ) -> Tensor | None:
         shapes = mask_shapes(self.config, sequences, events)
         return draw_masks(shapes, self.config.dropout, generator)
 

@@ -123,21 +123,42 @@ class Gelu:
         return (to_y * self.slope).addcmul_(curvature.mul_(self.to_y), self.x_along)
 
 
-class Attention:
-    """softmax(scale q k^T + hidden) with dropout, times v: (H, A, .) queries on (H, L, .) events.
+class PerHead:
+    """y_h = x_h M_h, a matrix a head: (H, N, in) by (H, in, out)."""
 
-    H counts rows times heads.
+    def __init__(self, matrix: Tensor) -> None:
+        self.matrix = matrix
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.x = x
+        return x @ self.matrix
+
+    def backward(self, to_y: Tensor) -> tuple[Tensor, Tensor]:
+        self.to_y = to_y
+        return to_y @ self.matrix.mT, self.x.mT @ to_y
+
+    def forward_along(self, x: Tensor, matrix: Tensor) -> Tensor:
+        self.x_along, self.matrix_along = x, matrix
+        return (x @ self.matrix).baddbmm_(self.x, matrix)
+
+    def backward_along(self, to_y: Tensor) -> tuple[Tensor, Tensor]:
+        to_x = (to_y @ self.matrix.mT).baddbmm_(self.to_y, self.matrix_along.mT)
+        return to_x, (self.x.mT @ to_y).baddbmm_(self.x_along.mT, self.to_y)
+
+
+class Attention:
+    """softmax(scale q k^T + hidden) with dropout, times v: (B, A, .) queries on (B, L, .) events.
 
     Args:
-        hidden: added to scores; minus infinity where a query must not look, broadcast to (H, A, L).
-        mask: dropout of the weights, (H, A, L), or None.
+        hidden: added to scores; minus infinity where a query must not look, broadcast to (B, A, L).
+        mask: dropout of the weights, (B, A, L), or None.
+        scale: of the scores.
     """
 
-    def __init__(self, hidden: Tensor, mask: Tensor | None) -> None:
-        self.hidden, self.mask = hidden, mask
+    def __init__(self, hidden: Tensor, mask: Tensor | None, scale: float) -> None:
+        self.hidden, self.mask, self.scale = hidden, mask, scale
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.scale = q.shape[-1] ** -0.5
         self.q, self.k, self.v = q, k, v
         scores = torch.baddbmm(self.hidden, q, k.transpose(1, 2), alpha=self.scale)
         self.P = scores.softmax(-1)

@@ -25,7 +25,9 @@ class GRU4Rec(FlatParameters, Causal):
         self.config = config
         self.history = history
 
-    def dropout(self, sequences: int, events: int, generator: Generator) -> Tensor | None:
+    def dropout(
+        self, sequences: int, events: int, generator: Generator, _each: int | None = None
+    ) -> Tensor | None:
         shape = (sequences, events - 1, self.config.hidden)
         return draw_masks([shape], self.config.dropout, generator)
 

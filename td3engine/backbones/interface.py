@@ -32,6 +32,11 @@ class Asked:
     each: int | None = None
     whole: bool = False
 
+    @property
+    def few(self) -> int | None:
+        """How many events every row asks for, if that is not all of them."""
+        return None if self.whole else self.each
+
 
 class Passes(Protocol):
     """An encoder's derivatives written out: each pass once, in this order (`by_hand`)."""
@@ -75,9 +80,12 @@ class Backbone(Protocol):
     def named(self, parameters_P: Tensor) -> dict[str, Tensor]:
         """Views of the flat vector by name, each in its own shape."""
 
-    def dropout(self, sequences: int, events: int, generator: Generator) -> Tensor | None:
+    def dropout(
+        self, sequences: int, events: int, generator: Generator, each: int | None = None
+    ) -> Tensor | None:
         """Scaled dropout masks of one training pass over rows of so many events, one flat tensor;
-        None when dropout is zero."""
+        None when dropout is zero. With `Asked.each` a backbone may leave out what is not asked
+        for; an event that is asked for twice then has two masks."""
 
     def asked(self, lengths_B: Tensor, generator: Generator) -> Asked:
         """What a training pass over rows of these lengths predicts by the model's own rule."""

@@ -35,7 +35,9 @@ class NARM(FlatParameters, Causal):
         self.config = config
         self.history = history
 
-    def dropout(self, sequences: int, events: int, generator: Generator) -> Tensor | None:
+    def dropout(
+        self, sequences: int, events: int, generator: Generator, _each: int | None = None
+    ) -> Tensor | None:
         shapes = self._mask_shapes(sequences, events - 1)
         return draw_masks(shapes, self.config.dropout, generator)
 

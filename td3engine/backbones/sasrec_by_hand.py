@@ -1,8 +1,7 @@
 """SASRec with its derivatives written out: the four passes of `by_hand`, layer by layer.
 
-The last layer is computed for the asked positions alone, where every row asks for as many: a
-learner that predicts 9 events of 49 is spared four fifths of that layer's queries, projections and
-feed-forward passes.
+The last layer is computed for the asked positions alone, where every row asks for as many: of a
+learner that predicts 2 events of 49, that layer computes 2 positions and reads the others.
 """
 
 import math
@@ -11,9 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from td3engine.backbones.by_hand import Attention, Gelu, Linear, Norm
+from td3engine.backbones.by_hand import Attention, Gelu, Linear, Norm, PerHead
 from td3engine.backbones.flat import cut_masks, drop
 from td3engine.backbones.transformer import mask_shapes
 from td3engine.config import BackboneConfig
@@ -46,25 +46,35 @@ class Places:
         """`to_ND`, added the rows of the computed positions in place."""
         return to_ND.add_(picked) if self.flat is None else to_ND.index_add_(0, self.flat, picked)
 
-    def attention(self, heads: int, mask_BHLL: Tensor | None, dtype: torch.dtype) -> Attention:
-        """Causal attention of the computed positions to all."""
-        future = self.future.to(dtype)
-        if self.at is not None:
-            future = future.repeat_interleave(heads, 0)
-            if mask_BHLL is not None:
-                rows = torch.arange(self.rows, device=self.at.device)[:, None]
-                mask_BHLL = mask_BHLL.transpose(1, 2)[rows, self.at].transpose(1, 2)
-        return Attention(future, None if mask_BHLL is None else mask_BHLL.flatten(0, 1))
+    def attention(self, heads: int, mask_BHAL: Tensor | None, like: Tensor) -> Attention:
+        """Causal attention of the computed positions to all, the heads' queries one after another.
+
+        Args:
+            heads: how many.
+            mask_BHAL: dropout of the weights.
+            like: parameters of the output projection, (d, d).
+        """
+        future = self.future.to(like.dtype)
+        if heads > 1:
+            future = future.repeat(1, heads, 1)
+        scale = (len(like) // heads) ** -0.5
+        return Attention(future, None if mask_BHAL is None else mask_BHAL.flatten(1, 2), scale)
 
 
 class TransformerLayer:
-    """One post-norm layer, from states at all positions to states at some.
+    """One post-norm layer, from states x at all positions to states at some.
+
+    Keys and values of all positions are never computed: (x K) . q is x . (K q), so a query is taken
+    through the keys' matrix and meets x itself; and P (x V) is (P x) V, so values are made of what
+    was mixed. With few asked positions that spares most of a layer; with all of them and one head
+    it costs the same. A query's score with the keys' bias is one number for all positions, which
+    softmax does not see; the values' bias enters with the weights' sum, as a column of ones.
 
     Args:
         p: the layer's parameters by name, in the flat vector's order.
         heads: of the attention.
         places: which positions are computed.
-        masks: dropout of attention, projection and output, each for all positions.
+        masks: dropout of attention, projection and output, for the computed positions.
     """
 
     def __init__(
@@ -72,20 +82,20 @@ class TransformerLayer:
     ) -> None:
         qkv, qkv_bias, out, out_bias, norm, norm_bias, up, up_bias, down, down_bias, *last = p
         self.heads, self.places, self.width = heads, places, len(out)
-        self.query = Linear(*self._query_part(qkv, qkv_bias))
-        self.key_value = Linear(*self._key_value_part(qkv, qkv_bias))
-        self.attention = places.attention(heads, masks[0], out.dtype)
+        query, key, value = self._per_head(qkv, qkv_bias)
+        self.query, self.key, self.value = Linear(*query), PerHead(key), PerHead(value)
+        self.attention = places.attention(heads, masks[0], out)
         self.out, self.attention_norm = Linear(out, out_bias), Norm(norm, norm_bias)
         self.up, self.gelu, self.down = Linear(up, up_bias), Gelu(), Linear(down, down_bias)
         self.output_norm = Norm(*last)
-        self.masks = [None if m is None else places.pick(m.flatten(0, 1)) for m in masks[1:]]
+        self.masks = [None if mask is None else mask.flatten(0, 1) for mask in masks[1:]]
 
     def forward(self, x_ND: Tensor) -> Tensor:
         picked = self.places.pick(x_ND)
-        mixed = self.attention.forward(
-            self._split(self.query.forward(picked)), *self._split_two(self.key_value.forward(x_ND))
-        )
-        projected = self.out.forward(self._join(mixed))
+        queries = self._rows(self.key.forward(self._split(self.query.forward(picked))))
+        mixed = self.attention.forward(queries, *self._events(x_ND, 1.0))
+        mixed = self._join(self.value.forward(self._by_head(mixed)))
+        projected = self.out.forward(mixed)
         x = self.attention_norm.forward(picked + drop(projected, self.masks[0]))
         fed = self.down.forward(self.gelu.forward(self.up.forward(x)))
         return self.output_norm.forward(x + drop(fed, self.masks[1]))
@@ -107,46 +117,60 @@ class TransformerLayer:
         to_fed, up = through(self.up, through(self.gelu, to_fed))
         to_x, norm = through(self.attention_norm, to_x + to_fed)
         to_mixed, out = through(self.out, drop(to_x, self.masks[0]))
-        to_q, to_k, to_v = through(self.attention, self._split(to_mixed))
+        to_mixed, value = through(self.value, self._split(to_mixed))
+        to_queries, to_keys, to_values = through(self.attention, self._rows(to_mixed))
+        to_q, key = through(self.key, self._by_head(to_queries))
         to_picked, query = through(self.query, self._join(to_q))
-        to_all, key_value = through(self.key_value, self._join_two(to_k, to_v))
-        qkv = [torch.cat(both) for both in zip(query, key_value, strict=True)]
+        to_all = to_keys.add_(to_values[..., : self.width]).flatten(0, 1)
+        biases = [query[1], torch.zeros_like(query[1]), value[:, self.width]]
+        qkv = [query[0], key, value[:, : self.width].mT, *biases]
         gradients = [*qkv, *out, *norm, *up, *down, *output_norm]
         return self.places.put(to_all, to_x + to_picked), gradients
 
     def forward_along(self, x_ND: Tensor, p: list[Tensor]) -> Tensor:
         qkv, qkv_bias, out, out_bias, norm, norm_bias, up, up_bias, down, down_bias, *last = p
+        query, key, value = self._per_head(qkv, qkv_bias)
         picked = self.places.pick(x_ND)
-        q = self.query.forward_along(picked, *self._query_part(qkv, qkv_bias))
-        kv = self.key_value.forward_along(x_ND, *self._key_value_part(qkv, qkv_bias))
-        mixed = self.attention.forward_along(self._split(q), *self._split_two(kv))
-        projected = self.out.forward_along(self._join(mixed), out, out_bias)
+        q = self._split(self.query.forward_along(picked, *query))
+        queries = self._rows(self.key.forward_along(q, key))
+        mixed = self.attention.forward_along(queries, *self._events(x_ND, 0.0))
+        mixed = self._join(self.value.forward_along(self._by_head(mixed), value))
+        projected = self.out.forward_along(mixed, out, out_bias)
         x = picked + drop(projected, self.masks[0])
         x = self.attention_norm.forward_along(x, norm, norm_bias)
         fed = self.gelu.forward_along(self.up.forward_along(x, up, up_bias))
         fed = self.down.forward_along(fed, down, down_bias)
         return self.output_norm.forward_along(x + drop(fed, self.masks[1]), last[0], last[1])
 
-    def _query_part(self, qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return qkv[: self.width], bias[: self.width]
+    def _per_head(self, qkv: Tensor, bias: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """The queries' matrix and bias; (H, d / H, d) of the keys; (H, d + 1, d / H) of the values
+        with their bias."""
+        query, key, value = qkv.view(3, self.width, self.width)
+        values = torch.cat([value, bias[2 * self.width :, None]], 1)
+        per_head = values.view(self.heads, -1, self.width + 1).mT
+        return (query, bias[: self.width]), key.view(self.heads, -1, self.width), per_head
 
-    def _key_value_part(self, qkv: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return qkv[self.width :], bias[self.width :]
+    def _events(self, x_ND: Tensor, constant: float) -> tuple[Tensor, Tensor]:
+        """What is attended to, (B, L, d): as keys, and as values with a constant column."""
+        x_BLD = x_ND.view(self.places.rows, -1, self.width)
+        return x_BLD, F.pad(x_BLD, (0, 1), value=constant)
 
     def _split(self, x_ND: Tensor) -> Tensor:
-        """(B positions, d) -> (B heads, positions, d / heads)."""
-        per_row = x_ND.view(self.places.rows, -1, self.heads, self.width // self.heads)
-        return per_row.transpose(1, 2).flatten(0, 1)
+        """(N, d) -> (H, N, d / H)."""
+        return x_ND.view(len(x_ND), self.heads, -1).transpose(0, 1)
 
     def _join(self, x: Tensor) -> Tensor:
-        per_row = x.view(self.places.rows, self.heads, -1, self.width // self.heads)
-        return per_row.transpose(1, 2).reshape(-1, self.width)
+        return x.transpose(0, 1).reshape(x.shape[1], self.width)
 
-    def _split_two(self, kv: Tensor) -> tuple[Tensor, Tensor]:
-        return self._split(kv[:, : self.width]), self._split(kv[:, self.width :])
+    def _rows(self, x: Tensor) -> Tensor:
+        """(H, N, .) -> (B, H N / B, .)."""
+        by_row = x.view(self.heads, self.places.rows, -1, x.shape[-1]).transpose(0, 1)
+        return by_row.reshape(self.places.rows, -1, x.shape[-1])
 
-    def _join_two(self, to_k: Tensor, to_v: Tensor) -> Tensor:
-        return torch.cat([self._join(to_k), self._join(to_v)], 1)
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(B, H N / B, .) -> (H, N, .)."""
+        by_head = x.view(self.places.rows, self.heads, -1, x.shape[-1]).transpose(0, 1)
+        return by_head.reshape(self.heads, -1, x.shape[-1])
 
 
 class SASRecByHand:
@@ -156,7 +180,8 @@ class SASRecByHand:
         config: layers and heads.
         named: the parameters' views by name, in order, of a flat vector.
         parameters_P: flat parameters.
-        dropout: flat masks as `mask_shapes` has them, for all positions, or None.
+        dropout: flat masks as `mask_shapes` has them, of the last layer for the wanted positions;
+            or None.
         at: positions whose states are wanted, (B, A); None for all.
     """
 
@@ -174,7 +199,9 @@ class SASRecByHand:
     def forward(self, input_BLD: Tensor) -> Tensor:
         """Hidden states (B A, d) of embedded events (B, L, d), L <= history."""
         rows, self.length, _ = input_BLD.shape
-        self.masks = cut_masks(self.dropout, mask_shapes(self.config, rows, self.length))
+        wanted = None if self.at is None else self.at.shape[1]
+        shapes = mask_shapes(self.config, rows, self.length, wanted)
+        self.masks = cut_masks(self.dropout, shapes)
         position, norm_weight, norm_bias, *layers = self.parameters
         self.input_norm = Norm(norm_weight, norm_bias)
         self.input_mask = None if self.masks[0] is None else self.masks[0].flatten(0, 1)

@@ -31,11 +31,17 @@ def parameter_shapes(config: BackboneConfig) -> dict[str, Shape]:
     return shapes
 
 
-def mask_shapes(config: BackboneConfig, sequences: int, positions: int) -> list[Shape]:
-    """Dropout masks of one pass: the input, then attention, projection and output of each layer."""
-    hidden = (sequences, positions, config.hidden)
-    attention = (sequences, config.heads, positions, positions)
-    return [hidden, *[attention, hidden, hidden] * config.layers]
+def mask_shapes(
+    config: BackboneConfig, sequences: int, positions: int, last: int | None = None
+) -> list[Shape]:
+    """Dropout masks of one pass: the input, then attention, projection and output of each layer;
+    of the last layer for so many positions a sequence only, if that is given."""
+    shapes: list[Shape] = [(sequences, positions, config.hidden)]
+    for layer in range(config.layers):
+        computed = last if last is not None and layer == config.layers - 1 else positions
+        hidden = (sequences, computed, config.hidden)
+        shapes += [(sequences, config.heads, computed, positions), hidden, hidden]
+    return shapes
 
 
 def transform(

@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from td3engine.config import BackboneConfig
 from td3engine.interactions import Split
 
 torch.set_num_threads(1)  # tiny tensors: more threads only cost
@@ -171,3 +172,30 @@ def make_split(histories: Sequence[Sequence[int]], n_items: int) -> Split:
         item_ids=[f"i{item}" for item in range(n_items)],
         user_ids=[f"u{user}" for user in range(len(histories))],
     )
+
+
+def masks_at_all(
+    config: BackboneConfig, few: Tensor | None, places: list[list[int]], positions: int
+) -> Tensor | None:
+    """SASRec's masks for all positions, from those that hold only the last layer's at `places`
+    (events, one more than positions), which are all unlike."""
+    if few is None:
+        return None
+    rows, count, width = len(places), len(places[0]), config.hidden
+    assert all(len(set(row)) == count for row in places), "an event with two masks"
+    a_layer = rows * positions * (config.heads * positions + 2 * width)
+    before = rows * positions * width + (config.layers - 1) * a_layer
+    sizes = [before, rows * config.heads * count * positions]
+    earlier, attention, *others = few.split([*sizes, rows * count * width, rows * count * width])
+    whole = [
+        torch.ones(rows, config.heads, positions, positions, dtype=few.dtype),
+        torch.ones(rows, positions, width, dtype=few.dtype),
+        torch.ones(rows, positions, width, dtype=few.dtype),
+    ]
+    for row, events in enumerate(places):
+        for nth, event in enumerate(events):
+            asked = attention.view(rows, config.heads, count, positions)
+            whole[0][row, :, event - 1] = asked[row, :, nth]
+            for mask, other in zip(whole[1:], others, strict=True):
+                mask[row, event - 1] = other.view(rows, count, width)[row, nth]
+    return torch.cat([earlier, *(mask.flatten() for mask in whole)])

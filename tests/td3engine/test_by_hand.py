@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from td3engine.backbones import Asked, SASRec
-from td3engine.backbones.by_hand import Attention, Gelu, Linear, Norm
+from td3engine.backbones.by_hand import Attention, Gelu, Linear, Norm, PerHead
 from td3engine.config import BackboneConfig
 from tests.td3engine.oracles import distance, leaves, normal, seeded
 
@@ -62,6 +62,11 @@ def test_linear() -> None:
     assert_derivatives(Linear(weight, bias), functional.linear, [normal(0, N, IN)], [weight, bias])
 
 
+def test_per_head() -> None:
+    matrix = normal(1, 2, IN, OUT)
+    assert_derivatives(PerHead(matrix), torch.bmm, [normal(0, 2, N, IN)], [matrix])
+
+
 def test_norm() -> None:
     weight, bias = normal(1, IN), normal(2, IN)
     assert_derivatives(
@@ -88,7 +93,7 @@ def test_attention(dropout: bool) -> None:
         return (weights if mask is None else weights * mask) @ v
 
     inputs = [normal(0, 2, queries, IN), normal(1, 2, events, IN), normal(2, 2, events, IN)]
-    assert_derivatives(Attention(hidden, mask), value, inputs, [])
+    assert_derivatives(Attention(hidden, mask, IN**-0.5), value, inputs, [])
 
 
 @pytest.mark.parametrize(("layers", "heads"), [(1, 1), (2, 2)])
@@ -100,7 +105,7 @@ def test_sasrec(layers: int, heads: int, dropout: float, kind: str) -> None:
     config = BackboneConfig(hidden=4, layers=layers, heads=heads, inner=5, dropout=dropout)
     backbone = SASRec(config, history)
     parameters = backbone.initial(seeded(0)).double() + normal(1, backbone.n_parameters, std=0.3)
-    masks = backbone.dropout(rows, events + 1, seeded(2))
+    twice = 2 if dropout == 0 else 4  # by hand, one that is asked for twice has two masks
     asked = {
         "all": None,
         "whole": Asked(
@@ -109,15 +114,17 @@ def test_sasrec(layers: int, heads: int, dropout: float, kind: str) -> None:
             whole=True,
         ),
         "some": Asked(
-            torch.arange(rows).repeat_interleave(2), torch.tensor([5, 1, 2, 2, 3, 5]), each=2
+            torch.arange(rows).repeat_interleave(2), torch.tensor([5, 1, 2, twice, 3, 5]), each=2
         ),
     }[kind]
+    masks = backbone.dropout(rows, events + 1, seeded(2), asked.few if asked else None)
+    lengths = torch.full((rows,), events + 1)
 
     def value(input_BLD: Tensor, parameters_P: Tensor) -> Tensor:
-        hidden_BLD = backbone.encode(parameters_P, input_BLD, masks)
         if asked is None:
-            return hidden_BLD.flatten(0, 1)
-        return hidden_BLD[asked.rows, asked.at - 1]
+            return backbone.encode(parameters_P, input_BLD, masks).flatten(0, 1)
+        events_BLD = functional.pad(input_BLD, (0, 0, 0, 1))
+        return backbone.predict(parameters_P, events_BLD, lengths, asked, masks)
 
     passes = backbone.by_hand(parameters, asked, masks, rows)
     assert_derivatives(InOrder(passes), value, [normal(3, rows, events, 4)], [parameters])

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from td3engine import catalogue
-from td3engine.catalogue import log_sum_exp
+from td3engine.catalogue import log_sum_exp, mean_log_sum_exp
 from tests.td3engine.oracles import distance, leaves, normal
 
 ROWS, WIDTH, ITEMS = 7, 6, 11
@@ -100,7 +100,42 @@ def test_against_finite_differences(trained: str) -> None:
 
 
 def test_nothing_trained_has_no_graph() -> None:
-    assert not log_sum_exp(normal(0, ROWS, WIDTH), normal(1, ITEMS, WIDTH)).requires_grad
+    for of in (log_sum_exp, mean_log_sum_exp):
+        assert not of(normal(0, ROWS, WIDTH), normal(1, ITEMS, WIDTH)).requires_grad
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+@pytest.mark.parametrize("cache", [2 * ITEMS, 1000])
+def test_mean_and_its_gradient(
+    trained: str, cache: int, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """In chunks of one row and of more, the last of them not full."""
+    monkeypatch.setattr(catalogue, "SCORES_IN_CACHE", cache)
+    monkeypatch.setattr(catalogue, "FEWEST_ROWS", 1)
+    hidden, table, inputs = arguments(trained)
+    values = [mean_log_sum_exp(hidden, table), plain(hidden, table).mean()]
+    assert distance(*values) < EXACT
+    firsts = [torch.autograd.grad(3 * value, inputs) for value in values]
+    for found, wanted in zip(*firsts, strict=True):
+        assert distance(found, wanted) < EXACT
+
+
+def test_mean_of_huge_scores_and_of_no_rows() -> None:
+    hidden, table = leaves(normal(0, ROWS, WIDTH, std=1e6), normal(1, ITEMS, WIDTH))
+    found = mean_log_sum_exp(hidden, table)
+    assert distance(found, plain(hidden, table).mean()) < EXACT
+    (first,) = torch.autograd.grad(found, hidden)
+    assert distance(first, (hidden @ table.T).softmax(-1) @ table / ROWS) < 1e-9
+    nothing = mean_log_sum_exp(hidden[:0], table)
+    assert nothing == 0
+    assert not any(first.any() for first in torch.autograd.grad(nothing, [hidden, table]))
+
+
+def test_mean_has_one_derivative() -> None:
+    hidden, table, inputs = arguments("both")
+    first = torch.autograd.grad(mean_log_sum_exp(hidden, table), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        torch.autograd.grad(first[0].sum(), inputs)
 
 
 @pytest.mark.parametrize("scale", [1e3, 1e6])

@@ -16,8 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from td3engine import distill
+from td3engine import compiled, distill
 from td3engine.backbones import SASRec
+from td3engine.compiled import CompiledTake
 from td3engine.config import DistillConfig, Mode
 from td3engine.distill import Distillation
 from td3engine.interactions import Split
@@ -36,6 +37,7 @@ from tests.td3engine.oracles import (
     distance,
     leaves,
     make_split,
+    masks_at_all,
     normal,
 )
 from tests.td3engine.small import small_config
@@ -90,7 +92,7 @@ def config_of(mode: Mode, **outer: Any) -> DistillConfig:
         mode=mode,
         backbone={"hidden": WIDTH, "inner": 5, "dropout": 0.2},
         summary={"users": 5, "length": ZETA},
-        learner={"batch": 2, "weight_decay": 0.01, "scratch_steps": 9},
+        learner={"batch": 2, "augmented": 1, "weight_decay": 0.01, "scratch_steps": 9},
         outer={
             "normalise": False,
             "clip": 1e6,
@@ -157,9 +159,10 @@ def textbook_step(
     theta = start.parameters.clone().requires_grad_()
     learner = TapeAdam(theta, start.first, start.second, start.age)
     for step in window:
-        drawn = step.noise.asked.at.view(2, 3)[:, 1:]  # 2 sequences: the last, and 2 drawn ones
+        drawn = step.noise.asked.at.view(2, 2)[:, 1:]  # 2 sequences: the last, and a drawn one
         places = [[ZETA - 1, *row] for row in drawn.tolist()]
-        loss = textbook.summary_loss(learner.theta, S[step.rows], step.noise.dropout, places)
+        masks = masks_at_all(config.backbone, step.noise.dropout, places, ZETA - 1)
+        loss = textbook.summary_loss(learner.theta, S[step.rows], masks, places)
         lr = config.learner.lr * (1 - learner.age / learner_steps)
         learner = learner.step(loss, lr, config.learner.weight_decay)
     judged = textbook.real_loss(learner.theta, real, config.outer.among == "unseen")
@@ -373,3 +376,17 @@ def test_learners_of_the_pool_are_whole_and_their_own(mode: Mode, biased: bool) 
     assert all(len(theta) == model.n_parameters for theta in thetas)
     assert not torch.equal(thetas[0], thetas[1])
     assert torch.equal(distillation.V_ND, distillation.teacher.table[:, :WIDTH])
+
+
+def test_steps_are_compiled_where_their_scores_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "demand_compiler", lambda: None)
+    config = config_of("shared-items", compiled=True)
+    targets = 2 * 2  # sequences, events of each
+    monkeypatch.setattr(distill, "KEPT_SCORES", targets * ITEMS)
+    assert isinstance(make(config, biased=False).training.take, CompiledTake)
+    assert not isinstance(make(config, biased=True).training.take, CompiledTake)
+    monkeypatch.setattr(distill, "KEPT_SCORES", targets * ITEMS - 1)
+    assert not isinstance(make(config, biased=False).training.take, CompiledTake)
+    monkeypatch.undo()
+    plain = make(config_of("shared-items"), biased=False)
+    assert not isinstance(plain.training.take, CompiledTake)
