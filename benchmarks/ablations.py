@@ -17,11 +17,11 @@ import torch
 
 from benchmarks.datasets import DATASETS
 from benchmarks.study import CPU, Study
-from td3engine.allocator import keep_freed_memory
 from td3engine.backbones import build_backbone
 from td3engine.config import DistillConfig, Mode, Preset, build_config, merge
 from td3engine.distill import Distillation, Pooled
 from td3engine.evaluation import Benchmark, summary_rows
+from td3engine.processor import settle
 from td3engine.sequences import questions
 from td3engine.summary import query
 
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    settle()
     content = json.loads(options.json.read_text()) if options.json.exists() else {"rows": []}
     rows = content["rows"]
     say: Callable[[str], None] = print

@@ -21,9 +21,9 @@ import torch
 
 from benchmarks.speed import keep_memory
 from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
-from td3engine.allocator import keep_freed_memory
 from td3engine.config import MODES, Mode
 from td3engine.distill import Distillation
+from td3engine.processor import settle
 
 RESULTS = Path("docs/results/memory.json")
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def points() -> Iterator[Point]:
 def peak(point: Point) -> dict[str, Any]:
     """Memory before the first outer step and the most until the last, MiB; seconds of the last,
     on the clock and of the processor."""
-    keep_freed_memory()  # as a run of the engine has it
+    settle()  # as a run of the engine has it
     distillation = point.work().engine()
     before = memory_mib("VmRSS")
     if point.items < ONE_STEP_FROM:

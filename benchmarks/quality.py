@@ -17,8 +17,8 @@ import torch
 
 from benchmarks.datasets import DATASETS
 from benchmarks.study import Cell, Results, Source, Study
-from td3engine.allocator import keep_freed_memory
 from td3engine.config import BACKBONES, MODES, Mode
+from td3engine.processor import settle
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 PREFIX_ON = ("ml-100k", "amazon2018-magazine")  # elsewhere an epoch of prefix rows takes too long
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Answer all cells that the options name; see the module's docstring."""
     options = _options(arguments)
     torch.set_num_threads(options.threads)
-    keep_freed_memory()
+    settle()
     results = Results(options.json)
     began = time.perf_counter()
 

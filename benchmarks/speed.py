@@ -29,9 +29,9 @@ from benchmarks.arithmetic import matmul_rate, outer_step
 from benchmarks.datasets import DATASETS
 from benchmarks.end_to_end import end_to_end
 from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
-from td3engine.allocator import keep_freed_memory
 from td3engine.config import DistillConfig, merge
 from td3engine.distill import Mark
+from td3engine.processor import quick_products, settle
 
 Figures = dict[str, Any]
 Step = Callable[[Mark], None]
@@ -207,7 +207,7 @@ def peak(side: str, work: Work) -> Figures:
         def step(mark: Mark) -> None:
             textbook.step(rows, mark)
 
-    keep_freed_memory()  # as a run of the engine has it
+    settle()  # as a run of the engine has it
     before = memory_mib("VmRSS")
     for _ in range(2):
         step(lambda _part: None)
@@ -321,6 +321,7 @@ def main() -> None:
     options = parser().parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+    quick_products()  # for both
     work = prepare(options)
     if options.peak_of:
         print(json.dumps(peak(options.peak_of, work)))

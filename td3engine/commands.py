@@ -30,6 +30,7 @@ from td3engine.export import (
 from td3engine.interactions import Interactions, read_log, write_normalised
 from td3engine.learner import learn
 from td3engine.parallel import join
+from td3engine.processor import settle
 from td3engine.report import Row, results_tables
 from td3engine.run import Control, Run, pick_device, split_log
 from td3engine.seeding import Purpose, generator
@@ -226,6 +227,7 @@ def prepare_for(
     Raises:
         WrongLogError: after the filter the log's items are not those of the summary.
     """
+    settle()
     config = bundle.manifest.config
     split = split_log(log, config)
     if split.item_ids != bundle.item_ids:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from td3engine.allocator import keep_freed_memory
 from td3engine.backbones import build_backbone
 from td3engine.bundle import Manifest, save_bundle
 from td3engine.config import DistillConfig, sized_by_data, softmax_over
@@ -23,6 +22,7 @@ from td3engine.events import Event, Listener, Note, Phase, PhaseStarted, Progres
 from td3engine.interactions import Interactions, Split, split
 from td3engine.model import Recommender
 from td3engine.parallel import World
+from td3engine.processor import settle
 from td3engine.report import Row
 from td3engine.sequences import questions, training_windows
 from td3engine.summary import Summary
@@ -125,7 +125,7 @@ class Run:
         self._distilled()
 
     def _distilled(self) -> tuple[Trained, Summary, dict[str, float]]:
-        keep_freed_memory()
+        settle()
         self._refuse_unlike_ranks()
         if self.config.threads:
             torch.set_num_threads(self.config.threads)

@@ -1,0 +1,66 @@
+"""What a computing process settles with its machine, once, before it computes.
+
+Freed memory is kept: glibc gives large freed blocks back to the kernel, and every page of a new one
+is a fault again. A training step frees and takes the same few hundred blocks of some hundred
+kilobytes over and over.
+
+Float32 products go to oneDNN where torch's usual library is slow: torch's builds for x86 multiply
+by MKL, which does not use all vector instructions of processors that are not Intel's. On an AMD
+EPYC with AVX-512, oneDNN (which torch carries too) takes half of the time. torch offers it for
+float32 only as the way that *may* round inputs to bfloat16; a processor without AMX has no such
+way, and its results are those of float32. Where they are not, the offer is declined.
+"""
+
+import ctypes
+import platform
+from typing import Any
+
+import torch
+
+# <malloc.h>
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+LARGEST_KEPT = 32 * 2**20  # glibc takes no more as a threshold; larger blocks are given back
+KEPT_IN_ALL = 512 * 2**20
+TAKEN_AHEAD = 64 * 2**20
+
+LARGEST_ERROR = 1e-4  # of a product of 64 x 64 unit normals: float32 1e-5, from bfloat16 0.1
+
+
+def settle() -> None:
+    """Both of the module's docstring, as far as they apply here."""
+    keep_freed_memory()
+    quick_products()
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc to keep freed blocks, in this process; False where there is another C library."""
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    settings = {
+        M_MMAP_THRESHOLD: LARGEST_KEPT,
+        M_TRIM_THRESHOLD: KEPT_IN_ALL,
+        M_TOP_PAD: TAKEN_AHEAD,
+    }
+    taken = [mallopt(which, value) for which, value in settings.items()]
+    return all(taken)
+
+
+def quick_products() -> bool:
+    """Has torch multiply float32 matrices by oneDNN, if that is quicker here and as exact."""
+    if "AMD" not in str(torch.cpu.get_capabilities().get("cpu_name", "")):
+        return False
+    settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its stubs
+    before = settings.fp32_precision
+    settings.fp32_precision = "bf16"
+    if largest_error() <= LARGEST_ERROR:
+        return True
+    settings.fp32_precision = before
+    return False
+
+
+def largest_error() -> float:
+    """How far a float32 product of unit normals (64, 64) is from that in float64."""
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 64, 64, generator=draw)
+    return float(((x @ y).double() - x.double() @ y.double()).abs().max())

@@ -1,0 +1,55 @@
+"""Whatever a process settles with its machine, products stay those of float32."""
+
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from td3engine import processor
+from td3engine.processor import LARGEST_ERROR, keep_freed_memory, largest_error, quick_products
+
+SETTINGS: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its stubs
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> Iterator[None]:
+    before = SETTINGS.fp32_precision
+    yield
+    SETTINGS.fp32_precision = before
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
+
+
+def test_products_are_exact() -> None:
+    quick_products()
+    assert largest_error() <= LARGEST_ERROR
+
+
+def test_rounding_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(0))
+    rounded = x.bfloat16().double() @ y.bfloat16().double()
+    error = float((rounded - x.double() @ y.double()).abs().max())
+    assert error > 10 * LARGEST_ERROR
+    pretend(monkeypatch, "AMD EPYC")
+    monkeypatch.setattr(processor, "largest_error", lambda: error)
+    before = SETTINGS.fp32_precision
+    assert not quick_products()
+    assert SETTINGS.fp32_precision == before
+
+
+@pytest.mark.parametrize(("name", "asked"), [("AMD EPYC", True), ("Intel(R) Xeon(R)", False)])
+def test_only_where_the_usual_library_is_slow(
+    name: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, name)
+    monkeypatch.setattr(processor, "largest_error", lambda: 0.0)
+    assert quick_products() == asked
+    assert (SETTINGS.fp32_precision == "bf16") == asked
+
+
+def test_freed_memory_is_kept_with_glibc() -> None:
+    assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
