@@ -172,18 +172,17 @@ class TextbookTD3:
         first = learner.age * batch
         rows = torch.arange(first, first + batch, device=self.V_ND.device) % users
         with torch.set_grad_enabled(differentiable):
-            S_BTN = self._probabilities(rows)
+            S_BTN = self._probabilities()[rows]
         loss = self._inner_loss(learner.parameters, S_BTN)
         given = list(learner.parameters.values())
         gradients = torch.autograd.grad(loss, given, create_graph=differentiable)
         with torch.set_grad_enabled(differentiable):
             return self._adam(learner, gradients)
 
-    def _probabilities(self, rows: Tensor) -> Tensor:
-        """S of these synthetic users, (B, zeta, n), in full."""
-        U, T, G = self.factors
-        C_BTD = torch.einsum("ba,tc,acd->btd", U[rows], T, G)
-        return (C_BTD @ self.V_ND.T).softmax(-1)
+    def _probabilities(self) -> Tensor:
+        """S, (mu, zeta, n), in full."""
+        C_UTD = torch.einsum("ua,tb,abd->utd", *self.factors)
+        return (C_UTD @ self.V_ND.T).softmax(-1)
 
     def _inner_loss(self, parameters: Named, S_BTN: Tensor) -> Tensor:
         X_BTD = S_BTN @ self.V_ND

@@ -3,13 +3,15 @@
 Autograd's own double backward of `logsumexp(h E^T)` keeps and re-reads half a dozen (K, n) arrays.
 With P = softmax(h E^T) everything needed has a closed form over one of them. For upstream u:
 
-    gradient of h:  u P E                 gradient of E:  (u P)^T h
-    and along directions v of the first and w of the second, with Z = v E^T + h w^T and
-    Q = u P * (Z - rowsum(P * Z)):
-    of u:  rowsum(P * Z)      of h:  Q E + (u P) w      of E:  Q^T h + (u P)^T v
+    gradient of h:  u P E                 gradient of E:  P^T (u h)
+    and along directions v of the first and w of the second, with Z = P * (v E^T + h w^T) and
+    m = rowsum(Z):
+    of u:  m      of h:  u (Z E - m P E + P w)      of E:  Z^T (u h) + P^T (u (v - m h))
 
-Rows are taken in chunks, so that no more than `SCORES_AT_ONCE` scores exist at a time. P is kept
-for the way back while it is small, and computed again otherwise.
+So beside the products a step goes over (K, n) numbers to scale them by exp, to sum them, and to
+multiply two such arrays, no more. Rows are taken in chunks, so that no more than `SCORES_AT_ONCE`
+scores exist at a time. P is kept for the way back while it is small, as exp(scores - peak) and one
+factor a row, and computed again otherwise.
 """
 
 from collections.abc import Iterator
@@ -30,7 +32,7 @@ class Catalogue:
     Args:
         hidden_KD: hidden states h.
         table_ND: the scoring table E.
-        keep: keep P for the derivatives, if it is small.
+        derivatives: whether they will be asked for.
         log_weight_N: added to each item's score, where an item stands for several.
     """
 
@@ -38,32 +40,34 @@ class Catalogue:
         self,
         hidden_KD: Tensor,
         table_ND: Tensor,
-        keep: bool,
+        derivatives: bool,
         log_weight_N: Tensor | None = None,
     ) -> None:
         self.hidden, self.table, self.log_weight = hidden_KD, table_ND, log_weight_N
         self.value = hidden_KD.new_empty(len(hidden_KD))
-        self.kept: Tensor | None = None
-        keep = keep and len(hidden_KD) * len(table_ND) <= min(KEPT_SCORES, SCORES_AT_ONCE)
+        self.expected = torch.empty_like(hidden_KD) if derivatives else None  # P E
+        self.kept: tuple[Tensor, Tensor] | None = None
+        small = len(hidden_KD) * len(table_ND) <= min(KEPT_SCORES, SCORES_AT_ONCE)
         for rows in self._chunks():
             scores = self._scores(rows)
             peak = scores.amax(-1, keepdim=True)
             scores.sub_(peak).exp_()
             total = scores.sum(-1, keepdim=True)
             self.value[rows] = (total.log() + peak).squeeze(-1)
-            if keep:  # then there is one chunk only
-                self.kept = scores.div_(total)
+            if self.expected is None:
+                continue
+            torch.div(scores @ table_ND, total, out=self.expected[rows])
+            if small:  # then there is one chunk only
+                self.kept = scores, total.reciprocal_()
 
     def gradient(self, upstream: Tensor | float, to_table: bool) -> tuple[Tensor, Tensor | None]:
         """Gradients to h and E for `upstream` (K, 1), or one number for all rows."""
-        to_hidden = torch.empty_like(self.hidden)
+        assert self.expected is not None  # derivatives were announced
         found = torch.zeros_like(self.table) if to_table else None
-        for rows, P in self._probabilities():
-            u = _of_rows(upstream, rows)
-            torch.mul(P @ self.table, u, out=to_hidden[rows])
-            if found is not None:
-                found.addmm_(P.T, self.hidden[rows] * u)
-        return to_hidden, found
+        if found is not None:
+            for rows, P, scale in self._probabilities():
+                found.addmm_(P.T, self.hidden[rows] * (_of_rows(upstream, rows) * scale))
+        return self.expected * upstream, found
 
     def along(
         self, upstream: Tensor | float, v_KD: Tensor | None, w_ND: Tensor | None, to_table: bool
@@ -71,31 +75,33 @@ class Catalogue:
         """Change of both gradients along v of h and w of E (None: none); before them the change of
         the value, (K). The Hessian is symmetric: also the derivative of (gradients . (v, w)).
         """
+        assert self.expected is not None  # derivatives were announced
         to_upstream = torch.empty_like(self.value)
         to_hidden = torch.empty_like(self.hidden)
         found = torch.zeros_like(self.table) if to_table else None
-        for rows, P in self._probabilities():
-            u = _of_rows(upstream, rows)
-            Z = _along(v_KD, w_ND, self.hidden, self.table, rows)
-            mean = (P * Z).sum(-1, keepdim=True)
+        for rows, P, scale in self._probabilities():
+            h, u = self.hidden[rows], _of_rows(upstream, rows)
+            Z = _along(v_KD, w_ND, self.hidden, self.table, rows).mul_(P)
+            mean = Z.sum(-1, keepdim=True).mul_(scale)
             to_upstream[rows] = mean.squeeze(-1)
-            Q = Z.sub_(mean).mul_(P).mul_(u)
-            torch.mm(Q, self.table, out=to_hidden[rows])
+            mixed = Z @ self.table
             if w_ND is not None:
-                to_hidden[rows] += u * (P @ w_ND)
+                mixed.addmm_(P, w_ND)
+            to_hidden[rows] = mixed.mul_(scale).sub_(self.expected[rows] * mean).mul_(u)
             if found is not None:
-                found.addmm_(Q.T, self.hidden[rows])
-                if v_KD is not None:
-                    found.addmm_(P.T, v_KD[rows] * u)
+                found.addmm_(Z.T, h * (u * scale))
+                moved = h * -mean if v_KD is None else v_KD[rows] - h * mean
+                found.addmm_(P.T, moved.mul_(u * scale))
         return to_upstream, to_hidden, found
 
-    def _probabilities(self) -> Iterator[tuple[slice, Tensor]]:
-        """Rows and their P, kept or computed again from h, E and the log-sum-exp."""
+    def _probabilities(self) -> Iterator[tuple[slice, Tensor, Tensor | float]]:
+        """Rows, and their P up to a factor a row (K, 1), and that factor: as they were kept, or P
+        computed again from h, E and the log-sum-exp."""
+        if self.kept is not None:
+            yield slice(None), *self.kept
+            return
         for rows in self._chunks():
-            if self.kept is not None:
-                yield rows, self.kept[rows]
-            else:
-                yield rows, self._scores(rows).sub_(self.value[rows, None]).exp_()
+            yield rows, self._scores(rows).sub_(self.value[rows, None]).exp_(), 1.0
 
     def _scores(self, rows: slice) -> Tensor:
         scores = self.hidden[rows] @ self.table.T
@@ -167,8 +173,8 @@ class _LogSumExp(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_KD: Tensor, table_ND: Tensor, log_weight_N: Tensor | None
     ) -> Tensor:
-        keep = any(ctx.needs_input_grad)
-        ctx.catalogue = Catalogue(hidden_KD, table_ND, keep, log_weight_N)
+        derivatives = any(ctx.needs_input_grad)
+        ctx.catalogue = Catalogue(hidden_KD, table_ND, derivatives, log_weight_N)
         # Saved as autograd wants it, for its check that nobody changes them in place.
         ctx.save_for_backward(hidden_KD, table_ND)
         value: Tensor = ctx.catalogue.value
