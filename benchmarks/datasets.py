@@ -72,7 +72,7 @@ SCRATCH: dict[str, Any] = {"outer": {"steps": 300, "validate_every": 50}}
 DATASETS: dict[str, Dataset] = {
     "ml-100k": Dataset(
         None,
-        {"summary": _size(30, 50, 16), "outer": {"validate_every": 50}},
+        {"summary": _size(30, 50, 16), "outer": {"steps": 1000, "validate_every": 100}},
         {"from-scratch": SCRATCH},
         replicates=2,
     ),
@@ -83,9 +83,9 @@ DATASETS: dict[str, Dataset] = {
         {
             "summary": _size(50, 50, 16),
             "learner": {"batch": 25, "steps": 400},
-            "outer": {"steps": 600, "validate_every": 50},
+            "outer": {"steps": 1500, "validate_every": 100, "validation_learners": 2},
         },
-        {"from-scratch": SCRATCH},
+        {"from-scratch": {"outer": {"steps": 600}}},
     ),
     "amazon2018-magazine": Dataset(
         "amazon2018-magazine.csv.gz",
