@@ -35,6 +35,7 @@ ServiceCode = Literal[
     "bad_multipart",
     "bad_request",
     "body_stalled",
+    "body_too_slow",
     "database_unavailable",
     "dataset_deleted",
     "dataset_in_use",

@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 
 from app.blobs import sql as blobs
 from app.errors import ApiError
-from app.launch import launch_command
+from app.launch import environment_without_secrets, launch_command
 from app.multipart import FILE_FIELD, Form
 from app.quotas import Quotas, take_bytes
 from app.schemas.datasets import DatasetStatistics
@@ -175,7 +175,7 @@ async def _run(command: Sequence[str], seconds: float) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, **_THRIFTY},
+        env={**environment_without_secrets(), **_THRIFTY},
     )
     try:
         async with asyncio.timeout(seconds):

@@ -18,7 +18,7 @@ from app.api.datasets import (
 from app.api.job_views import job_view
 from app.api.jobs import find_job
 from app.api.once import IDEMPOTENCY_PROBLEMS, IdempotencyKeyHeader, serve_once
-from app.body import body_chunks
+from app.body import Patience, body_chunks
 from app.errors import ApiError, field_error, validation_error
 from app.idempotency import Once, respond
 from app.logs import current_request_id
@@ -83,7 +83,7 @@ async def create_job(
     """Distil a dataset, or a file that is uploaded with the request and becomes a dataset."""
     if is_multipart(request):
         return await _create_from_upload(request, context, caller)
-    asked = _parse(JobRequest, await _read_json(request, context.settings.stall_seconds))
+    asked = _parse(JobRequest, await _read_json(request, Patience.of(context.settings)))
     config = _check(asked, context)
     content = asked.model_dump(mode="json")
     async with serve_once(request, context, caller, content) as once:
@@ -130,7 +130,7 @@ async def _create_from_upload(request: Request, context: Context, caller: Caller
             folder / "upload",
             fields=frozenset({"request", "columns"}),
             max_file_bytes=upload_limits(context.settings, quotas).max_bytes,
-            stall_seconds=context.settings.stall_seconds,
+            patience=Patience.of(context.settings),
         )
         asked = _parse(JobSettings, form.fields.get("request") or "{}")
         config = _check(asked, context)  # before the file is read, which takes longer
@@ -250,7 +250,7 @@ def _parse(model: type[Model], text: str | bytes) -> Model:
         raise validation_error(error) from error
 
 
-async def _read_json(request: Request, stall_seconds: float) -> bytes:
+async def _read_json(request: Request, patience: Patience) -> bytes:
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise ApiError(
@@ -260,7 +260,7 @@ async def _read_json(request: Request, stall_seconds: float) -> bytes:
             headers={"Accept-Post": "application/json, multipart/form-data"},
         )
     body = bytearray()
-    async for chunk in body_chunks(request, stall_seconds):
+    async for chunk in body_chunks(request, patience):
         body += chunk
         if len(body) > MAX_JSON_BYTES:
             raise ApiError(413, "too_large", f"The body has more than {MAX_JSON_BYTES} bytes.")

@@ -69,7 +69,11 @@ def stored_bytes(session: Session, tenant_id: str) -> int:
 def usage(session: Session, tenant_id: str) -> Usage:
     """What the tenant has."""
     counted = select(Job.status, func.count()).where(Job.tenant_id == tenant_id)
-    datasets = select(func.count()).select_from(Dataset).where(Dataset.tenant_id == tenant_id)
+    datasets = (
+        select(func.count())
+        .select_from(Dataset)
+        .where(Dataset.tenant_id == tenant_id, Dataset.fingerprint.is_not(None))  # not deleted
+    )
     return Usage(
         datasets=session.scalar(datasets) or 0,
         jobs=dict(session.execute(counted.group_by(Job.status)).all()),

@@ -224,6 +224,26 @@ def test_client_that_stops_sending_is_refused(
         wait_for(lambda: not service.uploads_in_flight())
 
 
+def test_client_that_drips_is_refused(sqlite_url: str, broker_url: str, tmp_path: Path) -> None:
+    """A byte now and then is no pause, and still not for ever."""
+    settings = settings_for(sqlite_url, broker_url, tmp_path, upload_seconds=0.5)
+    with running(settings) as service:
+        address = ("127.0.0.1", httpx.URL(service.url).port or 0)
+        with socket.create_connection(address, 30) as connection:
+            connection.sendall(
+                b"POST /datasets HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\n"
+                b"Content-Length: 1000000\r\n\r\n"
+            )
+            deadline = time.monotonic() + 30
+            while not select.select([connection], [], [], 0.02)[0]:
+                assert time.monotonic() < deadline
+                connection.sendall(b"x")
+            answer = connection.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"body_too_slow" in answer
+        wait_for(lambda: not service.uploads_in_flight())
+
+
 def test_body_that_ends_early_is_no_dataset(service: Service) -> None:
     content = (
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="x.csv"\r\n\r\n'

@@ -73,6 +73,13 @@ def test_unknown_query_parameter(service: Service, path: str) -> None:
     assert body["param"] == "nonsense"
 
 
+def test_query_parameter_that_is_there_twice(service: Service) -> None:
+    """Whoever asks for two states would get those of the second only."""
+    answer = service.http.get("/jobs?status=queued&limit=5&status=running")
+    body = problem(answer, 422, "validation_error")
+    assert (body["param"], body["errors"][0]["code"]) == ("status", "duplicate")
+
+
 def test_all_fields_at_fault_are_named(each_service: Service) -> None:
     answer = each_service.http.get("/jobs", params={"limit": 0, "status": "odd", "after": "\0"})
     body = problem(answer, 422, "validation_error")

@@ -107,6 +107,21 @@ def test_reader_that_dies(
     assert tight.uploads_in_flight() == []
 
 
+def test_the_reader_is_told_no_secret(
+    tight: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It parses what strangers wrote."""
+    secrets = {name: "hush" * 8 for name in ("DATABASE_URL", "BROKER_URL", "KEY_SECRET")}
+    for name, value in secrets.items():
+        monkeypatch.setenv(f"TD3_{name}", value)
+    seen = tmp_path / "seen"
+    script = f"env > {seen}; kill -6 $$"
+    monkeypatch.setattr("app.uploads.launch_command", lambda *_, **__: ["sh", "-c", script])
+    problem(tight.upload(), 422, "bad_format")
+    assert "PATH=" in seen.read_text()
+    assert "hush" not in seen.read_text()
+
+
 def test_same_content_at_once_is_one_blob(each_service: Service) -> None:
     with ThreadPoolExecutor(3) as pool:
         answers = list(pool.map(each_service.upload, [LOG, LOG, LOG.replace(",", "\t")]))

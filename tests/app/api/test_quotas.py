@@ -90,6 +90,14 @@ def service_store(each_service: Service) -> tuple[Store, str]:
     return each_service.store, row.fingerprint
 
 
+def test_deleted_datasets_are_not_counted(each_service: Service) -> None:
+    kept, gone = each_service.dataset(), each_service.dataset()
+    assert each_service.http.get("/usage").json()["datasets"] == 2
+    each_service.http.delete(f"/datasets/{gone}").raise_for_status()
+    assert each_service.http.get("/usage").json()["datasets"] == 1
+    assert each_service.http.get(f"/datasets/{kept}").status_code == 200
+
+
 def test_stored_bytes(each_service: Service, tmp_path: Path) -> None:
     """Datasets, checkpoints and artifacts count; without room nothing more is taken."""
     service = each_service
