@@ -146,8 +146,8 @@ async def receive_form(
         patience: how long the body may take.
 
     Raises:
-        ApiError: 400 `bad_multipart`; 408 `body_stalled`, `body_too_slow`; 413 `too_large`; 422 for an unknown,
-            missing or double field.
+        ApiError: 400 `bad_multipart`; 408 `body_stalled` or `body_too_slow`; 413 `too_large`; 422
+            for an unknown, missing or double field.
         starlette.requests.ClientDisconnect: the client went away.
     """
     max_body_bytes = max_file_bytes + BODY_OVERHEAD_BYTES

@@ -41,7 +41,8 @@ async def receive_raw(
         patience: how long the body may take.
 
     Raises:
-        ApiError: 408 `body_stalled`, `body_too_slow`, 413 `too_large`, 415 `unsupported_media_type`.
+        ApiError: 408 `body_stalled` or `body_too_slow`; 413 `too_large`; 415
+            `unsupported_media_type`.
         starlette.requests.ClientDisconnect: the client went away.
     """
     suffix = SUFFIXES.get(_media_type(request))

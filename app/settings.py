@@ -85,7 +85,8 @@ class Settings(BaseSettings):
     )
     upload_seconds: _Seconds = Field(
         default=3600,
-        description="A body that has not ended after so long is refused, however steadily it comes.",
+        description="A body that has not ended after so long is refused, however steadily it "
+        "comes.",
     )
     normalise_seconds: _Seconds = Field(
         default=600, description="Time that reading an uploaded log may take; longer ends it."

@@ -19,8 +19,8 @@ _SECRET_BYTES = range(24, 65)  # as the standard has it
 _LONGEST_URL = 2000
 # IPv6 that wraps IPv4 and may be unwrapped on the way (NAT64): judged by what is inside.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# All that is public of IPv6. `is_global` is true for more: for what wraps IPv4 in other ways, and for
-# the site-local addresses of old.
+# All of IPv6 that is public. `is_global` is true for more: for what wraps IPv4 in other ways, and
+# for the site-local addresses of old.
 _PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
 
 

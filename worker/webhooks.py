@@ -179,8 +179,8 @@ class _CheckedAddresses(httpcore.AsyncNetworkBackend):
 
 
 def _nowhere_to_call(host: str, why: str) -> DeliveryError:
-    """The client is told the same in both cases: which names there are inside our network, and where
-    they lead, is for the operator's log.
+    """The client is told the same in all cases: which names there are inside our network, and
+    where they lead, is for the operator's log.
     """
     logger.info("webhooks: %s: %s", host, why)
     return DeliveryError(f"{host} has no address that may be called")

@@ -58,7 +58,7 @@ After = Annotated[
 
 
 class StrictRoute(APIRoute):
-    """A route that refuses query parameters which nobody reads, unknown ones and those that are there
+    """A route that refuses query parameters which nobody reads, because they are unknown or there
     twice: such a mistake is worth telling.
 
     Not a dependency: FastAPI takes longer to resolve one than to run it, at each request.

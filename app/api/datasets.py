@@ -199,9 +199,7 @@ async def _receive(
         if value is not None:
             raise field_error(parameter, "extra_forbidden", "With a form it is a field of the form")
     fields = frozenset({"name", "columns"})
-    return await receive_form(
-        request, path, fields=fields, max_file_bytes=most, patience=patience
-    )
+    return await receive_form(request, path, fields=fields, max_file_bytes=most, patience=patience)
 
 
 def _save(context: Context, caller: Caller, prepared: Prepared, once: Once) -> Response:

@@ -27,6 +27,11 @@ def ensure(session: Session, tenant_id: str) -> None:
     session.execute(statement.on_conflict_do_nothing())
 
 
+def exists(session: Session, tenant_id: str) -> bool:
+    """Whether there is a tenant of this name."""
+    return session.get(Tenant, tenant_id) is not None
+
+
 def overrides(session: Session, tenant_id: str) -> dict[str, Any] | None:
     """Quotas of this tenant that differ from the settings."""
     return session.scalar(select(Tenant.quotas).where(Tenant.id == tenant_id))

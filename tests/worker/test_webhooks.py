@@ -205,9 +205,7 @@ def test_addresses_inside_are_not_called(
     assert receiver.received == []
 
 
-def test_a_client_cannot_ask_which_names_there_are_inside(
-    service: Service, tmp_path: Path
-) -> None:
+def test_a_client_cannot_ask_which_names_there_are_inside(service: Service, tmp_path: Path) -> None:
     """A name that leads inside and one that there is not are told alike."""
     names = ("localhost", "no-such-host.invalid")
     jobs_ = [cancelled_job(service, f"http://{name}/") for name in names]

@@ -246,8 +246,10 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     caller = admit()
     assert (caller.tenant_id, caller.scope) == ("acme", "read")
     assert str(caller.key_id) in err
+    assert "tables" in err  # whoever is in the wrong folder has just made a database there
 
-    _, out, _ = run(folder, capsys, "create", "soon over", "--expires-in-days", "2")
+    _, out, err = run(folder, capsys, "create", "soon over", "--expires-in-days", "2")
+    assert "tables" not in err
     code, listed, _ = run(folder, capsys, "list")
     assert code == 0
     heading, second, first = listed.splitlines()

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from app.errors import ApiError
 from app.keys import main
 from app.main import create_app
-from app.quotas import take_bytes
+from app.quotas import Quotas, take_bytes
 from app.ratelimit import RateLimiter
 from app.settings import Settings
 from app.store import datasets, jobs, tenants
@@ -201,10 +201,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert code == 0, err
         return dict(line.split("=") for line in out.splitlines())
 
-    default = quotas()["rows"]
+    assert main(["--data-dir", str(tmp_path), "quotas", "acme"]) == 1
+    assert "no tenant 'acme'" in capsys.readouterr().err  # a look makes none
     assert quotas("rows=5", "active_jobs=2")["rows"] == "5"
     left = quotas("rows=default")
+    default = str(Quotas.model_fields["rows"].default)
     assert (left["rows"], left["active_jobs"]) == (default, "2")
+    assert quotas() == left
     store = open_store(Settings(data_dir=tmp_path).database_url)
     with store.read() as session:
         assert tenants.overrides(session, "acme") == {"active_jobs": 2}
