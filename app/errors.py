@@ -16,8 +16,6 @@ from typing import Any, Literal, get_args
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -26,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.logs import log_fields
 from app.schemas.problems import FieldError, Problem
+from app.store.engine import UNAVAILABLE
 from td3engine.interactions import LogErrorCode
 
 # Every code there is, so that the type checker refuses an unregistered one; a test holds the table
@@ -226,7 +225,7 @@ class RequestIds:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
             logger.info("the client went away")
-        except (OperationalError, InterfaceError, PoolTimeout) as away:
+        except UNAVAILABLE as away:
             # The class only: the text may be long, and hold what the client sent.
             logger.error("the database does not answer: %s", type(away).__name__)
             if started:
