@@ -112,7 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
             _429="`rate_limited`, `storage_full` or `too_many_active_jobs`: see `Retry-After`.",
             _422="`validation_error`: `errors` names each field.",
             _500="`internal_error`: our fault; logged under `request_id`.",
-            _503="`database_unavailable`: try again after `Retry-After` seconds.",
+            _503="`database_unavailable` or `disk_full`: try again after `Retry-After` seconds.",
         ),
         redirect_slashes=False,
     )

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import resource
 import select
 import socket
 import time
@@ -223,6 +224,19 @@ def test_client_that_stops_sending_is_refused(
                 answer += piece
         assert answer.startswith(b"HTTP/1.1 408") and b"body_stalled" in answer
         wait_for(lambda: not service.uploads_in_flight())
+
+
+def test_a_full_disk_is_worth_another_try(service: Service) -> None:
+    """The size of any file of this process stands in for it, as in tests/faults."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        answer = service.upload(b"x" * 3 * 2**20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    problem(answer, 503, "disk_full")
+    assert answer.headers["retry-after"]
+    assert service.uploads_in_flight() == []
 
 
 def test_client_that_drips_is_refused(sqlite_url: str, broker_url: str, tmp_path: Path) -> None:

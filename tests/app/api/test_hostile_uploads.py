@@ -95,6 +95,7 @@ def test_taken(tight: Service, name: str) -> None:
         ("kill -ABRT $$", 422, "bad_format"),
         ("echo std::bad_alloc >&2; kill -ABRT $$", 422, "too_large"),
         ("kill -KILL $$", 422, "too_large"),
+        ("echo 'OSError: [Errno 28] No space left on device' >&2; exit 1", 503, "disk_full"),
         ("exit 3", 500, "internal_error"),
     ],
 )
