@@ -7,9 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from app.errors import PROBLEM_CODES
 from app.main import app
+from app.store.engine import open_store
 from tests.app.api.conftest import Service, running, settings_for
 
 JSON = {"content-type": "application/json"}
@@ -146,6 +148,21 @@ def test_a_database_that_is_away_is_worth_another_try(
     problem(answer, 503, "database_unavailable")
     assert answer.headers["retry-after"] == "5"
     assert "swordfish" not in answer.text + caplog.text
+
+
+def test_a_request_waits_for_a_connection_but_not_for_ever(
+    database_url: str, broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where everything else of the process takes longer than it should."""
+    pool = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1}
+    monkeypatch.setattr("app.store.engine._POOL", pool)
+    store = open_store(database_url)
+    monkeypatch.setattr("app.main.open_store", lambda _: store)
+    with running(settings_for(database_url, broker_url, tmp_path)) as service:
+        with store.read() as session:
+            session.execute(text("SELECT 1"))
+            problem(service.http.get("/jobs"), 503, "database_unavailable")
+        service.http.get("/jobs").raise_for_status()
 
 
 def test_the_document_names_the_problems_of_each_route(service: Service) -> None:
