@@ -209,6 +209,7 @@ def test_client_that_goes_away_leaves_nothing(service: Service) -> None:
         b"POST /datasets HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=b\r\n",
         b"POST /datasets HTTP/1.1\r\nContent-Type: text/csv\r\n",
         b"POST /jobs HTTP/1.1\r\nContent-Type: application/json\r\n",
+        b"POST /keys HTTP/1.1\r\nContent-Type: application/json\r\n",
     ],
 )
 def test_client_that_stops_sending_is_refused(
@@ -218,7 +219,10 @@ def test_client_that_stops_sending_is_refused(
     with running(settings) as service:
         address = ("127.0.0.1", httpx.URL(service.url).port or 0)
         with socket.create_connection(address, 30) as connection:
-            connection.sendall(head + b"Host: localhost\r\nContent-Length: 1000\r\n\r\n--b")
+            head += (
+                b"Host: localhost\r\nAuthorization: Bearer %s\r\n" % service.key("admin").encode()
+            )
+            connection.sendall(head + b"Content-Length: 1000\r\n\r\n--b")
             answer = b""
             while piece := connection.recv(65536):  # to the end: the service hangs up
                 answer += piece

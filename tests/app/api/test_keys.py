@@ -141,6 +141,13 @@ def test_a_key_of_the_past_or_unknown_fields_are_refused(service: Service) -> No
     ]:
         answer = service.http.post("/keys", json=body, headers=admin)
         assert problem(answer, 422, "validation_error")["param"] == param
+    json = {**admin, "content-type": "application/json"}
+    for content, headers, status, code in [
+        (b"{", json, 400, "invalid_json"),
+        (b" " * 300_000, json, 413, "too_large"),
+        (b"{}", {**admin, "content-type": "text/plain"}, 415, "unsupported_media_type"),
+    ]:
+        problem(service.http.post("/keys", content=content, headers=headers), status, code)
     problem(service.http.get("/keys/key_none", headers=admin), 404, "key_not_found")
     problem(service.http.delete("/keys/%00", headers=admin), 404, "key_not_found")
 
