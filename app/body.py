@@ -1,37 +1,60 @@
-"""The bytes of a request's body, from a client that may stop sending and stay."""
+"""The bytes of a request's body, from a client that may stop sending and stay, or never end."""
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Self
 
 from fastapi import Request
 
-from app.errors import ApiError
+from app.errors import ApiError, ServiceCode
+from app.settings import Settings
 
 
-async def body_chunks(request: Request, stall_seconds: float) -> AsyncIterator[bytes]:
-    """The body as it arrives.
+@dataclass(frozen=True)
+class Patience:
+    """How many seconds a body may take.
 
-    Args:
-        request: its body has not been read.
-        stall_seconds: longest pause between two pieces of it. A client that sends a little now
-            and then is not ended by this; its upload is bounded in bytes.
+    Attributes:
+        pause: between two pieces of it.
+        whole: for all of it, which ends also who sends a byte now and then.
+    """
+
+    pause: float
+    whole: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """As the settings have it."""
+        return cls(settings.stall_seconds, settings.upload_seconds)
+
+
+async def body_chunks(request: Request, patience: Patience) -> AsyncIterator[bytes]:
+    """The body as it arrives; the request's body has not been read.
 
     Raises:
-        ApiError: 408 `body_stalled`.
+        ApiError: 408 `body_stalled` or `body_too_slow`.
         starlette.requests.ClientDisconnect: the client went away.
     """
+    now = asyncio.get_running_loop().time
+    end = now() + patience.whole
     stream = request.stream()
     while True:
+        if now() >= end:
+            message = f"The body has not ended after {patience.whole:g} seconds."
+            raise _refused("body_too_slow", message)
         try:
-            async with asyncio.timeout(stall_seconds):
+            async with asyncio.timeout_at(min(now() + patience.pause, end)):
                 chunk = await anext(stream)
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise ApiError(
-                408,
-                "body_stalled",
-                f"Nothing more of the body came for {stall_seconds:g} seconds.",
-                headers={"Connection": "close"},
-            ) from error
+            if now() >= end:
+                continue
+            message = f"Nothing more of the body came for {patience.pause:g} seconds."
+            raise _refused("body_stalled", message) from error
         yield chunk
+
+
+def _refused(code: ServiceCode, detail: str) -> ApiError:
+    return ApiError(408, code, detail, headers={"Connection": "close"})

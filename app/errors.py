@@ -5,6 +5,7 @@ raises, into one shape: `type, title, status, detail, code, request_id`, and whe
 `param` (the offending field), `errors` (all offending fields), `line` and `column` (of a file).
 """
 
+import errno
 import http
 import json
 import logging
@@ -16,8 +17,6 @@ from typing import Any, Literal, get_args
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -26,6 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.logs import log_fields
 from app.schemas.problems import FieldError, Problem
+from app.store.engine import UNAVAILABLE
 from td3engine.interactions import LogErrorCode
 
 # Every code there is, so that the type checker refuses an unregistered one; a test holds the table
@@ -35,10 +35,12 @@ ServiceCode = Literal[
     "bad_multipart",
     "bad_request",
     "body_stalled",
+    "body_too_slow",
     "database_unavailable",
     "dataset_deleted",
     "dataset_in_use",
     "dataset_not_found",
+    "disk_full",
     "http_error",
     "idempotency_key_in_use",
     "idempotency_key_reused",
@@ -78,6 +80,8 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _random = random.Random()  # noqa: S311 (request ids have to be unique, and may be guessed)
 _LONGEST_ERROR_LIST = 50
 _RETRY_AFTER_SECONDS = "5"
+# No room at all, for this user, or in one file.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CODES_OF_FRAMEWORK_ERRORS: dict[int, ServiceCode] = {
     400: "bad_request",
     404: "not_found",
@@ -225,27 +229,31 @@ class RequestIds:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
             logger.info("the client went away")
-        except (OperationalError, InterfaceError, PoolTimeout) as away:
+        except UNAVAILABLE as away:
             # The class only: the text may be long, and hold what the client sent.
             logger.error("the database does not answer: %s", type(away).__name__)
             if started:
                 raise
-            unavailable = ApiError(
-                503,
-                "database_unavailable",
-                "The database does not answer in time: try again.",
-                headers={"Retry-After": _RETRY_AFTER_SECONDS},
+            unavailable = _try_again(
+                "database_unavailable", "The database does not answer in time: try again."
             )
             await problem_response(scope, unavailable)(scope, receive, send_with_id)
-        except Exception:
+        except Exception as error:
             where = f"{scope['method']} {scope['path']}"
             logger.exception("request %s: %s failed", request_id, where)
             if started:  # too late for a problem: cutting the connection is all that is left to say
                 raise
-            error = ApiError(
-                500, "internal_error", "Something went wrong on our side. It has been logged."
-            )
-            await problem_response(scope, error)(scope, receive, send_with_id)
+            await problem_response(scope, _unexpected(error))(scope, receive, send_with_id)
+
+
+def _unexpected(error: Exception) -> ApiError:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
+        return _try_again("disk_full", "The service's disk is full: try again later.")
+    return ApiError(500, "internal_error", "Something went wrong on our side. It has been logged.")
+
+
+def _try_again(code: ServiceCode, detail: str) -> ApiError:
+    return ApiError(503, code, detail, headers={"Retry-After": _RETRY_AFTER_SECONDS})
 
 
 def _incoming_request_id(scope: Scope) -> str | None:

@@ -94,6 +94,8 @@ def _revoke(store: Store, _settings: Settings, options: argparse.Namespace) -> S
 
 def _quotas(store: Store, settings: Settings, options: argparse.Namespace) -> Sequence[str]:
     with store.write() as session:
+        if not options.quota and not tenants.exists(session, options.tenant):
+            raise KeysError(f"there is no tenant {options.tenant!r} (td3 keys list)")
         own = dict(tenants.lock(session, options.tenant) or {})
         for name, value in options.quota:
             if value is None:
@@ -129,6 +131,8 @@ def _open(settings: Settings) -> Store:
     tables = inspect(store.engine).get_table_names()
     if not tables:
         upgrade(settings.database_url)
+        where = store.engine.url.render_as_string(hide_password=True)
+        sys.stderr.write(f"td3 keys: there were no tables yet, so they were made: {where}\n")
     elif ApiKey.__tablename__ not in tables:
         raise KeysError("the tables are of an older release: run python -m app.store.migrate")
     return store

@@ -17,6 +17,8 @@ import sys
 from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1
+# Of the service's own, and no business of what reads or computes on clients' data.
+_SECRETS = frozenset({"TD3_DATABASE_URL", "TD3_BROKER_URL", "TD3_KEY_SECRET"})
 
 
 def launch_command(command: Sequence[str], *, memory_bytes: int | None = None) -> list[str]:
@@ -30,6 +32,11 @@ def launch_command(command: Sequence[str], *, memory_bytes: int | None = None) -
     if memory_bytes is not None:
         wrapped += ["--memory", str(memory_bytes)]
     return [*wrapped, "--", *command]
+
+
+def environment_without_secrets() -> dict[str, str]:
+    """This process's environment, for a child that handles what clients have sent."""
+    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
 
 
 def die_with_parent(parent: int) -> None:

@@ -23,6 +23,7 @@ from app.queue import JobQueue
 from app.quotas import quotas_for
 from app.readiness import ReadinessChecks
 from app.schemas.jobs import JobRequest, JobSettings
+from app.schemas.keys import KeyRequest
 from app.schemas.problems import Problem
 from app.security import PUBLIC_PATHS, Doorkeeper, install_authentication
 from app.settings import Settings, get_settings
@@ -57,7 +58,7 @@ _KEY_SCHEME = {
     "from its own machine only, needs none.",
 }
 # Documented, but not the model of any route's parameter: we parse these bodies ourselves.
-_EXTRA_SCHEMAS = (DistillConfig, JobRequest, JobSettings, Problem)
+_EXTRA_SCHEMAS = (DistillConfig, JobRequest, JobSettings, KeyRequest, Problem)
 _READERS_AT_ONCE = 2
 
 
@@ -112,7 +113,7 @@ def create_app(settings: Settings) -> FastAPI:
             _429="`rate_limited`, `storage_full` or `too_many_active_jobs`: see `Retry-After`.",
             _422="`validation_error`: `errors` names each field.",
             _500="`internal_error`: our fault; logged under `request_id`.",
-            _503="`database_unavailable`: try again after `Retry-After` seconds.",
+            _503="`database_unavailable` or `disk_full`: try again after `Retry-After` seconds.",
         ),
         redirect_slashes=False,
     )

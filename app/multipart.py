@@ -16,7 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from app.body import body_chunks
+from app.body import Patience, body_chunks
 from app.errors import ApiError, field_error
 
 FILE_FIELD = "file"
@@ -134,7 +134,7 @@ async def receive_form(
     *,
     fields: frozenset[str],
     max_file_bytes: int,
-    stall_seconds: float,
+    patience: Patience,
 ) -> Form:
     """Write the form's file to `path` while it arrives; keep the text fields, which are small.
 
@@ -143,11 +143,11 @@ async def receive_form(
         path: where the file goes.
         fields: names of the text fields that there may be besides `file`.
         max_file_bytes: a larger file is refused without reading the rest of it.
-        stall_seconds: longest pause between two pieces of the body.
+        patience: how long the body may take.
 
     Raises:
-        ApiError: 400 `bad_multipart`; 408 `body_stalled`; 413 `too_large`; 422 for an unknown,
-            missing or double field.
+        ApiError: 400 `bad_multipart`; 408 `body_stalled` or `body_too_slow`; 413 `too_large`; 422
+            for an unknown, missing or double field.
         starlette.requests.ClientDisconnect: the client went away.
     """
     max_body_bytes = max_file_bytes + BODY_OVERHEAD_BYTES
@@ -165,7 +165,7 @@ async def receive_form(
             file.write(collector.unwritten)
             collector.unwritten.clear()
 
-        async for chunk in body_chunks(request, stall_seconds):
+        async for chunk in body_chunks(request, patience):
             received += len(chunk)
             if received > max_body_bytes:  # whatever was announced
                 raise file_too_large(max_file_bytes)

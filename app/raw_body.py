@@ -6,7 +6,7 @@ from pathlib import Path
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from app.body import body_chunks
+from app.body import Patience, body_chunks
 from app.errors import ApiError
 from app.multipart import Form, file_too_large
 
@@ -29,7 +29,7 @@ async def receive_raw(
     *,
     name: str | None,
     max_file_bytes: int,
-    stall_seconds: float,
+    patience: Patience,
 ) -> Form:
     """Write the body to `path` while it arrives.
 
@@ -38,10 +38,11 @@ async def receive_raw(
         path: where the file goes.
         name: what the client calls it.
         max_file_bytes: a larger file is refused without reading the rest of it.
-        stall_seconds: longest pause between two pieces of it.
+        patience: how long the body may take.
 
     Raises:
-        ApiError: 408 `body_stalled`, 413 `too_large`, 415 `unsupported_media_type`.
+        ApiError: 408 `body_stalled` or `body_too_slow`; 413 `too_large`; 415
+            `unsupported_media_type`.
         starlette.requests.ClientDisconnect: the client went away.
     """
     suffix = SUFFIXES.get(_media_type(request))
@@ -63,7 +64,7 @@ async def receive_raw(
             digest.update(chunk)
             file.write(chunk)
 
-        async for chunk in body_chunks(request, stall_seconds):
+        async for chunk in body_chunks(request, patience):
             size += len(chunk)
             if size > max_file_bytes:  # whatever was announced
                 raise file_too_large(max_file_bytes)

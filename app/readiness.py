@@ -9,13 +9,12 @@ from pathlib import Path
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from kombu.exceptions import OperationalError
-from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoAnswerError
 
 from app.queue import JobQueue
 from app.settings import Settings
-from app.store.engine import Store
+from app.store.engine import Store, only_reads
 from app.store.migrate import alembic_config
 from app.together import Together
 
@@ -57,7 +56,8 @@ async def _result(check: Together[None, str]) -> str:
 def _check_database(store: Store) -> str:
     try:
         with store.read() as session:
-            session.execute(select(1))
+            if only_reads(session):
+                return "only reads: a standby, which has not taken over"
     except SQLAlchemyError as error:
         # The class only: the text may have the address and the user of the database.
         return f"does not answer: {type(error).__name__}"

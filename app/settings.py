@@ -83,6 +83,11 @@ class Settings(BaseSettings):
     stall_seconds: _Seconds = Field(
         default=60, description="A client that sends nothing more of a body for so long is refused."
     )
+    upload_seconds: _Seconds = Field(
+        default=3600,
+        description="A body that has not ended after so long is refused, however steadily it "
+        "comes.",
+    )
     normalise_seconds: _Seconds = Field(
         default=600, description="Time that reading an uploaded log may take; longer ends it."
     )

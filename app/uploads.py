@@ -22,8 +22,8 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 from app.blobs import sql as blobs
-from app.errors import ApiError
-from app.launch import launch_command
+from app.errors import DISK_FULL, ApiError
+from app.launch import environment_without_secrets, launch_command
 from app.multipart import FILE_FIELD, Form
 from app.quotas import Quotas, take_bytes
 from app.schemas.datasets import DatasetStatistics
@@ -129,7 +129,8 @@ async def normalise(
     Raises:
         ApiError: 422 with the reader's code, line and column; `too_large` where it ran out of
             memory or time; `bad_format` where the file crashed it.
-        RuntimeError: the child failed for a reason that is not the file's.
+        OSError: the disk is full.
+        RuntimeError: the child failed for another reason that is not the file's.
     """
     command = launch_command(
         [
@@ -164,6 +165,9 @@ async def normalise(
             f"The file is damaged, or reading it {memory}: it crashed the reader.",
             param=FILE_FIELD,
         )
+    for number in DISK_FULL:
+        if os.strerror(number) in complaints:
+            raise OSError(number, os.strerror(number))
     raise RuntimeError(f"td3engine.interactions ended with {status}: {complaints[-2000:]}")
 
 
@@ -175,7 +179,7 @@ async def _run(command: Sequence[str], seconds: float) -> tuple[int, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
-        env={**os.environ, **_THRIFTY},
+        env={**environment_without_secrets(), **_THRIFTY},
     )
     try:
         async with asyncio.timeout(seconds):

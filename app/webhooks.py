@@ -19,6 +19,9 @@ _SECRET_BYTES = range(24, 65)  # as the standard has it
 _LONGEST_URL = 2000
 # IPv6 that wraps IPv4 and may be unwrapped on the way (NAT64): judged by what is inside.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# All of IPv6 that is public. `is_global` is true for more: for what wraps IPv4 in other ways, and
+# for the site-local addresses of old.
+_PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
 
 
 def check_url(url: str, allowed: Sequence[IPNetwork]) -> None:
@@ -59,6 +62,8 @@ def may_call(address: IPAddress, allowed: Sequence[IPNetwork]) -> bool:
     address = _unwrapped(address)
     if any(address in network for network in allowed):
         return True
+    if isinstance(address, ipaddress.IPv6Address) and address not in _PUBLIC_IPV6:
+        return False
     return address.is_global and not address.is_multicast
 
 

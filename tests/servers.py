@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,21 +29,74 @@ def postgresql() -> Iterator[str]:
     if _answers(ADMIN_URL):
         yield ADMIN_URL
         return
+    with _own_postgresql() as server:
+        yield server.url
+
+
+@contextmanager
+def postgresql_standby(prepare: Callable[[str], object]) -> Iterator["OwnPostgres"]:
+    """A PostgreSQL that only reads, until it is promoted.
+
+    Args:
+        prepare: called with its URL while it still writes.
+
+    Raises:
+        NoPostgresError: none can be started.
+    """
+    with _own_postgresql() as server:
+        prepare(server.url)
+        server.control("-m", "fast", "stop")
+        server.run("touch", server.data / "standby.signal")
+        server.start()
+        yield server
+
+
+class OwnPostgres:
+    """A PostgreSQL server of the tests' own."""
+
+    def __init__(self, binaries: Path, folder: Path) -> None:
+        self.user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
+        if self.user:
+            shutil.chown(folder, self.user)
+        self.binaries, self.folder, self.data = binaries, folder, folder / "data"
+        self.port = _free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        initdb = binaries / "initdb"
+        self.run(initdb, "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync")
+
+    def start(self) -> None:
+        options = f"-p {self.port} -h 127.0.0.1 -k {self.folder} -F"
+        self.control("-l", self.folder / "log", "-o", options, "-t", "30", "start")
+
+    def control(self, *arguments: str | Path) -> None:
+        """pg_ctl, which waits until it is done."""
+        self.run(self.binaries / "pg_ctl", "-D", self.data, "-w", *arguments)
+
+    def run(self, *command: str | Path) -> None:
+        """A command as the server's user."""
+        # Output goes to nowhere: the server would hold a pipe open for as long as it lives.
+        subprocess.run(
+            [str(part) for part in command],
+            user=self.user,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+            check=True,
+        )
+
+
+@contextmanager
+def _own_postgresql() -> Iterator[OwnPostgres]:
     binaries = _binaries()
     with tempfile.TemporaryDirectory(prefix="td3-pg-") as name:
-        folder = Path(name)
-        user = "postgres" if os.geteuid() == 0 else None  # the server refuses to run as root
-        if user:
-            shutil.chown(folder, user)
-        data, port = folder / "data", _free_port()
-        _run(user, binaries / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "--no-sync")
-        options = f"-p {port} -h 127.0.0.1 -k {folder} -F"
-        start = ("-l", folder / "log", "-o", options, "-w", "-t", "30", "start")
-        _run(user, binaries / "pg_ctl", "-D", data, *start)
+        server = OwnPostgres(binaries, Path(name))
+        server.start()
         try:
-            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            _run(user, binaries / "pg_ctl", "-D", data, "-m", "immediate", "-w", "stop")
+            server.control("-m", "immediate", "stop")
 
 
 def _answers(url: str) -> bool:
@@ -87,20 +140,6 @@ def _install() -> Path | None:
         if done.returncode != 0:
             raise NoPostgresError(f"apt-get {command[0]}: {done.stderr.decode()[-500:]}")
     return _find_binaries()
-
-
-def _run(user: str | None, *command: str | Path) -> None:
-    # Output goes to nowhere: the server would hold a pipe open for as long as it lives.
-    subprocess.run(
-        [str(part) for part in command],
-        user=user,
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        timeout=60,
-        check=True,
-    )
 
 
 def _free_port() -> int:

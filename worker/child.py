@@ -14,7 +14,7 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import IO, Self
 
-from app.launch import launch_command
+from app.launch import environment_without_secrets, launch_command
 
 logger = logging.getLogger(__name__)
 engine_logger = logging.getLogger("engine")  # what the engine says that is no event
@@ -24,7 +24,6 @@ _TAIL_LINES = 40
 _TAIL_LINE_BYTES = 2000
 _TAIL_CHARACTERS = 5000
 _DRAIN_SECONDS = 5.0  # for output that is still in the pipe when the process is gone
-_SECRETS = ("TD3_DATABASE_URL", "TD3_BROKER_URL")  # not the engine's business
 
 
 class Child:
@@ -47,7 +46,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            env={name: value for name, value in os.environ.items() if name not in _SECRETS},
+            env=environment_without_secrets(),
         )
         self.pid = self._process.pid
         self._readers = [

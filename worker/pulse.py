@@ -9,15 +9,10 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Self, TypeVar
 
-from sqlalchemy.exc import InterfaceError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
 from app.settings import Settings
 from app.store import jobs
-from app.store.engine import Store, database_now
+from app.store.engine import UNAVAILABLE, Store, database_now
 
-# The database does not answer or is busy: worth another try for as long as the lease lasts.
-TRANSIENT = (OperationalError, InterfaceError, PoolTimeout)
 _RETRY_SECONDS = 0.5
 
 T = TypeVar("T")
@@ -69,7 +64,7 @@ class Pulse:
         while True:
             try:
                 return call()
-            except TRANSIENT as error:
+            except UNAVAILABLE as error:
                 logger.warning("the database does not answer, trying again: %s", error)
                 if self.lost.wait(_RETRY_SECONDS):
                     raise LeaseLostError from error

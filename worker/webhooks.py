@@ -169,10 +169,18 @@ class _CheckedAddresses(httpcore.AsyncNetworkBackend):
                 host, port, type=socket.SOCK_STREAM
             )
         except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
-            raise DeliveryError(f"{host} has no address: {error}") from error
+            raise _nowhere_to_call(host, f"not resolved: {error}") from error
         addresses = [str(entry[4][0]) for entry in found]
         # One that is refused refuses all: a name that leads inside as well is not a mistake.
         for address in addresses:
             if not may_call(ipaddress.ip_address(address.partition("%")[0]), self._allowed):
-                raise DeliveryError(f"{host} leads to {address}, which may not be called")
+                raise _nowhere_to_call(host, f"leads to {address}, which may not be called")
         return addresses[0]
+
+
+def _nowhere_to_call(host: str, why: str) -> DeliveryError:
+    """The client is told the same in all cases: which names there are inside our network, and
+    where they lead, is for the operator's log.
+    """
+    logger.info("webhooks: %s: %s", host, why)
+    return DeliveryError(f"{host} has no address that may be called")

@@ -58,7 +58,8 @@ After = Annotated[
 
 
 class StrictRoute(APIRoute):
-    """A route that refuses query parameters which nobody reads: such a mistake is worth telling.
+    """A route that refuses query parameters which nobody reads, because they are unknown or there
+    twice: such a mistake is worth telling.
 
     Not a dependency: FastAPI takes longer to resolve one than to run it, at each request.
     """
@@ -70,10 +71,14 @@ class StrictRoute(APIRoute):
 
         async def refuse_or_handle(request: Request) -> Response:
             if request.scope["query_string"]:
-                for name in request.query_params:
+                seen = set()
+                for name, _ in request.query_params.multi_items():
                     if name not in known:
                         message = "There is no such query parameter"
                         raise field_error(name[:100], "extra_forbidden", message)
+                    if name in seen:
+                        raise field_error(name, "duplicate", "The query parameter is there twice")
+                    seen.add(name)
             return await handle(request)
 
         return refuse_or_handle

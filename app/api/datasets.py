@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api.context import After, Context, ContextDep, Limit, StrictRoute, multipart_body, problems
 from app.api.once import IDEMPOTENCY_PROBLEMS, IdempotencyKeyHeader, serve_once
+from app.body import Patience
 from app.errors import ApiError, field_error, not_found, validation_error
 from app.idempotency import Once, respond
 from app.multipart import Form, is_multipart, receive_form
@@ -33,7 +34,7 @@ COLUMNS_DESCRIPTION = (
 FILE_DESCRIPTION = "The log: CSV, TSV, RecBole .inter or Parquet; gzip or zstd."
 UPLOAD_PROBLEMS = problems(
     _400="`bad_multipart`: the form cannot be read.",
-    _408="`body_stalled`: the client stopped sending.",
+    _408="`body_stalled`: the client stopped sending; or `body_too_slow`.",
     _413="`too_large`: the file has more bytes than the service takes.",
     _415="`unsupported_media_type`",
     _422="The file cannot be used (`missing_column`, `bad_value`, `too_large`, ... with `line` and "
@@ -190,17 +191,15 @@ async def _receive(
     quotas: Quotas,
 ) -> Form:
     most = upload_limits(context.settings, quotas).max_bytes
-    stall = context.settings.stall_seconds
+    patience = Patience.of(context.settings)
     if not is_multipart(request):
-        form = await receive_raw(request, path, name=name, max_file_bytes=most, stall_seconds=stall)
+        form = await receive_raw(request, path, name=name, max_file_bytes=most, patience=patience)
         return replace(form, fields={"columns": columns} if columns else {})
     for parameter, value in (("name", name), ("columns", columns)):
         if value is not None:
             raise field_error(parameter, "extra_forbidden", "With a form it is a field of the form")
     fields = frozenset({"name", "columns"})
-    return await receive_form(
-        request, path, fields=fields, max_file_bytes=most, stall_seconds=stall
-    )
+    return await receive_form(request, path, fields=fields, max_file_bytes=most, patience=patience)
 
 
 def _save(context: Context, caller: Caller, prepared: Prepared, once: Once) -> Response:

@@ -94,9 +94,9 @@ async def _stream(
             await asyncio.sleep(POLL_SECONDS)
         try:
             await context.doorkeeper.check_again(caller)
-        except ApiError:
+            page, over = await run_in_threadpool(_load, context, caller, job_id, after, _BATCH)
+        except ApiError:  # the key is not good any more, or the job was deleted
             return  # the client is told why when it comes back
-        page, over = await run_in_threadpool(_load, context, caller, job_id, after, _BATCH)
 
 
 def _load(

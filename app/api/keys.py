@@ -2,14 +2,17 @@
 
 from datetime import UTC, datetime
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
 
-from app.api.context import After, ContextDep, Limit, StrictRoute, problems
+from app.api.context import After, Context, ContextDep, Limit, StrictRoute, problems
 from app.apikeys import issue
+from app.body import Patience
 from app.errors import field_error, not_found
+from app.json_body import parse, read_json
 from app.schemas.common import Page
 from app.schemas.keys import Key, KeyRequest, NewKey
-from app.security import CallerDep
+from app.security import Caller, CallerDep
 from app.store import keys
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=StrictRoute)
@@ -24,13 +27,34 @@ router = APIRouter(prefix="/keys", tags=["keys"], route_class=StrictRoute)
             "description": "Made. The answer is the only one that has the key itself.",
             "headers": {"Location": {"schema": {"type": "string"}}},
         },
-        **problems(_400="`invalid_json`"),
+        **problems(
+            _400="`invalid_json`",
+            _408="`body_stalled`: the client stopped sending; or `body_too_slow`.",
+            _413="`too_large`",
+            _415="`unsupported_media_type`",
+        ),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/KeyRequest"}}
+            },
+        }
     },
 )
-def create_key(
-    asked: KeyRequest, response: Response, context: ContextDep, caller: CallerDep
+async def create_key(
+    request: Request, response: Response, context: ContextDep, caller: CallerDep
 ) -> NewKey:
     """Make a key of your own tenant."""
+    asked = parse(KeyRequest, await read_json(request, Patience.of(context.settings)))
+    response.headers["Cache-Control"] = "no-store"
+    made = await run_in_threadpool(_create, context, caller, asked)
+    response.headers["Location"] = f"/keys/{made.id}"
+    return made
+
+
+def _create(context: Context, caller: Caller, asked: KeyRequest) -> NewKey:
     if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
         raise field_error("expires_at", "past", "It must be in the future")
     with context.store.write() as session:
@@ -42,8 +66,6 @@ def create_key(
             scope=asked.scope,
             expires_at=asked.expires_at,
         )
-    response.headers["Location"] = f"/keys/{row.id}"
-    response.headers["Cache-Control"] = "no-store"
     return NewKey(**Key.model_validate(row).model_dump(), key=key)
 
 

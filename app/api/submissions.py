@@ -1,6 +1,6 @@
 """Jobs are made here: from a dataset, from a file, or from an earlier job."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import ValidationError
@@ -18,9 +18,10 @@ from app.api.datasets import (
 from app.api.job_views import job_view
 from app.api.jobs import find_job
 from app.api.once import IDEMPOTENCY_PROBLEMS, IdempotencyKeyHeader, serve_once
-from app.body import body_chunks
+from app.body import Patience
 from app.errors import ApiError, field_error, validation_error
 from app.idempotency import Once, respond
+from app.json_body import parse, read_json
 from app.logs import current_request_id
 from app.multipart import is_multipart, receive_form
 from app.quotas import take_job
@@ -34,10 +35,8 @@ from app.uploads import Prepared, upload_limits
 from app.webhooks import check_url
 from td3engine.config import DistillConfig, build_config
 
-Model = TypeVar("Model", bound=JobSettings)
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 
-MAX_JSON_BYTES = 256 * 1024
 _QUEUED = {"description": "Queued.", "headers": {"Location": {"schema": {"type": "string"}}}}
 
 
@@ -83,7 +82,10 @@ async def create_job(
     """Distil a dataset, or a file that is uploaded with the request and becomes a dataset."""
     if is_multipart(request):
         return await _create_from_upload(request, context, caller)
-    asked = _parse(JobRequest, await _read_json(request, context.settings.stall_seconds))
+    asked = parse(
+        JobRequest,
+        await read_json(request, Patience.of(context.settings), "multipart/form-data"),
+    )
     config = _check(asked, context)
     content = asked.model_dump(mode="json")
     async with serve_once(request, context, caller, content) as once:
@@ -130,9 +132,9 @@ async def _create_from_upload(request: Request, context: Context, caller: Caller
             folder / "upload",
             fields=frozenset({"request", "columns"}),
             max_file_bytes=upload_limits(context.settings, quotas).max_bytes,
-            stall_seconds=context.settings.stall_seconds,
+            patience=Patience.of(context.settings),
         )
-        asked = _parse(JobSettings, form.fields.get("request") or "{}")
+        asked = parse(JobSettings, form.fields.get("request") or "{}")
         config = _check(asked, context)  # before the file is read, which takes longer
         async with serve_once(request, context, caller, form.content) as once:
             if once.replay is not None:
@@ -241,27 +243,3 @@ def _check_webhook(webhook: Webhook, context: Context) -> None:
         check_url(webhook.url, context.settings.webhook_networks)
     except ValueError as error:
         raise field_error("webhook.url", "url_not_allowed", str(error)) from error
-
-
-def _parse(model: type[Model], text: str | bytes) -> Model:
-    try:
-        return model.model_validate_json(text)
-    except ValidationError as error:
-        raise validation_error(error) from error
-
-
-async def _read_json(request: Request, stall_seconds: float) -> bytes:
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise ApiError(
-            415,
-            "unsupported_media_type",
-            "The body must be application/json or multipart/form-data.",
-            headers={"Accept-Post": "application/json, multipart/form-data"},
-        )
-    body = bytearray()
-    async for chunk in body_chunks(request, stall_seconds):
-        body += chunk
-        if len(body) > MAX_JSON_BYTES:
-            raise ApiError(413, "too_large", f"The body has more than {MAX_JSON_BYTES} bytes.")
-    return bytes(body)

@@ -14,12 +14,19 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
+    literal,
     make_url,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import InterfaceError, InternalError, NotSupportedError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session
 
+# The database does not answer or is busy; or it is a standby that only reads, which may be so for a
+# while when one server takes over from another, and which PostgreSQL tells by the third and the
+# fourth. Worth another try.
+UNAVAILABLE = (OperationalError, InterfaceError, InternalError, NotSupportedError, PoolTimeout)
 _BEGIN = "td3_begin"  # execution option: how a SQLite transaction starts
 _BUSY_SECONDS = 30
 # Of one process, opened as they are needed and then kept: connections above the size of a pool
@@ -123,6 +130,13 @@ def database_now(session: Session) -> datetime:
         return datetime.now(UTC)
     clock = func.clock_timestamp(type_=DateTime(timezone=True))
     return session.execute(select(clock)).scalar_one().astimezone(UTC)
+
+
+def only_reads(session: Session) -> bool:
+    """Whether this is a standby. Asks the database in any case."""
+    if session.get_bind().dialect.name == "sqlite":
+        return bool(session.scalar(select(literal(False))))
+    return bool(session.scalar(select(func.pg_is_in_recovery())))
 
 
 def insert_into(

@@ -27,6 +27,11 @@ def ensure(session: Session, tenant_id: str) -> None:
     session.execute(statement.on_conflict_do_nothing())
 
 
+def exists(session: Session, tenant_id: str) -> bool:
+    """Whether there is a tenant of this name."""
+    return session.get(Tenant, tenant_id) is not None
+
+
 def overrides(session: Session, tenant_id: str) -> dict[str, Any] | None:
     """Quotas of this tenant that differ from the settings."""
     return session.scalar(select(Tenant.quotas).where(Tenant.id == tenant_id))
@@ -69,7 +74,11 @@ def stored_bytes(session: Session, tenant_id: str) -> int:
 def usage(session: Session, tenant_id: str) -> Usage:
     """What the tenant has."""
     counted = select(Job.status, func.count()).where(Job.tenant_id == tenant_id)
-    datasets = select(func.count()).select_from(Dataset).where(Dataset.tenant_id == tenant_id)
+    datasets = (
+        select(func.count())
+        .select_from(Dataset)
+        .where(Dataset.tenant_id == tenant_id, Dataset.fingerprint.is_not(None))  # not deleted
+    )
     return Usage(
         datasets=session.scalar(datasets) or 0,
         jobs=dict(session.execute(counted.group_by(Job.status)).all()),

@@ -140,7 +140,7 @@ def main() -> int:
         "parent": os.getppid(),
         "resumed": engine.resumed,
         "data": Path(options.data).read_text(),
-        "secrets": [name for name in os.environ if name.endswith("_URL")],
+        "secrets": [name for name in os.environ if name.endswith(("_URL", "_SECRET"))],
     }
     with starts.open("a") as file:
         file.write(json.dumps(start) + "\n")

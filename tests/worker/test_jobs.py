@@ -30,7 +30,8 @@ WAITING: Script = [
 
 def test_success(any_service: Service) -> None:
     job_id = any_service.make_job(SUCCESS)
-    any_service.start_worker(quick=False)  # the command as the documentation gives it
+    # The command as the documentation gives it.
+    any_service.start_worker(quick=False, KEY_SECRET="not for the engine" * 2)
     job = any_service.wait_status(job_id, "succeeded", "failed")
     assert (job.status, job.attempt, job.error) == ("succeeded", 1, None)
     assert job.metrics == {"ndcg@10": 0.25, "bad": None}

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.promtool import check_metrics
 from tests.worker.conftest import Script, Service, wait_for
 from worker.metrics import GpuCollector, WorkerMetrics
 
@@ -69,6 +70,17 @@ def test_claims_and_ends_are_counted() -> None:
     assert found["td3_claim_wait_seconds_sum", ""] == 2
     assert found["td3_attempts_total", "lost"] == 1
     assert found["td3_attempts_running", ""] == 1
+
+
+def test_promtool_finds_nothing_to_complain_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia_smi(tmp_path, "echo 0, 1, 2")
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    metrics = WorkerMetrics()
+    metrics.claimed(timedelta(seconds=2))
+    metrics.ended("succeeded")
+    check_metrics(generate_latest(metrics.registry).decode())
 
 
 def nvidia_smi(folder: Path, script: str) -> GpuCollector:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -186,16 +187,31 @@ def test_a_receiver_that_wants_no_more(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1"])
 def test_addresses_inside_are_not_called(
-    service: Service, receiver: Receiver, tmp_path: Path, host: str
+    service: Service,
+    receiver: Receiver,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    host: str,
 ) -> None:
     """Whatever they are called: what counts is where the name leads at this moment."""
     job_id = cancelled_job(service, f"http://{host}:{receiver.server_port}/")
     strict = Settings(data_dir=tmp_path / "data")
-    assert WebhookSender(service.store, strict).round() == 1
+    with caplog.at_level(logging.INFO, logger="worker.webhooks"):
+        assert WebhookSender(service.store, strict).round() == 1
     row = delivery(service.store, job_id)
     assert (row.status, row.http_status) == ("pending", None)
-    assert "may not be called" in (row.error or "")
+    assert row.error == f"DeliveryError: {host} has no address that may be called"
+    assert "which may not be called" in caplog.text  # the operator sees where it led
     assert receiver.received == []
+
+
+def test_a_client_cannot_ask_which_names_there_are_inside(service: Service, tmp_path: Path) -> None:
+    """A name that leads inside and one that there is not are told alike."""
+    names = ("localhost", "no-such-host.invalid")
+    jobs_ = [cancelled_job(service, f"http://{name}/") for name in names]
+    WebhookSender(service.store, Settings(data_dir=tmp_path / "data")).round()
+    errors = [delivery(service.store, job_id).error or "" for job_id in jobs_]
+    assert errors[0].replace(*names) == errors[1]
 
 
 def test_one_bad_receiver_holds_up_no_other(

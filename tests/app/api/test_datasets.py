@@ -2,8 +2,10 @@
 
 import gzip
 import hashlib
+import resource
 import select
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -207,6 +209,7 @@ def test_client_that_goes_away_leaves_nothing(service: Service) -> None:
         b"POST /datasets HTTP/1.1\r\nContent-Type: multipart/form-data; boundary=b\r\n",
         b"POST /datasets HTTP/1.1\r\nContent-Type: text/csv\r\n",
         b"POST /jobs HTTP/1.1\r\nContent-Type: application/json\r\n",
+        b"POST /keys HTTP/1.1\r\nContent-Type: application/json\r\n",
     ],
 )
 def test_client_that_stops_sending_is_refused(
@@ -216,11 +219,50 @@ def test_client_that_stops_sending_is_refused(
     with running(settings) as service:
         address = ("127.0.0.1", httpx.URL(service.url).port or 0)
         with socket.create_connection(address, 30) as connection:
-            connection.sendall(head + b"Host: localhost\r\nContent-Length: 1000\r\n\r\n--b")
+            head += (
+                b"Host: localhost\r\nAuthorization: Bearer %s\r\n" % service.key("admin").encode()
+            )
+            connection.sendall(head + b"Content-Length: 1000\r\n\r\n--b")
             answer = b""
             while piece := connection.recv(65536):  # to the end: the service hangs up
                 answer += piece
         assert answer.startswith(b"HTTP/1.1 408") and b"body_stalled" in answer
+        wait_for(lambda: not service.uploads_in_flight())
+
+
+def test_a_full_disk_is_worth_another_try(service: Service) -> None:
+    """The size of any file of this process stands in for it, as in tests/faults."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
+    try:
+        answer = service.upload(b"x" * 3 * 2**20)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    problem(answer, 503, "disk_full")
+    assert answer.headers["retry-after"]
+    assert service.uploads_in_flight() == []
+
+
+def test_client_that_drips_is_refused(sqlite_url: str, broker_url: str, tmp_path: Path) -> None:
+    """A byte now and then is no pause, and still not for ever."""
+    settings = settings_for(sqlite_url, broker_url, tmp_path, upload_seconds=0.5)
+    with running(settings) as service:
+        address = ("127.0.0.1", httpx.URL(service.url).port or 0)
+        with socket.create_connection(address, 30) as connection:
+            connection.sendall(
+                b"POST /datasets HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/csv\r\n"
+                b"Content-Length: 1000000\r\n\r\n"
+            )
+            deadline = time.monotonic() + 30
+            while not select.select([connection], [], [], 0.02)[0]:
+                assert time.monotonic() < deadline
+                connection.sendall(b"x")
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += (piece := connection.recv(65536))
+                assert piece, answer
+        assert answer.startswith(b"HTTP/1.1 408")
+        assert b"body_too_slow" in answer
         wait_for(lambda: not service.uploads_in_flight())
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
 
 from app.errors import PROBLEM_CODES
 from app.main import app
+from app.store.engine import open_store
 from tests.app.api.conftest import Service, running, settings_for
 
 JSON = {"content-type": "application/json"}
@@ -71,6 +73,13 @@ def test_unknown_query_parameter(service: Service, path: str) -> None:
     answer = service.http.get(path, params={"nonsense": 1}, headers=headers)
     body = problem(answer, 422, "validation_error")
     assert body["param"] == "nonsense"
+
+
+def test_query_parameter_that_is_there_twice(service: Service) -> None:
+    """Whoever asks for two states would get those of the second only."""
+    answer = service.http.get("/jobs?status=queued&limit=5&status=running")
+    body = problem(answer, 422, "validation_error")
+    assert (body["param"], body["errors"][0]["code"]) == ("status", "duplicate")
 
 
 def test_all_fields_at_fault_are_named(each_service: Service) -> None:
@@ -139,6 +148,21 @@ def test_a_database_that_is_away_is_worth_another_try(
     problem(answer, 503, "database_unavailable")
     assert answer.headers["retry-after"] == "5"
     assert "swordfish" not in answer.text + caplog.text
+
+
+def test_a_request_waits_for_a_connection_but_not_for_ever(
+    database_url: str, broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where everything else of the process takes longer than it should."""
+    pool = {"pool_size": 1, "max_overflow": 0, "pool_timeout": 0.1}
+    monkeypatch.setattr("app.store.engine._POOL", pool)
+    store = open_store(database_url)
+    monkeypatch.setattr("app.main.open_store", lambda _: store)
+    with running(settings_for(database_url, broker_url, tmp_path)) as service:
+        with store.read() as session:
+            session.execute(text("SELECT 1"))
+            problem(service.http.get("/jobs"), 503, "database_unavailable")
+        service.http.get("/jobs").raise_for_status()
 
 
 def test_the_document_names_the_problems_of_each_route(service: Service) -> None:

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from app.store import jobs
+from app.store.engine import database_now
+from app.store.models import DEFAULT_TENANT
+from app.store.retention import remove_job
 from tests.app.api.conftest import Service, wait_for
 from tests.app.api.test_errors import problem
 
@@ -103,6 +107,23 @@ def test_stream_is_resumed(each_service: Service) -> None:
     answer = each_service.http.get(url, headers={**STREAM, "Last-Event-ID": "x"})
     assert problem(answer, 422, "validation_error")["param"] == "Last-Event-ID"
     problem(each_service.http.get("/jobs/job_none/events", headers=STREAM), 404, "job_not_found")
+
+
+def test_stream_of_a_job_that_is_deleted_ends(
+    service: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"/jobs/{service.new_job()['id']}"
+    with service.http.stream("GET", f"{url}/events", headers=STREAM) as answer:
+        events = read_stream(answer)
+        assert next(events)["event"] == "status"
+        with service.store.write() as session:  # at once: no look falls between the two
+            job_id = url.removeprefix("/jobs/")
+            now = database_now(session)
+            jobs.request_cancel(session, job_id, now, tenant_id=DEFAULT_TENANT)
+            remove_job(session, job_id, tenant_id=DEFAULT_TENANT)
+        assert list(events) == []  # an orderly end, not a connection that breaks
+    assert "Traceback" not in caplog.text
+    problem(service.http.get(f"{url}/events", headers=STREAM), 404, "job_not_found")
 
 
 def test_idle_stream_has_heartbeats(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

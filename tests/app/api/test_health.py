@@ -3,8 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
 from sqlalchemy import make_url, text
 
+from app.store.migrate import upgrade
+from tests import servers
 from tests.app.api.conftest import Service, running, settings_for, wait_for
 from tests.app.api.test_errors import problem
 from tests.faults.proxy import Proxy
@@ -69,3 +72,22 @@ def test_a_frozen_database(postgresql_url: str, broker_url: str, tmp_path: Path)
             proxy.thaw()
             wait_for(lambda: service.http.get("/readyz").status_code == 200)
             service.http.get(job).raise_for_status()
+
+
+def test_a_standby_that_takes_over(broker_url: str, tmp_path: Path) -> None:
+    """Until then it only reads: what would write is worth another try."""
+    try:
+        with (
+            servers.postgresql_standby(upgrade) as standby,
+            running(settings_for(standby.url, broker_url, tmp_path)) as service,
+        ):
+            service.http.get("/jobs").raise_for_status()
+            problem(service.upload(), 503, "database_unavailable")
+            answer = service.http.get("/readyz")
+            assert answer.status_code == 503
+            assert "only reads" in answer.json()["checks"]["database"]
+            standby.control("promote")
+            assert service.http.get("/readyz").status_code == 200
+            assert service.upload().status_code == 201
+    except servers.NoPostgresError as error:
+        pytest.skip(str(error))

@@ -95,6 +95,7 @@ def test_taken(tight: Service, name: str) -> None:
         ("kill -ABRT $$", 422, "bad_format"),
         ("echo std::bad_alloc >&2; kill -ABRT $$", 422, "too_large"),
         ("kill -KILL $$", 422, "too_large"),
+        ("echo 'OSError: [Errno 28] No space left on device' >&2; exit 1", 503, "disk_full"),
         ("exit 3", 500, "internal_error"),
     ],
 )
@@ -105,6 +106,20 @@ def test_reader_that_dies(
     monkeypatch.setattr("app.uploads.launch_command", lambda *_, **__: ["sh", "-c", script])
     problem(tight.upload(), status, code)
     assert tight.uploads_in_flight() == []
+
+
+def test_the_reader_is_told_no_secret(
+    tight: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It parses what strangers wrote."""
+    for name in ("DATABASE_URL", "BROKER_URL", "KEY_SECRET"):
+        monkeypatch.setenv(f"TD3_{name}", "hush")
+    seen = tmp_path / "seen"
+    script = f"env > {seen}; kill -6 $$"
+    monkeypatch.setattr("app.uploads.launch_command", lambda *_, **__: ["sh", "-c", script])
+    problem(tight.upload(), 422, "bad_format")
+    assert "PATH=" in seen.read_text()
+    assert "hush" not in seen.read_text()
 
 
 def test_same_content_at_once_is_one_blob(each_service: Service) -> None:

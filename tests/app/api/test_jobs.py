@@ -5,6 +5,7 @@ import json
 import logging
 import threading
 import time
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,27 @@ def test_wait_gives_up(service: Service) -> None:
         answer = service.http.get(url, headers={"prefer": odd})
         assert answer.status_code == 200
         assert "preference-applied" not in answer.headers
+
+
+def test_wait_ends_when_the_server_stops(
+    sqlite_url: str, broker_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answers at once with what there is, and does not cut the client off."""
+    told = threading.Event()
+    monkeypatch.setattr("app.main._set_when_told_to_stop", lambda: nullcontext(told))
+    see = JobSights.of
+
+    async def see_and_stop(sights: JobSights, tenant_id: str, job_id: str) -> Sight | None:
+        sight = await see(sights, tenant_id, job_id)
+        told.set()
+        return sight
+
+    with running(settings_for(sqlite_url, broker_url, tmp_path)) as service:
+        url = f"/jobs/{service.new_job()['id']}"
+        monkeypatch.setattr(JobSights, "of", see_and_stop)
+        # The client itself would give up after 30 seconds.
+        answer = service.http.get(url, headers={"prefer": "wait=60"})
+        assert (answer.status_code, answer.json()["status"]) == (200, "queued")
 
 
 def test_many_waiters_hold_up_nobody(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

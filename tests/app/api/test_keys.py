@@ -141,6 +141,13 @@ def test_a_key_of_the_past_or_unknown_fields_are_refused(service: Service) -> No
     ]:
         answer = service.http.post("/keys", json=body, headers=admin)
         assert problem(answer, 422, "validation_error")["param"] == param
+    json = {**admin, "content-type": "application/json"}
+    for content, headers, status, code in [
+        (b"{", json, 400, "invalid_json"),
+        (b" " * 300_000, json, 413, "too_large"),
+        (b"{}", {**admin, "content-type": "text/plain"}, 415, "unsupported_media_type"),
+    ]:
+        problem(service.http.post("/keys", content=content, headers=headers), status, code)
     problem(service.http.get("/keys/key_none", headers=admin), 404, "key_not_found")
     problem(service.http.delete("/keys/%00", headers=admin), 404, "key_not_found")
 
@@ -246,8 +253,10 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     caller = admit()
     assert (caller.tenant_id, caller.scope) == ("acme", "read")
     assert str(caller.key_id) in err
+    assert "tables" in err  # whoever is in the wrong folder has just made a database there
 
-    _, out, _ = run(folder, capsys, "create", "soon over", "--expires-in-days", "2")
+    _, out, err = run(folder, capsys, "create", "soon over", "--expires-in-days", "2")
+    assert "tables" not in err
     code, listed, _ = run(folder, capsys, "list")
     assert code == 0
     heading, second, first = listed.splitlines()

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from app.errors import ApiError
 from app.keys import main
 from app.main import create_app
-from app.quotas import take_bytes
+from app.quotas import Quotas, take_bytes
 from app.ratelimit import RateLimiter
 from app.settings import Settings
 from app.store import datasets, jobs, tenants
@@ -88,6 +88,14 @@ def service_store(each_service: Service) -> tuple[Store, str]:
     assert row is not None
     assert row.fingerprint is not None
     return each_service.store, row.fingerprint
+
+
+def test_deleted_datasets_are_not_counted(each_service: Service) -> None:
+    kept, gone = each_service.dataset(), each_service.dataset()
+    assert each_service.http.get("/usage").json()["datasets"] == 2
+    each_service.http.delete(f"/datasets/{gone}").raise_for_status()
+    assert each_service.http.get("/usage").json()["datasets"] == 1
+    assert each_service.http.get(f"/datasets/{kept}").status_code == 200
 
 
 def test_stored_bytes(each_service: Service, tmp_path: Path) -> None:
@@ -193,10 +201,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         assert code == 0, err
         return dict(line.split("=") for line in out.splitlines())
 
-    default = quotas()["rows"]
+    assert main(["--data-dir", str(tmp_path), "quotas", "acme"]) == 1
+    assert "no tenant 'acme'" in capsys.readouterr().err  # a look makes none
     assert quotas("rows=5", "active_jobs=2")["rows"] == "5"
     left = quotas("rows=default")
+    default = str(Quotas.model_fields["rows"].default)
     assert (left["rows"], left["active_jobs"]) == (default, "2")
+    assert quotas() == left
     store = open_store(Settings(data_dir=tmp_path).database_url)
     with store.read() as session:
         assert tenants.overrides(session, "acme") == {"active_jobs": 2}

@@ -11,7 +11,7 @@ from sqlalchemy.exc import OperationalError, StatementError
 
 from app.settings import Settings
 from app.store import datasets, job_reads, jobs
-from app.store.engine import Store, database_now, make_engine
+from app.store.engine import Store, database_now, make_engine, open_store
 from app.store.ids import new_id
 from app.store.models import DEFAULT_TENANT
 from tests.app.store.conftest import NOW, job, make_dataset, make_job
@@ -31,6 +31,18 @@ def test_a_failed_block_leaves_nothing(store: Store, dataset_id: str) -> None:
         raise ZeroDivisionError
     with store.read() as session:
         assert job_reads.page(session, tenant_id=DEFAULT_TENANT, limit=1, after=None) == ([], False)
+
+
+def test_no_statement_or_lock_is_waited_for_without_end(postgresql_url: str) -> None:
+    """What docs/operations.md says, as PostgreSQL understood it."""
+    store = open_store(postgresql_url)
+    with store.read() as session:
+        asked = {
+            name: session.scalar(text(f"SHOW {name}"))
+            for name in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+        }
+    store.close()
+    assert list(asked.values()) == ["1min", "30s", "1min"]
 
 
 def test_a_process_with_a_wrong_clock_asks_the_database(
