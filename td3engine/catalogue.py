@@ -44,21 +44,22 @@ class Catalogue:
         log_weight_N: Tensor | None = None,
     ) -> None:
         self.hidden, self.table, self.log_weight = hidden_KD, table_ND, log_weight_N
-        self.value = hidden_KD.new_empty(len(hidden_KD))
-        self.expected = torch.empty_like(hidden_KD) if derivatives else None  # P E
         self.kept: tuple[Tensor, Tensor] | None = None
         small = len(hidden_KD) * len(table_ND) <= min(KEPT_SCORES, SCORES_AT_ONCE)
+        values, expected = [], []
         for rows in self._chunks():
             scores = self._scores(rows)
             peak = scores.amax(-1, keepdim=True)
             scores.sub_(peak).exp_()
             total = scores.sum(-1, keepdim=True)
-            self.value[rows] = (total.log() + peak).squeeze(-1)
-            if self.expected is None:
+            values.append((total.log() + peak).squeeze(-1))
+            if not derivatives:
                 continue
-            torch.div(scores @ table_ND, total, out=self.expected[rows])
+            expected.append((scores @ table_ND).div_(total))
             if small:  # then there is one chunk only
-                self.kept = scores, total.reciprocal_()
+                self.kept = scores, total.reciprocal()
+        self.value = _joined(values)
+        self.expected = _joined(expected) if derivatives else None  # P E
 
     def gradient(self, upstream: Tensor | float, to_table: bool) -> tuple[Tensor, Tensor | None]:
         """Gradients to h and E for `upstream` (K, 1), or one number for all rows."""
@@ -76,23 +77,22 @@ class Catalogue:
         the value, (K). The Hessian is symmetric: also the derivative of (gradients . (v, w)).
         """
         assert self.expected is not None  # derivatives were announced
-        to_upstream = torch.empty_like(self.value)
-        to_hidden = torch.empty_like(self.hidden)
+        to_upstream, to_hidden = [], []
         found = torch.zeros_like(self.table) if to_table else None
         for rows, P, scale in self._probabilities():
             h, u = self.hidden[rows], _of_rows(upstream, rows)
             Z = _along(v_KD, w_ND, self.hidden, self.table, rows).mul_(P)
             mean = Z.sum(-1, keepdim=True).mul_(scale)
-            to_upstream[rows] = mean.squeeze(-1)
+            to_upstream.append(mean.squeeze(-1))
             mixed = Z @ self.table
             if w_ND is not None:
                 mixed.addmm_(P, w_ND)
-            to_hidden[rows] = mixed.mul_(scale).sub_(self.expected[rows] * mean).mul_(u)
+            to_hidden.append(mixed.mul_(scale).sub_(self.expected[rows] * mean).mul_(u))
             if found is not None:
                 found.addmm_(Z.T, h * (u * scale))
                 moved = h * -mean if v_KD is None else v_KD[rows] - h * mean
                 found.addmm_(P.T, moved.mul_(u * scale))
-        return to_upstream, to_hidden, found
+        return _joined(to_upstream), _joined(to_hidden), found
 
     def _probabilities(self) -> Iterator[tuple[slice, Tensor, Tensor | float]]:
         """Rows, and their P up to a factor a row (K, 1), and that factor: as they were kept, or P
@@ -109,7 +109,7 @@ class Catalogue:
 
     def _chunks(self) -> Iterator[slice]:
         at_once = max(1, SCORES_AT_ONCE // len(self.table))
-        for first in range(0, len(self.hidden), at_once):
+        for first in range(0, max(1, len(self.hidden)), at_once):  # of no rows one, empty
             yield slice(first, first + at_once)
 
 
@@ -214,6 +214,11 @@ class _Gradient(torch.autograd.Function):
             return None, None, None, None, None
         found = ctx.catalogue.along(upstream_K[:, None], v_KD, w_ND, ctx.needs_input_grad[2])
         return *found, None, None
+
+
+def _joined(chunks: list[Tensor]) -> Tensor:
+    """Chunks of rows one after another; a single one is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
 def _of_rows(upstream: Tensor | float, rows: slice) -> Tensor | float:
