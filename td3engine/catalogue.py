@@ -42,28 +42,29 @@ class Catalogue:
         log_weight_N: Tensor | None = None,
     ) -> None:
         self.hidden, self.table, self.log_weight = hidden_KD, table_ND, log_weight_N
-        self.value = hidden_KD.new_empty(len(hidden_KD))
         self.kept: Tensor | None = None
         keep = keep and len(hidden_KD) * len(table_ND) <= min(KEPT_SCORES, SCORES_AT_ONCE)
+        values = []
         for rows in self._chunks():
             scores = self._scores(rows)
             peak = scores.amax(-1, keepdim=True)
             scores.sub_(peak).exp_()
             total = scores.sum(-1, keepdim=True)
-            self.value[rows] = (total.log() + peak).squeeze(-1)
+            values.append((total.log() + peak).squeeze(-1))
             if keep:  # then there is one chunk only
                 self.kept = scores.div_(total)
+        self.value = _joined(values)
 
     def gradient(self, upstream: Tensor | float, to_table: bool) -> tuple[Tensor, Tensor | None]:
         """Gradients to h and E for `upstream` (K, 1), or one number for all rows."""
-        to_hidden = torch.empty_like(self.hidden)
+        to_hidden = []
         found = torch.zeros_like(self.table) if to_table else None
         for rows, P in self._probabilities():
             u = _of_rows(upstream, rows)
-            torch.mul(P @ self.table, u, out=to_hidden[rows])
+            to_hidden.append((P @ self.table).mul_(u))
             if found is not None:
                 found.addmm_(P.T, self.hidden[rows] * u)
-        return to_hidden, found
+        return _joined(to_hidden), found
 
     def along(
         self, upstream: Tensor | float, v_KD: Tensor | None, w_ND: Tensor | None, to_table: bool
@@ -71,23 +72,22 @@ class Catalogue:
         """Change of both gradients along v of h and w of E (None: none); before them the change of
         the value, (K). The Hessian is symmetric: also the derivative of (gradients . (v, w)).
         """
-        to_upstream = torch.empty_like(self.value)
-        to_hidden = torch.empty_like(self.hidden)
+        to_upstream, to_hidden = [], []
         found = torch.zeros_like(self.table) if to_table else None
         for rows, P in self._probabilities():
             u = _of_rows(upstream, rows)
             Z = _along(v_KD, w_ND, self.hidden, self.table, rows)
             mean = (P * Z).sum(-1, keepdim=True)
-            to_upstream[rows] = mean.squeeze(-1)
+            to_upstream.append(mean.squeeze(-1))
             Q = Z.sub_(mean).mul_(P).mul_(u)
-            torch.mm(Q, self.table, out=to_hidden[rows])
+            to_hidden.append(Q @ self.table)
             if w_ND is not None:
-                to_hidden[rows] += u * (P @ w_ND)
+                to_hidden[-1] += u * (P @ w_ND)
             if found is not None:
                 found.addmm_(Q.T, self.hidden[rows])
                 if v_KD is not None:
                     found.addmm_(P.T, v_KD[rows] * u)
-        return to_upstream, to_hidden, found
+        return _joined(to_upstream), _joined(to_hidden), found
 
     def _probabilities(self) -> Iterator[tuple[slice, Tensor]]:
         """Rows and their P, kept or computed again from h, E and the log-sum-exp."""
@@ -103,7 +103,7 @@ class Catalogue:
 
     def _chunks(self) -> Iterator[slice]:
         at_once = max(1, SCORES_AT_ONCE // len(self.table))
-        for first in range(0, len(self.hidden), at_once):
+        for first in range(0, max(1, len(self.hidden)), at_once):  # of no rows one, empty
             yield slice(first, first + at_once)
 
 
@@ -208,6 +208,11 @@ class _Gradient(torch.autograd.Function):
             return None, None, None, None, None
         found = ctx.catalogue.along(upstream_K[:, None], v_KD, w_ND, ctx.needs_input_grad[2])
         return *found, None, None
+
+
+def _joined(chunks: list[Tensor]) -> Tensor:
+    """Chunks of rows one after another; a single one is not copied."""
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
 
 def _of_rows(upstream: Tensor | float, rows: slice) -> Tensor | float:

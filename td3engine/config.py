@@ -177,6 +177,14 @@ class OuterConfig(_Part):
         "torch's cache has it). Needs a C++ compiler. For SASRec, without a sampled softmax, and "
         "where a step's targets times items are at most 8 million; others run as they are.",
     )
+    vectorised: bool = Field(
+        default=False,
+        description="Unroll a step's learners together, each kernel for all of them, and on a GPU "
+        "replay the window and the way back as CUDA graphs: for GPUs, where a step of one learner "
+        "waits for kernels to start (those graphs have not run yet: there was no GPU). On a CPU it "
+        "does not pay. Same draws, so the same results but for rounding; memory grows with "
+        "`learners`. Applies where `compiled` does; others run as they are.",
+    )
     lr: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 1e-4
     normalise: bool = Field(
