@@ -179,11 +179,10 @@ class OuterConfig(_Part):
     )
     vectorised: bool = Field(
         default=False,
-        description="Unroll a step's learners together, each kernel for all of them, and on a GPU "
-        "replay the window and the way back as CUDA graphs: for GPUs, where a step of one learner "
-        "waits for kernels to start (those graphs have not run yet: there was no GPU). On a CPU it "
-        "does not pay. Same draws, so the same results but for rounding; memory grows with "
-        "`learners`. Applies where `compiled` does; others run as they are.",
+        description="Unroll a step's learners together, each kernel serving all of them; on a GPU "
+        "the window and the way back are replayed as CUDA graphs (not run yet: there was no GPU). "
+        "The draws are the same, so results are too, but for rounding. Memory grows with "
+        "`learners`. Applies where `compiled` does, and goes with it; others run as they are.",
     )
     lr: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 1e-4

@@ -49,7 +49,7 @@ from td3engine.start import initial_summary
 from td3engine.summary import Summary, query
 from td3engine.teacher import Trained
 from td3engine.unroll import LearnerState
-from td3engine.windows import Alone, Together, Unroll, Window
+from td3engine.windows import Alone, Together, Window
 
 SMALLEST_NORM = 1e-12
 
@@ -154,7 +154,7 @@ class Distillation:
         self.training = SummaryTraining(
             self.model, learner, self.inner_steps, reader, compiled=compiled and not together
         )
-        self.together: Unroll | None = None
+        self.together: Together | None = None
         if together:
             again = outer.recompute
             self.together = Together(self.training, self.device, compiled=compiled, recompute=again)

@@ -98,11 +98,9 @@ class SummaryTraining:
     ) -> list[InnerStep[Draws]]:
         """The next `count` steps of a learner of this age: rows in fixed cyclic order."""
         batch = min(self.config.batch, users)
-        drawn = []
-        for step in range(age, age + count):
-            rows = torch.arange(step * batch, (step + 1) * batch, device=generator.device) % users
-            drawn.append(InnerStep(rows, self._draws(batch, length, generator)))
-        return drawn
+        taken = torch.arange(age * batch, (age + count) * batch, device=generator.device) % users
+        rows_WB = taken.view(count, batch)
+        return [InnerStep(rows, self._draws(batch, length, generator)) for rows in rows_WB]
 
     def _draws(self, batch: int, length: int, generator: Generator) -> Draws:
         backbone = self.model.backbone

@@ -108,8 +108,8 @@ class Together:
         self.recipe, self.recompute = recipe, recompute
         self.take = TracedTake(recipe.take_one, compiled=compiled, stacked=True)
         pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self._forward = Graphed(self._train, device, pool)
-        self._back = Graphed(self._meta_gradient, device, pool)
+        self.forward = Graphed(self._train, device, pool)
+        self.reverse = Graphed(self._meta_gradient, device, pool)
 
     def __call__(
         self, leaf: Tensor, starts: Sequence[LearnerState], windows: Sequence[Window]
@@ -120,13 +120,13 @@ class Together:
         names = ("parameters", "first", "second")
         parts = [torch.stack([getattr(start, name) for start in starts]) for name in names]
         rates = self._rates(ages, count).to(parts[0])
-        ends = self._forward(leaf, *parts, rates, *_stacked_steps(windows))
+        ends = self.forward(leaf, *parts, rates, *_stacked_steps(windows))
         # In memory of their own, for they are kept.
         learners = zip(*(end.clone() for end in ends), [age + count for age in ages], strict=True)
         return [LearnerState(*learner) for learner in learners], self._from_ends
 
     def _from_ends(self, outer_gradients: Sequence[Tensor]) -> Tensor:
-        (to_leaf,) = self._back(torch.stack([*outer_gradients]))
+        (to_leaf,) = self.reverse(torch.stack([*outer_gradients]))
         return to_leaf
 
     def _rates(self, ages: Sequence[int], count: int) -> Tensor:

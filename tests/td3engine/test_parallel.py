@@ -128,8 +128,10 @@ def steps_of(mode: Mode, world: World, vectorised: bool = False) -> Distillation
     return make(config_of(mode, **over), False, world)
 
 
-@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
-@pytest.mark.parametrize("vectorised", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "vectorised"),
+    [("shared-items", False), ("from-scratch", False), ("from-scratch", True)],
+)
 def test_two_processes_take_the_steps_of_one(mode: Mode, vectorised: bool, tmp_path: Path) -> None:
     """Factors, optimizer, learners of all pools, validation; and one goes on where two stopped.
     Each process may unroll its own learners together: of two processes one has two of them."""

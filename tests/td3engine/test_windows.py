@@ -5,6 +5,7 @@ result is still needed when its memory is used again: so ages, draws and rows al
 windows follow one another.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
@@ -28,6 +29,7 @@ from td3engine.windows import Alone, Together, Window
 from tests.td3engine.devices import CPU, DEVICES
 from tests.td3engine.oracles import default_double, distance, leaves, normal
 from tests.td3engine.test_distill import config_of, make
+from tests.td3engine.test_traced import compiler_is_here
 from tests.td3engine.test_unroll import (
     EXACT,
     Objective,
@@ -53,13 +55,20 @@ def learners_of(
     return states, [world.steps(age, 4) for age in ages]
 
 
-def together_of(world: World, device: torch.device = CPU, *, recompute: bool = False) -> Together:
+def together_of(
+    world: World,
+    device: torch.device = CPU,
+    *,
+    compiled: bool = False,
+    recompute: bool = False,
+) -> Together:
+    """Learners together on this device; the world itself is on the CPU."""
     own = world.training
     V = world.V.to(device)
     mode: Mode = "from-scratch" if own.model.frozen is None else "shared-items"
     model, reader = recommender(world.backbone, V, mode), reader_for(V, 1, fixed=mode == MODES[0])
     recipe = SummaryTraining(model, own.config, own.count, reader)
-    return Together(recipe, device, compiled=False, recompute=recompute)
+    return Together(recipe, device, compiled=compiled, recompute=recompute)
 
 
 def moved(step: InnerStep[Draws], device: torch.device) -> InnerStep[Draws]:
@@ -69,10 +78,15 @@ def moved(step: InnerStep[Draws], device: torch.device) -> InnerStep[Draws]:
     return InnerStep(step.rows.to(device), draws)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("objective", ["all-positions", "last-and-augmented"])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("mode", "objective", "dropout", "recompute"),
+    [
+        ("shared-items", "last-and-augmented", 0.3, False),
+        ("shared-items", "all-positions", 0.0, True),
+        ("from-scratch", "last-and-augmented", 0.3, True),
+        ("from-scratch", "all-positions", 0.3, False),
+    ],
+)
 def test_meta_gradient_of_learners_together_is_the_textbooks(
     mode: Mode, objective: Objective, dropout: float, recompute: bool
 ) -> None:
@@ -93,9 +107,8 @@ def test_meta_gradient_of_learners_together_is_the_textbooks(
         assert distance(each[0][nth], each[1][nth]) > 1e-2  # learners are unlike
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_deeper_learners_with_several_heads(mode: Mode) -> None:
-    world = make_world(mode=mode, layers=2, heads=2, dropout=0.2, objective="last-and-augmented")
+def test_deeper_learners_with_several_heads() -> None:
+    world = make_world(layers=2, heads=2, dropout=0.2, objective="last-and-augmented")
     assert_as_alone(world, together_of(world), AGES)
 
 
@@ -127,25 +140,27 @@ def assert_as_alone(
     return ends
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(("mode", "recompute"), [("shared-items", False), ("from-scratch", True)])
 @pytest.mark.parametrize("device", DEVICES)
 def test_windows_follow_one_another(mode: Mode, recompute: bool, device: torch.device) -> None:
-    """Other learners, ages and draws in the same buffers; what came before stays as it was."""
+    """Other learners, ages and draws in the same buffers, some past the end of the schedule, where
+    the rate is zero; what came before stays as it was."""
     world = make_world(mode=mode, dropout=0.3, objective="last-and-augmented", weight_decay=0.01)
     together = together_of(world, device, recompute=recompute)
     ends = assert_as_alone(world, together, AGES, device)
     before = [end.parameters.clone() for end in ends]
     assert_as_alone(world, together, (5, 0, 2), device)
-    assert_as_alone(world, together, (1, 1, 30), device)
+    assert_as_alone(world, together, (38, 45, 1), device)
     for end, parameters in zip(ends, before, strict=True):
         assert torch.equal(end.parameters, parameters)
 
 
-def test_a_rate_that_has_come_to_zero() -> None:
-    """Past the end of the schedule a learner stays, whatever the others do."""
-    world = make_world(weight_decay=0.01)
-    assert_as_alone(world, together_of(world), (38, 45, 0))
+def test_compiled_windows_are_those_of_plain_ones() -> None:
+    """With the compiler itself."""
+    if not compiler_is_here():
+        pytest.skip("there is no C++ compiler, or no Python headers")
+    world = make_world(dropout=0.3, objective="last-and-augmented")
+    assert_as_alone(world, together_of(world, compiled=True), (0, 5))
 
 
 class Counted(TorchDispatchMode):
@@ -187,9 +202,12 @@ def distilled(mode: Mode, vectorised: bool, steps: int = 5, **outer: Any) -> Dis
     return distillation
 
 
-@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "outer", [{}, {"recompute": True, "normalise": True}, {"shared_steps": 2, "validate_every": 2}]
+    ("mode", "outer"),
+    [
+        ("shared-items", {"normalise": True}),
+        ("from-scratch", {"shared_steps": 2, "validate_every": 2, "recompute": True}),
+    ],
 )
 def test_outer_steps_together_are_those_one_by_one(mode: Mode, outer: dict[str, Any]) -> None:
     """Factors, and every learner of every pool; also over a change of the mode."""
@@ -209,14 +227,15 @@ def test_outer_steps_together_are_those_one_by_one(mode: Mode, outer: dict[str, 
             assert float(apart.max()) < 1
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_a_resumed_distillation_gives_the_same_bytes(mode: Mode) -> None:
+def test_a_resumed_distillation_gives_the_same_bytes() -> None:
     with default_double():
-        whole, half = distilled(mode, True, 5), distilled(mode, True, 2)
-        resumed = distilled(mode, True, 0)
-        resumed.restore(half.state())
-        for _ in islice(resumed.steps(), 3):
-            pass
+        whole = distilled("shared-items", True, 2)
+        state = copy.deepcopy(whole.state())
+        resumed = distilled("shared-items", True, 0)
+        resumed.restore(state)
+        for each in (whole, resumed):
+            for _ in islice(each.steps(), 3):
+                pass
     for mine, theirs in zip(resumed.factors, whole.factors, strict=True):
         assert torch.equal(mine, theirs)
 
@@ -247,7 +266,7 @@ def test_together_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", compiled_is)
     with default_double():
         distillation = distilled("shared-items", True, compiled=True)
-        plain = distilled("shared-items", True)
+        plain = distilled("shared-items", False)
     assert not isinstance(distillation.training.take, TracedTake)
     assert len(compiled) == 2
     for mine, theirs in zip(distillation.factors, plain.factors, strict=True):
