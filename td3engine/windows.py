@@ -120,10 +120,13 @@ class Together:
         names = ("parameters", "first", "second")
         parts = [torch.stack([getattr(start, name) for start in starts]) for name in names]
         rates = self._rates(ages, count).to(parts[0])
-        ends = self.forward(leaf, *parts, rates, *_stacked_steps(windows))
-        # In memory of their own, for they are kept.
-        learners = zip(*(end.clone() for end in ends), [age + count for age in ages], strict=True)
-        return [LearnerState(*learner) for learner in learners], self._from_ends
+        p, m, v = self.forward(leaf, *parts, rates, *_stacked_steps(windows))
+        # Each in memory of its own, for it is kept, and may be for longer than others.
+        states = [
+            LearnerState(p[nth].clone(), m[nth].clone(), v[nth].clone(), age + count)
+            for nth, age in enumerate(ages)
+        ]
+        return states, self._from_ends
 
     def _from_ends(self, outer_gradients: Sequence[Tensor]) -> Tensor:
         (to_leaf,) = self.reverse(torch.stack([*outer_gradients]))
@@ -159,10 +162,8 @@ class Together:
 
     def _meta_gradient(self, outer_gradient_KP: Tensor) -> tuple[Tensor]:
         kept = None if self._kept is None else [*self._kept]  # of use once more, in a warm-up
-        take = self.take, self._rule
-        return (
-            meta_gradient(self._states, self._leaf, self._steps, *take, outer_gradient_KP, kept),
-        )
+        window = self._states, self._leaf, self._steps, self.take, self._rule
+        return (meta_gradient(*window, outer_gradient_KP, kept),)
 
 
 def _stacked_steps(windows: Sequence[Window]) -> list[Tensor]:

@@ -148,6 +148,9 @@ def test_windows_follow_one_another(mode: Mode, recompute: bool, device: torch.d
     world = make_world(mode=mode, dropout=0.3, objective="last-and-augmented", weight_decay=0.01)
     together = together_of(world, device, recompute=recompute)
     ends = assert_as_alone(world, together, AGES, device)
+    # None keeps the memory of others, in a pool or in a checkpoint.
+    sizes = {end.parameters.untyped_storage().nbytes() for end in ends}
+    assert sizes == {world.start.untyped_storage().nbytes()}
     before = [end.parameters.clone() for end in ends]
     assert_as_alone(world, together, (5, 0, 2), device)
     assert_as_alone(world, together, (38, 45, 1), device)
@@ -176,7 +179,8 @@ class Counted(TorchDispatchMode):
 
 
 def test_more_learners_take_no_more_kernels() -> None:
-    """Windows and the way back are as many operations for five learners as for two."""
+    """Windows and the way back are as many operations for five learners as for two, but for the
+    copies of each one's end, in three parts."""
     world = make_world(mode="from-scratch", dropout=0.3, objective="last-and-augmented")
     counts = []
     for ages in ((0, 1), (0, 1, 2, 3, 4)):
@@ -188,7 +192,8 @@ def test_more_learners_take_no_more_kernels() -> None:
         with Counted() as counted:  # type: ignore[no-untyped-call]
             together(leaf, states, windows)[1](outer)
         counts.append(counted.count)
-    assert counts[0] == counts[1] > 4 * 300
+    assert counts[1] - counts[0] == 3 * (5 - 2)
+    assert counts[0] > 4 * 300
 
 
 # --- outer steps --------------------------------------------------------------------------------
