@@ -177,6 +177,13 @@ class OuterConfig(_Part):
         "torch's cache has it). Needs a C++ compiler. For SASRec, without a sampled softmax, and "
         "where a step's targets times items are at most 8 million; others run as they are.",
     )
+    vectorised: bool = Field(
+        default=False,
+        description="Unroll a step's learners together, each kernel serving all of them; on a GPU "
+        "the window and the way back are replayed as CUDA graphs (not run yet: there was no GPU). "
+        "The draws are the same, so results are too, but for rounding. Memory grows with "
+        "`learners`. Applies where `compiled` does, and goes with it; others run as they are.",
+    )
     lr: PositiveFloat = 0.03
     weight_decay: NonNegativeFloat = 1e-4
     normalise: bool = Field(

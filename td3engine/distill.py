@@ -5,7 +5,8 @@ some age from the pool; a window of its training on X (RaT-BPTT); its loss on re
 feature alignment with the teacher; that gradient back through the window to X, and by one
 attention backward to U, T, G, scaled to norm 1; Adam. Where learners train a part of the scoring
 table (from scratch, or an item bias) X changes with them: the probabilities S take its place.
-With several learners a step, each from a pool of its own, the mean of their gradients counts.
+With several learners a step, each from a pool of its own, the mean of their gradients counts; they
+are unrolled one after another, or together in the kernels of one (`windows.py`).
 
 RaT is *Random Truncated* back-propagation through time (Feng, Vedantam, Kempe, ICLR 2024). The
 pool replaces the warm-up steps of the published code: each learner keeps the end of its window as
@@ -13,7 +14,7 @@ its new state, so windows of all ages are met and no step is thrown away.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
@@ -47,7 +48,8 @@ from td3engine.sequences import Questions, gather, training_windows
 from td3engine.start import initial_summary
 from td3engine.summary import Summary, query
 from td3engine.teacher import Trained
-from td3engine.unroll import LearnerState, Taken, meta_gradient, train
+from td3engine.unroll import LearnerState
+from td3engine.windows import Alone, Together, Window
 
 SMALLEST_NORM = 1e-12
 
@@ -67,6 +69,25 @@ class Pooled:
 
     state: LearnerState
     owed: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A learner's part in an outer step.
+
+    Attributes:
+        learner, nth: which one of which pool.
+        start: where its window begins.
+        window: the window's steps.
+        rng, draw: what its real batch is drawn with.
+    """
+
+    learner: int
+    nth: int
+    start: LearnerState
+    window: Window
+    rng: np.random.Generator
+    draw: torch.Generator
 
 
 class Distillation:
@@ -127,10 +148,16 @@ class Distillation:
         )
         sampled = softmax_over(len(self.V_ND), outer.softmax) == "sampled"
         sampled = sampled and self.model.scores_are_fixed
-        # With a sample the model is another one at each step: nothing to compile once.
-        compiled = outer.compiled and not sampled and self._keeps_scores(reader)
-        recipe = SummaryTraining(self.model, learner, self.inner_steps, reader, compiled=compiled)
-        self.training = recipe
+        # With a sample the model is another one at each step: nothing to trace once.
+        traced = self.model.written_out and not sampled and self._keeps_scores(reader)
+        together, compiled = traced and outer.vectorised, traced and outer.compiled
+        self.training = SummaryTraining(
+            self.model, learner, self.inner_steps, reader, compiled=compiled and not together
+        )
+        self.together: Together | None = None
+        if together:
+            again = outer.recompute
+            self.together = Together(self.training, self.device, compiled=compiled, recompute=again)
         self.sampler: Sampler | None = None
         if sampled:
             self.sampler = Sampler(self.split, self.model, outer.negatives)
@@ -144,7 +171,7 @@ class Distillation:
         }
 
     def _keeps_scores(self, reader: Reader) -> bool:
-        """Whether what a step computes over the catalogue is small enough to be kept: a compiled
+        """Whether what a step computes over the catalogue is small enough to be kept: a traced
         step keeps all that its Hessian product needs."""
         learner, length = self.config.learner, self.config.summary.length
         last = learner.objective == "last-and-augmented"
@@ -172,7 +199,9 @@ class Distillation:
         leaf = read_from.detach()
         self._sample(C_UTD.detach())
         mark("soft sequences")
-        to_leaf = reduce(Tensor.add_, (self._meta_gradient(nth, leaf, mark) for nth in self.pools))
+        mine = [*self.pools]
+        groups = [mine] if self.together else [[learner] for learner in mine]
+        to_leaf = reduce(Tensor.add_, (self._meta_gradient(each, leaf, mark) for each in groups))
         self.optimizer.zero_grad()
         read_from.backward(to_leaf.div_(outer.learners))
         self.world.add_up(self._gradients())
@@ -189,30 +218,35 @@ class Distillation:
         rng = numpy_generator(self.config.seed, Purpose.SUB_CATALOGUE, self.done)
         self.training = self.training.over(self.sampler.sub_catalogue(C_UTD, rng))
 
-    def _meta_gradient(self, learner: int, leaf: Tensor, mark: Mark) -> Tensor:
-        """dL/d(leaf) of one of the step's learners, which stays in its pool a window older."""
+    def _meta_gradient(self, learners: Sequence[int], leaf: Tensor, mark: Mark) -> Tensor:
+        """dL/d(leaf) of some of the step's learners, which stay in their pools a window older."""
+        turns = [self._turn(learner, leaf) for learner in learners]
+        mark("warm-up")
+        unroll = self.together or Alone(self.training, recompute=self.config.outer.recompute)
+        ends, back = unroll(leaf, [each.start for each in turns], [each.window for each in turns])
+        for turn, end in zip(turns, ends, strict=True):
+            self.pools[turn.learner][turn.nth] = Pooled(end, owed=0)
+        mark("window")
+        outer_gradients = [
+            self._real_gradient(end.parameters, turn.rng, turn.draw)
+            for turn, end in zip(turns, ends, strict=True)
+        ]
+        mark("real batch")
+        to_leaf = back(outer_gradients)
+        mark("reverse")
+        return to_leaf
+
+    def _turn(self, learner: int, leaf: Tensor) -> Turn:
+        """A learner of the pool, what it owes paid, and the random draws of its window."""
         outer, seed, recipe = self.config.outer, self.config.seed, self.training
         draw = generator(seed, Purpose.OUTER_STEP, self.done, self.device.type, learner=learner)
         rng = numpy_generator(seed, Purpose.OUTER_STEP, self.done, learner=learner)
-
         nth = int(rng.integers(outer.pool))
         pooled = self.learner(learner, nth)
         start = advance(recipe, leaf, pooled.state, draw, pooled.owed)
-        mark("warm-up")
         users, length, _ = leaf.shape
         window = recipe.steps(start.age, outer.window, users, length, draw)
-        kept: list[Taken] | None = None if outer.recompute else []
-        states = train(start, leaf, window, recipe.take, recipe.rule, kept)
-        self.pools[learner][nth] = Pooled(states[-1], owed=0)
-        mark("window")
-
-        outer_gradient = self._real_gradient(states[-1].parameters, rng, draw)
-        mark("real batch")
-        to_leaf = meta_gradient(
-            states, leaf, window, recipe.take, recipe.rule, outer_gradient, kept
-        )
-        mark("reverse")
-        return to_leaf
+        return Turn(learner, nth, start, window, rng, draw)
 
     def _scale_gradient(self) -> None:
         """Normalise or clip the factors' gradient, whose norm is finite."""

@@ -9,7 +9,6 @@ import torch
 from torch import Generator, Tensor
 
 from td3engine.backbones import Asked, Backbone
-from td3engine.compiled import CompiledTake
 from td3engine.config import LearnerConfig, Mode
 from td3engine.errors import DivergedError
 from td3engine.inner import ByHand
@@ -17,6 +16,7 @@ from td3engine.model import Draws, Recommender, cross_entropy
 from td3engine.ranking import Scorer
 from td3engine.reading import Reader, reader_for
 from td3engine.summary import Summary, query
+from td3engine.traced import TracedTake
 from td3engine.unroll import (
     AdamRule,
     ByAutograd,
@@ -59,7 +59,7 @@ class SummaryTraining:
         config: batch, objective, Adam.
         steps: how many steps a learner takes in all.
         reader: how a batch of the summary is read.
-        compiled: compile a step, if its derivatives are written out (`td3engine.compiled`).
+        compiled: compile a step, if its derivatives are written out (`td3engine.traced`).
 
     Raises:
         CompilerError: nothing can be compiled here.
@@ -79,7 +79,7 @@ class SummaryTraining:
         self.loss: LearnerLoss[Draws] = partial(summary_loss, model, reader)
         self.take: Take[Draws] = self.take_one
         if compiled and model.written_out:
-            self.take = CompiledTake(self.take_one)
+            self.take = TracedTake(self.take_one, compiled=True, stacked=False)
 
     def over(self, part: Recommender) -> "SummaryTraining":
         """The same with learners that score other items; X is read as before."""
@@ -98,11 +98,9 @@ class SummaryTraining:
     ) -> list[InnerStep[Draws]]:
         """The next `count` steps of a learner of this age: rows in fixed cyclic order."""
         batch = min(self.config.batch, users)
-        drawn = []
-        for step in range(age, age + count):
-            rows = torch.arange(step * batch, (step + 1) * batch, device=generator.device) % users
-            drawn.append(InnerStep(rows, self._draws(batch, length, generator)))
-        return drawn
+        taken = torch.arange(age * batch, (age + count) * batch, device=generator.device) % users
+        rows_WB = taken.view(count, batch)
+        return [InnerStep(rows, self._draws(batch, length, generator)) for rows in rows_WB]
 
     def _draws(self, batch: int, length: int, generator: Generator) -> Draws:
         backbone = self.model.backbone

@@ -9,7 +9,7 @@ Derived for Adam from the chain rule below; tests compare it with a plain autogr
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,32 @@ from torch import Tensor
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 Noise = TypeVar("Noise")
+
+
+class Rates(NamedTuple):
+    """What an Adam step multiplies with at some age: numbers; of K learners (K, 1) each.
+
+    Attributes:
+        step: the learning rate over the first moment's bias correction.
+        unbias: the second moment's bias correction.
+    """
+
+    step: float | Tensor
+    unbias: float | Tensor
+
+
+class Rule(Protocol):
+    """A learner's Adam.
+
+    Attributes:
+        weight_decay: L2 penalty.
+    """
+
+    @property
+    def weight_decay(self) -> float: ...
+
+    def at(self, age: int) -> Rates:
+        """Of the step that follows a state of this age."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +66,17 @@ class AdamRule:
             return self.lr
         return self.lr * max(0.0, 1 - age / self.decay_steps)
 
+    def at(self, age: int) -> Rates:
+        """See `Rule`."""
+        return Rates(self.lr_at(age) / (1 - BETA1 ** (age + 1)), 1 - BETA2 ** (age + 1))
+
 
 @dataclass(frozen=True)
 class LearnerState:
-    """A learner in training: flat parameters, Adam's two moments (all (P)), steps taken."""
+    """A learner in training: flat parameters, Adam's two moments (all (P)), steps taken.
+
+    Or K learners side by side: tensors (K, P), and steps taken together.
+    """
 
     parameters: Tensor
     first: Tensor
@@ -58,7 +91,8 @@ class LearnerState:
 
 @dataclass(frozen=True)
 class InnerStep(Generic[Noise]):
-    """What one step trains on: rows of the synthetic sequences, and its random draws."""
+    """What one step trains on: rows (B) of the synthetic sequences, and its random draws; of K
+    learners side by side rows (K, B), and the draws have one more dimension in front as well."""
 
     rows: Tensor
     noise: Noise
@@ -86,17 +120,15 @@ Take = Callable[[Tensor, Tensor, Noise, bool], Taken]
 
 
 @torch.no_grad()
-def adam(state: LearnerState, gradient_P: Tensor, rule: AdamRule) -> LearnerState:
+def adam(state: LearnerState, gradient_P: Tensor, rule: Rule) -> LearnerState:
     """One Adam step with L2 penalty, as `torch.optim.Adam` does it."""
-    age = state.age + 1
+    rates = rule.at(state.age)
     g = gradient_P.add(state.parameters, alpha=rule.weight_decay)
     first = torch.lerp(state.first, g, 1 - BETA1)
     second = (state.second * BETA2).addcmul_(g, g, value=1 - BETA2)
-    denominator = (second / (1 - BETA2**age)).sqrt_().add_(EPSILON)
-    parameters = torch.addcdiv(
-        state.parameters, first, denominator, value=-rule.lr_at(state.age) / (1 - BETA1**age)
-    )
-    return LearnerState(parameters, first, second, age)
+    denominator = (second / rates.unbias).sqrt_().add_(EPSILON)
+    parameters = torch.addcdiv(state.parameters, first * rates.step, denominator, value=-1)
+    return LearnerState(parameters, first, second, state.age + 1)
 
 
 @dataclass(frozen=True)
@@ -110,7 +142,7 @@ class _Adjoint:
 
 @torch.no_grad()
 def _adam_reverse(
-    before: LearnerState, after: LearnerState, gradient_P: Tensor, rule: AdamRule, adjoint: _Adjoint
+    before: LearnerState, after: LearnerState, gradient_P: Tensor, rule: Rule, adjoint: _Adjoint
 ) -> tuple[Tensor, _Adjoint]:
     """Carry `adjoint` of the state after a step back to its gradient and to the state before.
 
@@ -118,15 +150,15 @@ def _adam_reverse(
         Adjoint of the loss gradient (P), and of the state before with the gradient's own
         dependence on the parameters left out (the caller adds that Hessian product).
     """
-    unbias1, unbias2 = 1 - BETA1**after.age, 1 - BETA2**after.age
+    rates = rule.at(before.age)
     g = gradient_P.add(before.parameters, alpha=rule.weight_decay)
-    root = (after.second / unbias2).sqrt_()
+    root = (after.second / rates.unbias).sqrt_()
     denominator = root + EPSILON
-    scaled = adjoint.parameters * (rule.lr_at(before.age) / unbias1) / denominator
+    scaled = adjoint.parameters * rates.step / denominator
     to_first = adjoint.first - scaled
     # d(1/denominator)/d(second). Where the second moment is zero so was every gradient, and the
     # parameter does not move for a small change either way: the one-sided limit taken is zero.
-    slope = torch.where(root > 0, 0.5 / (unbias2 * root * denominator), 0.0)
+    slope = torch.where(root > 0, 0.5 / (rates.unbias * root * denominator), 0.0)
     to_second = adjoint.second + scaled * after.first * slope
     to_gradient = to_first * (1 - BETA1) + to_second * g * (2 * (1 - BETA2))
     return to_gradient, _Adjoint(
@@ -174,7 +206,7 @@ def train(
     leaf: Tensor,
     steps: Sequence[InnerStep[Noise]],
     take: Take[Noise],
-    rule: AdamRule,
+    rule: Rule,
     kept: list[Taken] | None = None,
 ) -> list[LearnerState]:
     """Train through `steps`; all states, `state` first.
@@ -196,11 +228,11 @@ def meta_gradient(
     leaf: Tensor,
     steps: Sequence[InnerStep[Noise]],
     take: Take[Noise],
-    rule: AdamRule,
+    rule: Rule,
     outer_gradient_P: Tensor,
     kept: list[Taken] | None = None,
 ) -> Tensor:
-    """dL/d(leaf) of a real loss L, through all `steps`.
+    """dL/d(leaf) of a real loss L, through all `steps`; of K learners the sum over them.
 
     Args:
         states: what `train` returned for these steps.
@@ -209,7 +241,7 @@ def meta_gradient(
         steps: the steps, with the same noise as in `train`.
         take: how a step's gradient is taken.
         rule: the learner's Adam.
-        outer_gradient_P: dL/d(parameters) at the last state.
+        outer_gradient_P: dL/d(parameters) at the last state; each learner's own, (K, P).
         kept: what `train` kept, and is used up here; None takes each step's gradient again.
     """
     zeros = torch.zeros_like(outer_gradient_P)
@@ -225,5 +257,5 @@ def meta_gradient(
         to_gradient, adjoint = _adam_reverse(before, after, taken.gradient, rule, adjoint)
         to_parameters, to_batch = taken.along(to_gradient)
         adjoint = _Adjoint(adjoint.parameters + to_parameters, adjoint.first, adjoint.second)
-        to_leaf.index_add_(0, step.rows, to_batch)
+        to_leaf.index_add_(0, step.rows.flatten(), to_batch.flatten(0, step.rows.dim() - 1))
     return to_leaf

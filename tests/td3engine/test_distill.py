@@ -16,9 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from td3engine import compiled, distill
+from td3engine import distill, traced, windows
 from td3engine.backbones import SASRec
-from td3engine.compiled import CompiledTake
 from td3engine.config import DistillConfig, Mode
 from td3engine.distill import Distillation
 from td3engine.interactions import Split
@@ -27,6 +26,7 @@ from td3engine.model import Draws
 from td3engine.parallel import World
 from td3engine.sequences import gather, questions
 from td3engine.teacher import Trained
+from td3engine.traced import TracedTake
 from td3engine.unroll import InnerStep, LearnerState, train
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
@@ -82,7 +82,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watched:
         watched.real.append([row[:length] for row, length in rows])
         return items, lengths
 
-    monkeypatch.setattr(distill, "train", watched_train)
+    monkeypatch.setattr(windows, "train", watched_train)
     monkeypatch.setattr(distill, "gather", watched_gather)
     return watched
 
@@ -379,14 +379,14 @@ def test_learners_of_the_pool_are_whole_and_their_own(mode: Mode, biased: bool) 
 
 
 def test_steps_are_compiled_where_their_scores_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "demand_compiler", lambda: None)
+    monkeypatch.setattr(traced, "demand_compiler", lambda: None)
     config = config_of("shared-items", compiled=True)
     targets = 2 * 2  # sequences, events of each
     monkeypatch.setattr(distill, "KEPT_SCORES", targets * ITEMS)
-    assert isinstance(make(config, biased=False).training.take, CompiledTake)
-    assert not isinstance(make(config, biased=True).training.take, CompiledTake)
+    assert isinstance(make(config, biased=False).training.take, TracedTake)
+    assert not isinstance(make(config, biased=True).training.take, TracedTake)
     monkeypatch.setattr(distill, "KEPT_SCORES", targets * ITEMS - 1)
-    assert not isinstance(make(config, biased=False).training.take, CompiledTake)
+    assert not isinstance(make(config, biased=False).training.take, TracedTake)
     monkeypatch.undo()
     plain = make(config_of("shared-items"), biased=False)
-    assert not isinstance(plain.training.take, CompiledTake)
+    assert not isinstance(plain.training.take, TracedTake)

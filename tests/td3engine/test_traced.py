@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from td3engine import compiled
+from td3engine import traced
 from td3engine.backbones import SASRec
-from td3engine.compiled import CompiledTake, cut, demand_compiler
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
 from td3engine.errors import CompilerError
 from td3engine.learner import SummaryTraining, recommender
 from td3engine.reading import reader_for
+from td3engine.traced import TracedTake, cut, demand_compiler
 from td3engine.unroll import LearnerState, Taken, meta_gradient, train
 from tests.td3engine.oracles import distance, normal, seeded
 
@@ -48,7 +48,7 @@ def test_a_window_is_that_of_plain_steps(
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     elif not compiler_is_here():
         pytest.skip("there is no C++ compiler, or no Python headers")
-    monkeypatch.setattr(compiled, "demand_compiler", lambda: None)
+    monkeypatch.setattr(traced, "demand_compiler", lambda: None)
     backbone = SASRec(BackboneConfig(hidden=WIDTH, inner=5, dropout=0.2), ZETA - 1)
     V = normal(0, ITEMS, WIDTH).float()
     model = recommender(backbone, V, mode)
@@ -56,7 +56,7 @@ def test_a_window_is_that_of_plain_steps(
     plain = SummaryTraining(model, LearnerConfig(batch=2, augmented=1), 20, reader)
     leaf = reader.leaf(normal(1, USERS, ZETA, WIDTH).float())
     start, outer = LearnerState.fresh(model.initial(seeded(2))), normal(3, model.n_parameters)
-    made = CompiledTake(plain.take)
+    made = TracedTake(plain.take, compiled=True, stacked=False)
     for age in (0, 3):
         steps = plain.steps(age, 3, USERS, ZETA, seeded(age))
         ends, products = [], []
@@ -82,7 +82,7 @@ def test_cut_keeps_what_lies_before_the_direction() -> None:
         return gradient, along, x.sum() * direction
 
     inputs = [normal(nth, 3) for nth in range(3)]
-    first, second = cut(make_fx(functionalize(joint))(*inputs))
+    first, second = cut(make_fx(functionalize(joint))(*inputs), fused=True)
     others = [normal(10 + nth, 3) for nth in range(3)]
     gradient, *kept = first(*others[1:])
     found = [gradient, *second(others[0], *kept)]

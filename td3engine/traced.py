@@ -1,10 +1,14 @@
-"""An inner step compiled: its gradient one fused function, its Hessian product another.
+"""An inner step as two functions of tensors: its gradient, and its Hessian product.
 
 A step of a small model is some hundred kernels of a few microseconds, and as long again to start
 them. Both functions are traced as one and cut where the direction comes in; what lies before the
-cut and is needed behind it is kept between them, as `inner.ByHand` keeps it. `torch.compile` takes
-a minute or two the first time on a machine, and seconds when its cache has them, so it pays where
-outer steps are many. It needs a C++ compiler.
+cut and is needed behind it is kept between them, as `inner.ByHand` keeps it. Then there are two
+ways to start less:
+
+- compiled: `torch.compile` fuses each of the two. It takes a minute or two the first time on a
+  machine, and seconds when its cache has them, so it pays where outer steps are many. It needs a
+  C++ compiler.
+- stacked: K learners take a step in the kernels of one (`side_by_side`).
 """
 
 import os
@@ -24,34 +28,41 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from td3engine.errors import CompilerError
 from td3engine.model import Draws
+from td3engine.side_by_side import side_by_side
 from td3engine.unroll import Take, Taken
 
 Function = Callable[..., tuple[Tensor, ...]]
 
 
-class CompiledTake:
-    """`unroll.Take` of a recipe whose model and reader stay the same, compiled.
+class TracedTake:
+    """`unroll.Take` of a recipe whose model and reader stay the same, traced.
 
     Args:
         take: the recipe's own.
+        compiled: whether to compile what was traced.
+        stacked: whether a step is that of K learners: every tensor of it has one more dimension
+            in front, of K.
 
     Raises:
-        CompilerError: there is no C++ compiler, or Python's headers are missing.
+        CompilerError: there is no C++ compiler, or Python's headers are missing, and `compiled`.
     """
 
-    def __init__(self, take: Take[Draws]) -> None:
-        demand_compiler()
+    def __init__(self, take: Take[Draws], *, compiled: bool, stacked: bool) -> None:
+        if compiled:
+            demand_compiler()
+        self.compiled, self.stacked = compiled, stacked
         self._take = take
         self._made: dict[object, tuple[Function, Function]] = {}
 
     def __call__(self, theta: Tensor, batch: Tensor, draws: Draws, _second: bool) -> Taken:
         asked, dropout = draws.asked, draws.dropout
         step = [theta, batch, asked.rows, asked.at, *([] if dropout is None else [dropout])]
-        kind = (batch.shape, len(asked.at), asked.each, asked.whole, dropout is None)
+        kind = (batch.shape, asked.at.shape, asked.each, asked.whole, dropout is None)
         if kind not in self._made:
             self._made[kind] = self._make(draws, step)
         return _Taken(*self._made[kind], step)
 
+    @torch.no_grad()
     def _make(self, like: Draws, step: list[Tensor]) -> tuple[Function, Function]:
         """What depends on shapes alone is settled by tracing, once."""
 
@@ -61,10 +72,15 @@ class CompiledTake:
             taken = self._take(theta, batch, Draws(asked, dropout[0] if dropout else None), True)
             return taken.gradient, *taken.along(direction_P)
 
-        with torch.no_grad():
-            # Without operations in place, so that what a node depends on is what it reads.
-            direction_P = torch.ones_like(step[0])
-            first, second = cut(make_fx(functionalize(joint))(direction_P, *step))
+        inputs = [torch.ones_like(step[0]), *step]
+        one = [each[0] for each in inputs] if self.stacked else inputs
+        # Without operations in place, so that what a node depends on is what it reads.
+        traced = make_fx(functionalize(joint))(*one)
+        if self.stacked:
+            traced = make_fx(side_by_side(traced))(*inputs)
+        first, second = cut(traced, fused=self.compiled)
+        if not self.compiled:
+            return first, second
         return (
             torch.compile(first, fullgraph=True, dynamic=False),
             torch.compile(second, fullgraph=True, dynamic=False),
@@ -81,8 +97,12 @@ class _Taken:
         return to_parameters, to_batch
 
 
-def cut(joint: GraphModule) -> tuple[GraphModule, GraphModule]:
+def cut(joint: GraphModule, *, fused: bool) -> tuple[GraphModule, GraphModule]:
     """Cut f(direction, *step) -> (gradient, *products) where the direction comes in.
+
+    Args:
+        joint: the function, without operations in place.
+        fused: elementwise operations cost nothing by themselves, only what they read and write.
 
     Returns:
         A function of the step that gives the gradient and what else is kept, and one of the
@@ -97,12 +117,12 @@ def cut(joint: GraphModule) -> tuple[GraphModule, GraphModule]:
         if node is not output and any(each in moved for each in node.all_input_nodes):
             moved.add(node)
     # What the products need, from the end: a node behind the cut, or one that is computed again
-    # there because it costs less than to store it and to read it; or else it is kept.
+    # there because, fused, it costs less than to store it and to read it; or else it is kept.
     behind, kept, wanted = set[Node](), list[Node](), set(products)
     for node in reversed(nodes):
         if node not in wanted or node is direction:
             continue
-        if node in moved or _is_cheap(node):
+        if node in moved or (fused and _is_cheap(node)):
             behind.add(node)
             wanted.update(node.all_input_nodes)
         else:
