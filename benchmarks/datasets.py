@@ -123,5 +123,6 @@ DATASETS: dict[str, Dataset] = {
         },
         # From scratch steps are over all items.
         {"from-scratch": merge(SHORT, {"outer": {"steps": 120, "validate_every": 20}})},
+        replicates=3,
     ),
 }
