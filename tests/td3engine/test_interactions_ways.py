@@ -161,6 +161,21 @@ def test_a_log_in_temporary_files_is_the_same_log(
     assert write_normalised(found, out) == write_normalised(expected, out)
 
 
+def test_a_dictionary_that_holds_a_text_twice_gives_one_id() -> None:
+    """As a Parquet file of some other writer may have it."""
+    users = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), pa.array(["u", "v", "u"]))
+    items = pa.array(["i", "j", "k"])
+    for runs in (1, 2):
+        collector = collect.Collector(Limits())
+        for _ in range(runs):
+            collector.add(users, items, pa.array([3, 2, 1]))
+            with sizes(RUN_ROWS=1):
+                collector.add(users, items, pa.array([3, 2, 1]))
+        log = collector.finish()
+        assert (log.user_ids, log.item_ids) == (["u", "v"], ["k", "i", "j"])
+        assert len(log.times) == 6 * runs
+
+
 def test_the_filter_is_counted_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("td3engine._log.split.ROWS_AT_ONCE", 2)
     path = tmp_path / "log.csv"
