@@ -20,6 +20,7 @@ from td3engine.interactions import (
     LogError,
     filter_statistics,
     read_log,
+    read_normalised,
     write_normalised,
 )
 from tests.effort import effort
@@ -174,6 +175,22 @@ def test_a_dictionary_that_holds_a_text_twice_gives_one_id() -> None:
         log = collector.finish()
         assert (log.user_ids, log.item_ids) == (["u", "v"], ["k", "i", "j"])
         assert len(log.times) == 6 * runs
+
+
+def test_more_ids_than_a_row_group_has_rows_are_written_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "log.csv", tmp_path / "out.parquet"
+    rows = "".join(f"u{n // 2},i{n % 3},{n}\n" for n in range(10))
+    source.write_text("user,item,time\n" + rows)
+    log = read_log(source)
+    monkeypatch.setattr("td3engine.interactions.ROW_GROUP_ROWS", 4)
+    write_normalised(log, target)
+    assert as_lists(read_normalised(target)) == as_lists(log)
+    with pq.ParquetFile(target) as opened:
+        group = opened.metadata.row_group(0)
+    encodings = [group.column(column).encodings for column in range(2)]
+    assert ["RLE_DICTIONARY" in some for some in encodings] == [False, True]
 
 
 def test_the_filter_is_counted_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
