@@ -142,6 +142,9 @@ def write_normalised(log: Interactions, path: Path) -> str:
         ],
         NORMALISED_NAMES,
     )
+    # Every row group has the whole dictionary, so one of more ids than rows only makes it longer.
+    counts = zip(NORMALISED_NAMES, (len(log.user_ids), len(log.item_ids)), strict=False)
+    columns_of_few_ids = [name for name, count in counts if count <= ROW_GROUP_ROWS]
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     part = Path(name)
     try:
@@ -153,7 +156,7 @@ def write_normalised(log: Interactions, path: Path) -> str:
                 row_group_size=ROW_GROUP_ROWS,
                 version="2.6",
                 data_page_version="1.0",
-                use_dictionary=["user_id", "item_id"],
+                use_dictionary=columns_of_few_ids,
                 compression="zstd",
                 compression_level=3,
                 write_statistics=False,

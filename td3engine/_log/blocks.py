@@ -1,11 +1,11 @@
 """The unpacked bytes of a text file, in blocks of whole lines, without trusting any of them."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NoReturn, Self
+from typing import Any, Literal, NoReturn, Self, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,7 @@ BLOCK_BYTES = 2**20
 LINE_BYTES = 2**18
 LINE_FEED = ord("\n")
 
-
-class RowTooLongError(Exception):
-    """A few rows took far more text than they could by themselves."""
+T = TypeVar("T")
 
 
 class CheckedBlocks:
@@ -39,12 +37,7 @@ class CheckedBlocks:
             if self._compression
             else path.open("rb")
         )
-        # Unpacks one chunk ahead, while the last one is being parsed.
-        self._helper = ThreadPoolExecutor(1)
-        self._coming = self._ahead()
-        self.unpacked = 0
-        # Set by who reads, to bound what may be taken before it looks again.
-        self.readable_until = limits.max_unpacked_bytes
+        self._unpacked = 0
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._lines = 0
         self._open = b""  # the start of a line whose end has not been read yet
@@ -58,7 +51,6 @@ class CheckedBlocks:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        self._helper.shutdown()
         self._source.close()
 
     def __iter__(self) -> Iterator[bytes]:
@@ -70,7 +62,6 @@ class CheckedBlocks:
         Raises:
             LogError: `too_large`, `bad_encoding`, `field_too_long` (a line without end) or
                 `bad_format` (damaged compression).
-            RowTooLongError: `readable_until` was passed.
         """
         while chunk := self._read():
             end = chunk.rfind(b"\n") + 1
@@ -86,25 +77,16 @@ class CheckedBlocks:
 
     def _read(self) -> bytes:
         try:
-            chunk = self._coming.result()
+            chunk: bytes = self._source.read(BLOCK_BYTES)
         except (pa.ArrowException, OSError) as error:
             problem = f"the {self._compression or 'plain'} data is damaged: {error}"
             raise LogError("bad_format", problem) from error
-        self.unpacked += len(chunk)
-        self._limits.check_unpacked(self.unpacked, self._packed)
-        if self.unpacked > self.readable_until:
-            raise RowTooLongError("it goes on for too many lines")
+        self._unpacked += len(chunk)
+        self._limits.check_unpacked(self._unpacked, self._packed)
         self._check_text(chunk)
         self._check_line(chunk)
         self._lines += line_feeds(chunk)
-        self._coming = self._ahead()
         return chunk
-
-    def _ahead(self) -> Future[bytes]:
-        try:
-            return self._helper.submit(self._source.read, BLOCK_BYTES)
-        except RuntimeError as error:
-            raise MemoryError(str(error)) from error  # there is none for a thread
 
     def _check_text(self, chunk: bytes) -> None:
         pending = len(self._decoder.getstate()[0])
@@ -128,6 +110,25 @@ class CheckedBlocks:
             line = self._lines + 1
             problem = f"line {line} is longer than {LINE_BYTES:,} bytes"
             raise LogError("field_too_long", problem, line=line)
+
+
+def made_ahead(values: Iterator[T]) -> Generator[T, None, None]:
+    """The same values, each made in a thread while the one before it is being used.
+
+    To be closed before what `values` read from is.
+    """
+    with ThreadPoolExecutor(1) as helper:
+
+        def ahead() -> Future[T | None]:
+            try:
+                return helper.submit(next, values, None)
+            except RuntimeError as error:
+                raise MemoryError(str(error)) from error  # there is none for a thread
+
+        coming = ahead()
+        while (value := coming.result()) is not None:
+            coming = ahead()
+            yield value
 
 
 def compression_of(path: Path) -> Compression | None:

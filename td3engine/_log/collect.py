@@ -1,9 +1,10 @@
 """From batches of rows to a sorted log: in memory, or of a long log in temporary files.
 
-Rows are taken in runs. A run's ids are numbered among all ids so far, which stay in memory; its
-rows (two codes and a time, 16 bytes) go to temporary files once the log has more of them than
-`Limits.max_rows_in_memory`. At the end the rows are dealt into buckets of neighbouring users, each
-small enough to be sorted in memory. A short log is one bucket, and goes the same way.
+Rows are taken in runs. A run's ids are numbered by themselves; they and its rows (two codes and a
+time, 16 bytes) go to temporary files once the log has more rows than `Limits.max_rows_in_memory`.
+At the end the ids of all runs are numbered together, in memory (a few runs at once: one by one,
+each would cost as much as all ids before it), and the rows are dealt into buckets of neighbouring
+users, each small enough to be sorted in memory. A short log is one bucket, and goes the same way.
 """
 
 import tempfile
@@ -19,6 +20,7 @@ from td3engine._log.model import Codes, Interactions, Limits, LogError, Times
 from td3engine._log.values import TimeReader, read_ids, whole_if_possible
 
 RUN_ROWS = 2**21
+RUNS_AT_ONCE = 12
 BUCKET_ROWS = 2**22
 UNSEEN = np.iinfo(np.int64).max
 
@@ -29,18 +31,27 @@ Array = TypeVar("Array", bound=np.ndarray[Any, Any])
 
 
 class Ids:
-    """Texts, each once, in the order in which they came."""
+    """Texts of a column, each once in every run: put together at the end."""
 
     def __init__(self) -> None:
-        self.texts: Any = pa.array([], pa.string())
+        self.runs: list[Any] = []
 
     def codes(self, parts: list[Any]) -> Codes:
-        """int32 positions in `texts` of the values of dictionary arrays; new ones are added."""
-        known = pa.DictionaryArray.from_arrays(pa.array([], pa.int32()), self.texts)
-        merged = pa.chunked_array([known, *parts]).unify_dictionaries()
-        self.texts = merged.chunk(0).dictionary
-        codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in merged.chunks[1:]]
+        """int32 positions, among the texts of the run that they make, of dictionary arrays."""
+        merged = pa.chunked_array(parts).unify_dictionaries()
+        self.runs.append(merged.chunk(0).dictionary)
+        codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in merged.chunks]
         return np.concatenate(codes).astype(np.int32, copy=False)
+
+    def put_together(self, known: Any, some: slice) -> tuple[Any, list[Codes]]:
+        """`known` and the texts of some runs, each once, and for each run where its own are."""
+        texts = [known, *self.runs[some]]
+        every = np.arange(max(map(len, texts)), dtype=np.int32)
+        chunks = [pa.DictionaryArray.from_arrays(every[: len(one)], one) for one in texts]
+        # `known` may be empty, but is there: pyarrow lets a single chunk be, and a file's own
+        # dictionary may hold a text twice.
+        merged = pa.chunked_array(chunks).unify_dictionaries()
+        return merged.chunk(0).dictionary, [part.indices.to_numpy() for part in merged.chunks[1:]]
 
 
 class Collector:
@@ -93,9 +104,11 @@ class Collector:
         if not self.rows:
             raise LogError("empty_file", "the file has a header but no interactions")
         runs, self._runs = self._runs, []
-        user_numbers, user_order = by_first_appearance(
-            (users for users, _, _ in runs), len(self._users.texts)
-        )
+        user_texts, users_by_run = self._numbered(self._users, [users for users, _, _ in runs])
+        item_texts, items_by_run = self._numbered(self._items, [items for _, items, _ in runs])
+        times_by_run = [times for _, _, times in runs]
+        runs = list(zip(users_by_run, items_by_run, times_by_run, strict=True))
+        user_numbers, user_order = by_first_appearance(users_by_run, len(user_texts))
         log, buckets = self._deal(runs, user_numbers, len(user_order))
         for rows in buckets:
             _sort(log, rows)
@@ -103,12 +116,12 @@ class Collector:
         # log changes nothing.
         users, items, times = log
         item_numbers, item_order = by_first_appearance(
-            (items[rows] for rows in buckets), len(self._items.texts)
+            (items[rows] for rows in buckets), len(item_texts)
         )
         for rows in buckets:
             items[rows] = item_numbers[items[rows]]
-        user_ids = self._users.texts.take(pa.array(user_order)).to_pylist()
-        item_ids = self._items.texts.take(pa.array(item_order)).to_pylist()
+        user_ids = user_texts.take(pa.array(user_order)).to_pylist()
+        item_ids = item_texts.take(pa.array(item_order)).to_pylist()
         return Interactions(users, items, times, user_ids, item_ids)
 
     @property
@@ -121,14 +134,27 @@ class Collector:
             return
         users, items, times = zip(*self._pending, strict=True)
         self._pending, self._pending_rows = [], 0
-        run = (
-            self._users.codes(list(users)),
-            self._items.codes(list(items)),
-            whole_if_possible(list(times)),
+        self._runs.append(
+            (
+                self._kept(self._users.codes(list(users))),
+                self._kept(self._items.codes(list(items))),
+                self._kept(whole_if_possible(list(times))),
+            )
         )
         if not self._in_memory:
-            run = (self._filed(run[0]), self._filed(run[1]), self._filed(run[2]))
-        self._runs.append(run)
+            for ids in (self._users, self._items):
+                ids.runs[-1] = self._filed_texts(ids.runs[-1])
+
+    def _numbered(self, ids: Ids, runs: list[Codes]) -> tuple[Any, list[Codes]]:
+        """All texts of a column, and the positions among them of each run's rows."""
+        texts, numbered = pa.array([], pa.string()), []
+        for first in range(0, len(runs), RUNS_AT_ONCE):
+            some = slice(first, first + RUNS_AT_ONCE)
+            texts, numbers = ids.put_together(texts, some)
+            pairs = zip(numbers, runs[some], strict=True)
+            numbered += [self._kept(number[codes]) for number, codes in pairs]
+        ids.runs.clear()
+        return texts, numbered
 
     def _deal(
         self, runs: list[Columns], user_numbers: Codes, users: int
@@ -169,12 +195,24 @@ class Collector:
         with tempfile.TemporaryFile(dir=self.scratch) as file:
             return np.memmap(file, kind, "w+", shape=self.rows)
 
-    def _filed(self, values: Array) -> Array:
-        """The same values, in a file."""
+    def _kept(self, values: Array) -> Array:
+        """The same values, in a file if the log does not go into memory."""
+        if self._in_memory:
+            return values
         with tempfile.TemporaryFile(dir=self.scratch) as file:
             file.write(values.data)
             file.flush()
             return np.memmap(file, values.dtype, "r", shape=values.shape)  # type: ignore[return-value]
+
+    def _filed_texts(self, texts: Any) -> Any:
+        """The same array of text, in a file."""
+        batch = pa.record_batch([texts], ["text"])
+        with tempfile.TemporaryFile(dir=self.scratch) as file:
+            with pa.ipc.new_stream(file, batch.schema) as writer:
+                writer.write_batch(batch)
+            file.flush()
+            mapped = pa.py_buffer(np.memmap(file, np.uint8, "r"))
+        return pa.ipc.open_stream(mapped).read_next_batch().column(0)
 
 
 def _sort(log: Columns, rows: slice) -> None:

@@ -9,7 +9,8 @@ runs out, which is just what a hostile file is made to do, and does not know the
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, compress, islice
 from typing import Any, NoReturn, TypeAlias
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from td3engine._log.blocks import BLOCK_BYTES, LINE_BYTES, LINE_FEED, CheckedBlocks, RowTooLongError
+from td3engine._log.blocks import BLOCK_BYTES, LINE_BYTES, LINE_FEED, made_ahead
 from td3engine._log.model import LogError
 
 # Rows taken at once. Few, so that what a hostile file can make of them in memory is little, and the
@@ -28,6 +29,12 @@ BATCH_ROWS = 2**16
 
 # Rows of fields, and the line that each starts on.
 Slice: TypeAlias = tuple[list[list[str]], Sequence[int]]
+# Arrays of text: users, items and times of the same rows.
+Columns: TypeAlias = tuple[Any, Any, Any]
+
+
+class _RowTooLongError(Exception):
+    """A few rows took far more text than they could by themselves."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class Layout:
 class Batch:
     """Rows of one file: arrays of text of the three columns, and the line each row starts on."""
 
-    columns: tuple[Any, Any, Any]
+    columns: Columns
     lines: list[Sequence[int]]
 
     def line_of(self, row: int) -> int:
@@ -51,14 +58,13 @@ class Batch:
 
 
 def batches(
-    blocks: CheckedBlocks, first: bytes, line: int, layout: Layout, *, quick: bool = True
-) -> Iterator[Batch]:
-    """The rows of the block `first`, which starts on this line, and of all blocks after it.
+    blocks: Iterator[bytes], line: int, layout: Layout, *, quick: bool = True
+) -> Generator[Batch, None, None]:
+    """The rows of all blocks. A thread makes a block and cuts it while the last one is used.
 
     Args:
-        blocks: the rest of the file.
-        first: what comes before it; may be empty.
-        line: where `first` starts, from 1.
+        blocks: of whole lines; not to be used by others until the batches are closed.
+        line: where the first one starts, from 1.
         layout: of the file.
         quick: False takes every row by csv's rules.
 
@@ -66,20 +72,22 @@ def batches(
         LogError: `ragged_row`, `field_too_long` (a quote that is never closed), or what `blocks`
             refuse with.
     """
-    for block in filter(None, chain([first], blocks)):
-        columns = plain_columns(block, layout) if quick else None
-        if columns is None:
-            exact = _Exact(blocks, block, line, layout)
-            yield from exact.batches()
-            line = exact.line
-            continue
-        for start in range(0, len(columns[0]), BATCH_ROWS):
-            user, item, time = (column.slice(start, BATCH_ROWS) for column in columns)
-            yield Batch((user, item, time), [range(line, line + len(user))])
-            line += len(user)
+    cut = ((block, plain_columns(block, layout) if quick else None) for block in blocks if block)
+    with closing(made_ahead(cut)) as pieces:
+        for block, columns in pieces:
+            if columns is None:
+                rest = (further for further, _ in pieces)
+                exact = _Exact(chain([block], rest), line, layout)
+                yield from exact.batches()
+                line = exact.line
+                continue
+            for start in range(0, len(columns[0]), BATCH_ROWS):
+                user, item, time = (column.slice(start, BATCH_ROWS) for column in columns)
+                yield Batch((user, item, time), [range(line, line + len(user))])
+                line += len(user)
 
 
-def plain_columns(block: bytes, layout: Layout) -> tuple[Any, Any, Any] | None:
+def plain_columns(block: bytes, layout: Layout) -> Columns | None:
     """The three columns of a block in which every line is plainly a row; None where one is not."""
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
@@ -126,11 +134,12 @@ class _Exact:
         line: where the next row starts.
     """
 
-    blocks: CheckedBlocks
-    first: bytes
+    blocks: Iterator[bytes]
     line: int
     layout: Layout
-    _given: int = field(default=0, init=False)
+    _lines_given: int = field(default=0, init=False)
+    _bytes_given: int = field(default=0, init=False)
+    _bytes_allowed: int = field(default=0, init=False)
 
     def batches(self) -> Iterator[Batch]:
         columns: tuple[list[str], ...] = ([], [], [])
@@ -154,16 +163,14 @@ class _Exact:
         before = self.line
         while True:
             # Quoted line feeds let a single row go on for ever, each of its lines being short.
-            self.blocks.readable_until = (
-                self.blocks.unpacked + SLICE_ROWS * LINE_BYTES + BLOCK_BYTES
-            )
+            self._bytes_allowed = self._bytes_given + SLICE_ROWS * LINE_BYTES + BLOCK_BYTES
             rows: list[list[str]] = []
             try:
                 for row in islice(reader, SLICE_ROWS):
                     rows.append(row)
-                    if reader.line_num == self._given:
+                    if reader.line_num == self._lines_given:
                         break
-            except (csv.Error, RowTooLongError) as error:
+            except (csv.Error, _RowTooLongError) as error:
                 line = _lines_of([*rows, []], self.line)[-1]
                 problem = f"the row on line {line} cannot be parsed: {error}"
                 hint = "is a quote never closed?"
@@ -175,15 +182,18 @@ class _Exact:
                 if not all(rows):
                     rows, lines = [row for row in rows if row], list(compress(lines, rows))
                 yield rows, lines
-            if reader.line_num == self._given:
+            if reader.line_num == self._lines_given:
                 return
 
     def _text(self) -> Iterator[str]:
         """Lines of the first block, and of others as long as a row goes on."""
-        for block in chain([self.first], self.blocks):
+        for block in self.blocks:
+            self._bytes_given += len(block)
+            if self._bytes_given > self._bytes_allowed:
+                raise _RowTooLongError("it goes on for too many lines")
             text = block.decode()
             ends = text.count("\n") + text.count("\r") - text.count("\r\n")
-            self._given += ends + (not text.endswith(("\n", "\r")))
+            self._lines_given += ends + (not text.endswith(("\n", "\r")))
             # newline="": the csv module wants the ends of lines as they are.
             yield from io.StringIO(text, newline="")
 

@@ -1,6 +1,8 @@
 """Reading CSV, TSV and RecBole `.inter`, plain or compressed, without trusting a byte of it."""
 
 import csv
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 
 from td3engine._log.blocks import CheckedBlocks
@@ -41,14 +43,15 @@ def read_text(
         found = find_columns(header, columns, limits)
         layout = Layout(delimiter, len(header), found.positions)
         collector = Collector(limits, scratch)
-        for batch in batches(blocks, first, 2, layout, quick=quick):
-            try:
-                collector.add(*batch.columns)
-            except BadRowError as error:
-                line = batch.line_of(error.row - collector.rows)
-                name = found.names[error.role]
-                problem = f"line {line}, column {name!r} {error.problem}"
-                raise LogError(error.code, problem, line=line, column=name) from error
+        with closing(batches(chain([first], blocks), 2, layout, quick=quick)) as pieces:
+            for batch in pieces:
+                try:
+                    collector.add(*batch.columns)
+                except BadRowError as error:
+                    line = batch.line_of(error.row - collector.rows)
+                    name = found.names[error.role]
+                    problem = f"line {line}, column {name!r} {error.problem}"
+                    raise LogError(error.code, problem, line=line, column=name) from error
         return collector.finish()
 
 

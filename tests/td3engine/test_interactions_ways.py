@@ -20,6 +20,7 @@ from td3engine.interactions import (
     LogError,
     filter_statistics,
     read_log,
+    read_normalised,
     write_normalised,
 )
 from tests.effort import effort
@@ -66,7 +67,7 @@ def as_lists(log: Interactions) -> object:
 @contextmanager
 def sizes(**values: int) -> Iterator[None]:
     """Modules' constants, changed for a while."""
-    homes = {"BLOCK_BYTES": blocks, "SLICE_ROWS": rows, "BATCH_ROWS": rows, "RUN_ROWS": collect, "BUCKET_ROWS": collect}  # noqa: E501  # fmt: skip
+    homes = {"BLOCK_BYTES": blocks, "SLICE_ROWS": rows, "BATCH_ROWS": rows, "RUN_ROWS": collect, "BUCKET_ROWS": collect, "RUNS_AT_ONCE": collect}  # noqa: E501  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             patch.setattr(homes[name], name, value)
@@ -146,7 +147,8 @@ def test_a_log_in_temporary_files_is_the_same_log(
     scratch = folder / "scratch"
     scratch.mkdir()
     expected = read_log(path)
-    with sizes(RUN_ROWS=run, BUCKET_ROWS=bucket), pytest.MonkeyPatch.context() as patch:
+    small = sizes(RUN_ROWS=run, BUCKET_ROWS=bucket, RUNS_AT_ONCE=2)
+    with small, pytest.MonkeyPatch.context() as patch:
         patch.setattr("td3engine._log.parquet.BATCH_ROWS", 3)
         found = read_log(path, limits=Limits(max_rows_in_memory=1), scratch=scratch)
     assert as_lists(found) == as_lists(expected)
@@ -159,6 +161,37 @@ def test_a_log_in_temporary_files_is_the_same_log(
     assert filtered[0] == filtered[1]
     out = folder / "out.parquet"
     assert write_normalised(found, out) == write_normalised(expected, out)
+
+
+def test_a_dictionary_that_holds_a_text_twice_gives_one_id() -> None:
+    """As a Parquet file of some other writer may have it."""
+    users = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2]), pa.array(["u", "v", "u"]))
+    items = pa.array(["i", "j", "k"])
+    for runs in (1, 2):
+        collector = collect.Collector(Limits())
+        for _ in range(runs):
+            collector.add(users, items, pa.array([3, 2, 1]))
+            with sizes(RUN_ROWS=1):
+                collector.add(users, items, pa.array([3, 2, 1]))
+        log = collector.finish()
+        assert (log.user_ids, log.item_ids) == (["u", "v"], ["k", "i", "j"])
+        assert len(log.times) == 6 * runs
+
+
+def test_more_ids_than_a_row_group_has_rows_are_written_plain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = tmp_path / "log.csv", tmp_path / "out.parquet"
+    rows = "".join(f"u{n // 2},i{n % 3},{n}\n" for n in range(10))
+    source.write_text("user,item,time\n" + rows)
+    log = read_log(source)
+    monkeypatch.setattr("td3engine.interactions.ROW_GROUP_ROWS", 4)
+    write_normalised(log, target)
+    assert as_lists(read_normalised(target)) == as_lists(log)
+    with pq.ParquetFile(target) as opened:
+        group = opened.metadata.row_group(0)
+    encodings = [group.column(column).encodings for column in range(2)]
+    assert ["RLE_DICTIONARY" in some for some in encodings] == [False, True]
 
 
 def test_the_filter_is_counted_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
