@@ -2,8 +2,8 @@
 
 Rows are taken in runs. A run's ids are numbered by themselves; they and its rows (two codes and a
 time, 16 bytes) go to temporary files once the log has more rows than `Limits.max_rows_in_memory`.
-At the end the ids of all runs are numbered together, in memory (among all ids so far, run by run,
-each run would cost as much as all before it), and the rows are dealt into buckets of neighbouring
+At the end the ids of all runs are numbered together, in memory (a few runs at once: one by one,
+each would cost as much as all ids before it), and the rows are dealt into buckets of neighbouring
 users, each small enough to be sorted in memory. A short log is one bucket, and goes the same way.
 """
 
@@ -20,6 +20,7 @@ from td3engine._log.model import Codes, Interactions, Limits, LogError, Times
 from td3engine._log.values import TimeReader, read_ids, whole_if_possible
 
 RUN_ROWS = 2**21
+RUNS_AT_ONCE = 12
 BUCKET_ROWS = 2**22
 UNSEEN = np.iinfo(np.int64).max
 
@@ -30,7 +31,7 @@ Array = TypeVar("Array", bound=np.ndarray[Any, Any])
 
 
 class Ids:
-    """Texts of a column, run by run; put together only at the end, which hashes each run once."""
+    """Texts of a column, each once in every run: put together at the end."""
 
     def __init__(self) -> None:
         self.runs: list[Any] = []
@@ -42,14 +43,13 @@ class Ids:
         codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in merged.chunks]
         return np.concatenate(codes).astype(np.int32, copy=False)
 
-    def together(self) -> tuple[Any, list[Codes]]:
-        """The texts of all runs, each once, and for each run where its own are among them."""
-        runs, self.runs = self.runs, []
-        every = np.arange(max(map(len, runs)), dtype=np.int32)
-        # The empty one, because pyarrow lets a single chunk be: a file's own dictionary may hold a
-        # text twice.
-        texts = [pa.array([], pa.string()), *runs]
-        chunks = [pa.DictionaryArray.from_arrays(every[: len(some)], some) for some in texts]
+    def put_together(self, known: Any, some: slice) -> tuple[Any, list[Codes]]:
+        """`known` and the texts of some runs, each once, and for each run where its own are."""
+        texts = [known, *self.runs[some]]
+        every = np.arange(max(map(len, texts)), dtype=np.int32)
+        chunks = [pa.DictionaryArray.from_arrays(every[: len(one)], one) for one in texts]
+        # `known` may be empty, but is there: pyarrow lets a single chunk be, and a file's own
+        # dictionary may hold a text twice.
         merged = pa.chunked_array(chunks).unify_dictionaries()
         return merged.chunk(0).dictionary, [part.indices.to_numpy() for part in merged.chunks[1:]]
 
@@ -145,10 +145,16 @@ class Collector:
             for ids in (self._users, self._items):
                 ids.runs[-1] = self._filed_texts(ids.runs[-1])
 
-    def _numbered(self, ids: Ids, runs: Iterable[Codes]) -> tuple[Any, list[Codes]]:
+    def _numbered(self, ids: Ids, runs: list[Codes]) -> tuple[Any, list[Codes]]:
         """All texts of a column, and the positions among them of each run's rows."""
-        texts, numbers = ids.together()
-        return texts, [self._kept(of[codes]) for of, codes in zip(numbers, runs, strict=True)]
+        texts, numbered = pa.array([], pa.string()), []
+        for first in range(0, len(runs), RUNS_AT_ONCE):
+            some = slice(first, first + RUNS_AT_ONCE)
+            texts, numbers = ids.put_together(texts, some)
+            pairs = zip(numbers, runs[some], strict=True)
+            numbered += [self._kept(number[codes]) for number, codes in pairs]
+        ids.runs.clear()
+        return texts, numbered
 
     def _deal(
         self, runs: list[Columns], user_numbers: Codes, users: int

@@ -67,7 +67,7 @@ def as_lists(log: Interactions) -> object:
 @contextmanager
 def sizes(**values: int) -> Iterator[None]:
     """Modules' constants, changed for a while."""
-    homes = {"BLOCK_BYTES": blocks, "SLICE_ROWS": rows, "BATCH_ROWS": rows, "RUN_ROWS": collect, "BUCKET_ROWS": collect}  # noqa: E501  # fmt: skip
+    homes = {"BLOCK_BYTES": blocks, "SLICE_ROWS": rows, "BATCH_ROWS": rows, "RUN_ROWS": collect, "BUCKET_ROWS": collect, "RUNS_AT_ONCE": collect}  # noqa: E501  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in values.items():
             patch.setattr(homes[name], name, value)
@@ -147,7 +147,8 @@ def test_a_log_in_temporary_files_is_the_same_log(
     scratch = folder / "scratch"
     scratch.mkdir()
     expected = read_log(path)
-    with sizes(RUN_ROWS=run, BUCKET_ROWS=bucket), pytest.MonkeyPatch.context() as patch:
+    small = sizes(RUN_ROWS=run, BUCKET_ROWS=bucket, RUNS_AT_ONCE=2)
+    with small, pytest.MonkeyPatch.context() as patch:
         patch.setattr("td3engine._log.parquet.BATCH_ROWS", 3)
         found = read_log(path, limits=Limits(max_rows_in_memory=1), scratch=scratch)
     assert as_lists(found) == as_lists(expected)
