@@ -98,7 +98,7 @@ def read_log(
         limits: what the file may cost.
         format: None goes by the name.
         scratch: folder for the temporary files of a log with more than `max_rows_in_memory` rows
-            (32 bytes a row); None is the system's.
+            (32 bytes a row, and ids); None is the system's.
 
     Raises:
         LogError: the file cannot be read or used.
@@ -143,8 +143,8 @@ def write_normalised(log: Interactions, path: Path) -> str:
         NORMALISED_NAMES,
     )
     # Every row group has the whole dictionary, so one of more ids than rows only makes it longer.
-    counts = zip(NORMALISED_NAMES, (len(log.user_ids), len(log.item_ids)), strict=False)
-    columns_of_few_ids = [name for name, count in counts if count <= ROW_GROUP_ROWS]
+    ids = {"user_id": log.user_ids, "item_id": log.item_ids}
+    columns_of_few_ids = [name for name, texts in ids.items() if len(texts) <= ROW_GROUP_ROWS]
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     part = Path(name)
     try:
