@@ -16,6 +16,7 @@ SETTINGS: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # no
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     before = SETTINGS.fp32_precision
+    SETTINGS.fp32_precision = "none"  # whatever other tests have settled
     yield
     SETTINGS.fp32_precision = before
 
