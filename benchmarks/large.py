@@ -24,6 +24,7 @@ from td3engine.config import build_config, merge
 from td3engine.evaluation import random_user_rows, summary_rows, zero_step_rows
 from td3engine.events import Event, PhaseStarted
 from td3engine.interactions import Interactions, read_log, read_normalised, write_normalised
+from td3engine.processor import settle
 from td3engine.report import Row
 from td3engine.run import RESULT_SEEDS, Control, Run
 from td3engine.start import initial_summary
@@ -90,6 +91,7 @@ def _normalised(options: argparse.Namespace, clock: Clock) -> tuple[Interactions
 
 def baselines(options: argparse.Namespace, clock: Clock) -> list[Row]:
     """Learners on what the summary must beat; rows are kept as they come."""
+    settle()  # the job itself may be from an earlier start
     device = torch.device("cpu")
     bundle = load_bundle(options.work / "summary")
     benchmark = prepare_for(bundle, read_normalised(options.work / "log.parquet"), device)

@@ -142,6 +142,7 @@ def train_on_summary(
     console: Console,
 ) -> None:
     """Train learners on a summary and print their test figures."""
+    settle()
     bundle = load_bundle(folder)
     config = bundle.manifest.config
     device = pick_device(config)
@@ -195,6 +196,7 @@ def export_hard(
 ) -> None:
     """Write sampled sequences; `guidance` None samples every position by itself."""
     refuse_unwritable(out)
+    settle()
     bundle = load_bundle(folder)
     config = bundle.manifest.config
     summary = bundle.summary.to(pick_device(config))
@@ -227,7 +229,6 @@ def prepare_for(
     Raises:
         WrongLogError: after the filter the log's items are not those of the summary.
     """
-    settle()
     config = bundle.manifest.config
     split = split_log(log, config)
     if split.item_ids != bundle.item_ids:

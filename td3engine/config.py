@@ -298,11 +298,7 @@ class DistillConfig(_Part):
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {
-    "fast": {
-        "auto": ["teacher.batch"],
-        "teacher": {"patience": 2},
-        "outer": {"steps": 120, "validate_every": 20},
-    },
+    "fast": {"auto": ["teacher.batch"], "outer": {"steps": 120, "validate_every": 20}},
     "balanced": {},
     "quality": {
         "learner": {"objective": "all-positions"},

@@ -25,6 +25,7 @@ from td3engine.errors import UnusableError
 from td3engine.evaluation import random_user_rows, summary_rows, zero_step_rows
 from td3engine.interactions import read_log
 from td3engine.ml100k import FetchError, cache_folder, fetch_ml100k
+from td3engine.processor import settle
 from td3engine.report import Row, results_tables
 from td3engine.run import RESULT_SEEDS, pick_device
 from td3engine.start import initial_summary
@@ -105,6 +106,7 @@ def _follow(client: Client, log: Path, config: DistillConfig, console: Console) 
 
 def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Console) -> list[Row]:
     """Every row of the demo's table: the teacher's from the job, the others trained here."""
+    settle()
     bundle = load_bundle(summary)
     config = bundle.manifest.config
     device = pick_device(config)
