@@ -70,7 +70,7 @@ SCRATCH: dict[str, Any] = {"outer": {"steps": 300, "validate_every": 50}}
 DATASETS: dict[str, Dataset] = {
     "ml-100k": Dataset(
         None,
-        {"summary": _size(30, 50, 16), "outer": {"validate_every": 50}},
+        {"summary": _size(30, 50, 16), "outer": {"steps": 1000, "validate_every": 50}},
         {"from-scratch": SCRATCH},
         replicates=2,
     ),

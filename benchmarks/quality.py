@@ -16,7 +16,7 @@ from typing import get_args
 import torch
 
 from benchmarks.datasets import DATASETS
-from benchmarks.study import Cell, Results, Source, Study
+from benchmarks.study import OF_LOG, Cell, Results, Source, Study
 from td3engine.config import BACKBONES, MODES, Mode
 from td3engine.processor import settle
 
@@ -55,7 +55,7 @@ def cells(dataset: str, options: argparse.Namespace) -> Iterator[Cell]:
                 continue
             if source == "popularity" and backbone != "sasrec":  # it has no backbone
                 continue
-            of_log = source in ("full", "prefix", "popularity")
+            of_log = source in OF_LOG
             modes: list[Mode] = options.mode
             if of_log:  # a model of the whole log owns its table
                 modes = ["from-scratch"]

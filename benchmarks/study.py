@@ -65,6 +65,7 @@ Source = Literal[
     "soft-export",
     "hard-export",
 ]
+OF_LOG: tuple[Source, ...] = ("full", "prefix", "popularity")  # trained on the log, no summary
 METRICS = [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in CUTOFFS]
 CPU = torch.device("cpu")
 
@@ -365,7 +366,9 @@ class Results:
             fcntl.flock(lock, fcntl.LOCK_EX)
             kept = self.read()
             row = rows[0]
-            name = f"{row['dataset']} {row['distilled_with']} {row['mode']}"
+            # Rows of the log are listed under a mode, but have nothing of its summary's settings.
+            of = "log" if row["source"] in OF_LOG else row["mode"]
+            name = f"{row['dataset']} {row['distilled_with']} {of}"
             content = {
                 "machine": {
                     "processor": processor(),

@@ -15,13 +15,19 @@ BACKBONES: tuple[BackboneName, ...] = ("sasrec", "gru4rec", "narm", "bert4rec")
 Mode = Literal["shared-items", "from-scratch"]
 MODES: tuple[Mode, ...] = ("shared-items", "from-scratch")
 AutoKnob = Literal[
-    "summary.users", "summary.length", "learner.batch", "outer.steps", "teacher.batch"
+    "summary.users",
+    "summary.length",
+    "learner.batch",
+    "outer.steps",
+    "teacher.batch",
+    "teacher.max_epochs",
 ]
 AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 # The bound only keeps a slip of the keyboard from becoming an allocation; none of these knobs has a
 # use anywhere near it.
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
 Softmax = Literal["auto", "full", "sampled"]
+TEACHER_STEPS = 16_000  # of a teacher whose epochs are set by the log
 SAMPLED_FROM = 50_000  # items; a step over all of more is slower than many over samples
 Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -298,13 +304,16 @@ class DistillConfig(_Part):
 
 
 PRESETS: dict[Preset, dict[str, Any]] = {
-    "fast": {"auto": ["teacher.batch"], "outer": {"steps": 120, "validate_every": 20}},
+    "fast": {
+        "auto": ["teacher.batch", "teacher.max_epochs"],
+        "outer": {"steps": 120, "validate_every": 20},
+    },
     "balanced": {},
     "quality": {
         "learner": {"objective": "all-positions"},
         "outer": {"steps": 500, "window": 40, "validation_learners": 3},
     },
-    "auto": {},
+    "auto": {"auto": AUTO_KNOBS},
 }
 
 
@@ -316,10 +325,9 @@ def build_config(
     Raises:
         pydantic.ValidationError: an unknown key or a value outside its limits, with its path.
     """
-    given = merge(PRESETS[preset], overrides or {})
-    if preset == "auto":
-        left = [knob for knob in AUTO_KNOBS if not _has(given, knob)]
-        given = merge({"auto": left}, given)
+    asked = overrides or {}
+    left = [knob for knob in PRESETS[preset].get("auto", ()) if not _has(asked, knob)]
+    given = merge(PRESETS[preset], {"auto": left} | asked)
     return DistillConfig.model_validate(given)
 
 
@@ -331,7 +339,8 @@ def sized_by_data(
     Sequences grow with the fourth root of the interactions, from 30 at 100 thousand; a sequence
     is three times as long as a training history is on average, within 20 and what a model reads;
     a learner's step takes half of the sequences; larger logs get more outer steps. A teacher's
-    epoch is at most about a thousand steps long, until a step takes 1,024 windows.
+    epoch is at most about a thousand steps long, until a step takes 1,024 windows, and it takes
+    no more than some 16 thousand steps in all.
     """
     if not config.auto:
         return config
@@ -342,12 +351,16 @@ def sized_by_data(
     outer = config.outer
     windows = max(users, training_interactions / config.data.max_history)
     # From scratch, at least as many steps of its own as shared ones.
+    batch = min(max(64, round(windows / 1000)), 1024)
+    taken = batch if "teacher.batch" in config.auto else config.teacher.batch
+    epochs = max(config.teacher.validate_every, round(TEACHER_STEPS * taken / windows))
     fewest = max(100, 2 * outer.shared_steps if config.mode == "from-scratch" else 0)
     sized: dict[AutoKnob, int] = {
         "summary.users": min(max(round(30 * growth), 20), 100),
         "summary.length": min(max(round(3 * training_interactions / users), 20), 50, longest),
         "outer.steps": max(fewest, min(round(outer.steps * growth), 2 * outer.steps)),
-        "teacher.batch": min(max(64, round(windows / 1000)), 1024),
+        "teacher.batch": batch,
+        "teacher.max_epochs": min(config.teacher.max_epochs, epochs),
     }
     for knob in config.auto:
         if knob in sized:

@@ -28,7 +28,15 @@ def test_every_row_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     command = ["--data", str(tmp_path), "--dataset", "ml-100k", "--seeds", "2"]
     command += ["--json", str(tmp_path / "out" / "quality.json"), "--work", str(tmp_path / "work")]
     quality.main(command)
-    rows = json.loads((tmp_path / "out" / "quality.json").read_text())["rows"]
+    kept = json.loads((tmp_path / "out" / "quality.json").read_text())
+    rows = kept["rows"]
+    # Rows of the log leave a summary's settings alone.
+    modes = {name: config["mode"] for name, config in kept["configs"].items()}
+    assert modes == {
+        "ml-100k sasrec log": "from-scratch",
+        "ml-100k sasrec from-scratch": "from-scratch",
+        "ml-100k sasrec shared-items": "shared-items",
+    }
     full = [row for row in rows if row["protocol"] == "full"]
     found = {(row["source"], row["mode"]) for row in full}
     assert len(full) == len(found) == len(rows) / 2
