@@ -126,7 +126,7 @@ def measure(study: Study, base: dict[str, Any], variant: Variant, seeds: int) ->
         "steps": config.outer.steps,
         "validation": chosen["ndcg@10"],
         "distil_seconds": spent,
-        "numbers_learned": summary.numbers_learned,
+        "numbers_learned": sum(each.numel() for each in distillation.factors if each.requires_grad),
     }
 
 

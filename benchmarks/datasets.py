@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from td3engine.config import BackboneName, DistillConfig, Mode, build_config, merge
+from td3engine.config import LEARNERS, BackboneName, DistillConfig, Mode, build_config, merge
 from td3engine.interactions import Split, read_log
 from td3engine.ml100k import cache_folder, fetch_ml100k
 from td3engine.run import split_log
@@ -30,7 +30,8 @@ class Dataset:
     def config(self, backbone: BackboneName, mode: Mode, seed: int = 0) -> DistillConfig:
         """Settings of a distillation with this backbone for this mode."""
         over = merge(self.settings, self.by_mode.get(mode, {}))
-        own = merge(over, {"backbone": {"name": backbone}, "mode": mode, "seed": seed})
+        asked = {"backbone": {"name": backbone}, "mode": mode, "seed": seed}
+        own = merge(merge(over, {"learner": LEARNERS[backbone]}), asked)
         return build_config("quality", merge(own, BY_BACKBONE.get(backbone, {})))
 
     def read(self, folder: Path, config: DistillConfig) -> Split:
@@ -43,17 +44,9 @@ def _size(users: int, length: int, rank: int) -> dict[str, Any]:
     return {"users": users, "length": length, "user_rank": rank, "time_rank": rank}
 
 
-# Chosen on ML-100k's validation, learners' steps and rates on its summary: GRU4Rec .106 after 200
-# steps, .107 after 600; NARM .093 after 200, .102 after 600, .106 after 1,500 (two learners each).
 BY_BACKBONE: dict[BackboneName, dict[str, Any]] = {
-    "gru4rec": {"learner": {"steps": 600}},
-    "narm": {"teacher": {"lr": 0.005}, "learner": {"steps": 1500}},
-    # A step predicts a fifth of a row, so a learner needs many: on ML-100k's summary .068 on
-    # validation after 200, .083 after 1,500, .086 after 4,000.
-    "bert4rec": {
-        "teacher": {"lr": 0.005, "patience": 15},
-        "learner": {"lr": 0.01, "steps": 1500},
-    },
+    "narm": {"teacher": {"lr": 0.005}},
+    "bert4rec": {"teacher": {"lr": 0.005, "patience": 15}},
 }
 
 # Sparse logs want more dropout (chosen on magazine's validation, 0.169 against 0.164).

@@ -15,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.datasets import DATASETS
-from benchmarks.work import Work, published
+from benchmarks.work import Work, published, sizes
 from td3engine.backbones import build_backbone
-from td3engine.config import DistillConfig, LearnerConfig, build_config
+from td3engine.config import DistillConfig, LearnerConfig, build_config, merge
 from td3engine.interactions import Split
 from td3engine.learner import encode_last, learn
 from td3engine.model import Recommender
@@ -28,6 +27,7 @@ from td3engine.sequences import questions, training_windows
 from td3engine.summary import Summary
 from td3engine.teacher import LogTraining, Trained
 
+LOOK_EVERY = 50  # outer steps
 PUBLISHED_STD = 0.02
 PUBLISHED_STEPS = 720  # 30 epochs of 24
 Figures = dict[str, Any]
@@ -54,7 +54,9 @@ def end_to_end(
 ) -> Figures:
     """Figures of both; the textbook stops when it is as good as the engine became, or when
     `budget` seconds of distilling are over, and so does the engine."""
-    config = build_config("balanced", DATASETS[dataset].settings)
+    config = build_config(
+        "balanced", merge(sizes(dataset), {"outer": {"validate_every": LOOK_EVERY}})
+    )
     began = time.perf_counter()
     teacher = train_teacher(split, config, device)
     teacher_seconds = time.perf_counter() - began
@@ -156,7 +158,7 @@ def validation(summary: Summary, work: Work) -> float:
 
 
 def published_start(work: Work) -> tuple[Tensor, Tensor, Tensor]:
-    """U and T from N(0, 0.02^2), G by Kaiming's rule (section 2)."""
+    """U and T from N(0, 0.02^2), G by Kaiming's rule, as in the paper."""
     noise = work.config.summary.model_copy(update={"initial_std": PUBLISHED_STD})
     draw = generator(0, Purpose.SUMMARY_INITIAL, device=work.device.type)
     return Summary.initial(noise, work.item_table, draw).learned

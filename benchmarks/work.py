@@ -21,7 +21,7 @@ from td3engine.interactions import Split
 from td3engine.sequences import gather, questions, training_windows
 from td3engine.teacher import Trained
 
-# The published script's settings for ML-100k (section 5 of docs/method.md).
+# The published script's settings for ML-100k.
 REAL_TARGETS = 4096
 PUBLISHED: dict[str, Any] = {
     "summary": {"users": 30, "length": 50, "user_rank": 8, "time_rank": 8},
@@ -47,16 +47,20 @@ TABLE_STD = 0.1
 STRATA = 4  # ages that the textbook's windows start at, in turn
 
 
-def published(dataset: str, over: Mapping[str, Any]) -> DistillConfig:
-    """The published settings, for a model and a summary of the sizes that we use for this log."""
+def sizes(dataset: str) -> dict[str, Any]:
+    """Settings of the model and the summary of the sizes that we use for this log."""
     own = DATASETS[dataset].settings
-    sizes = {
+    return {
         "data": own.get("data", {}),
         "backbone": own.get("backbone", {}),
         "summary": {name: own["summary"][name] for name in ("users", "length")},
         "learner": {"batch": own.get("learner", {}).get("batch", 15)},
     }
-    return build_config("balanced", merge(merge(PUBLISHED, sizes), dict(over)))
+
+
+def published(dataset: str, over: Mapping[str, Any]) -> DistillConfig:
+    """The published settings, for a model and a summary of our sizes."""
+    return build_config("balanced", merge(merge(PUBLISHED, sizes(dataset)), dict(over)))
 
 
 def random_log(n_items: int) -> Split:

@@ -84,6 +84,12 @@ def train(
         BackboneName | None,
         typer.Option(help="Train this model in place of the one that distilled."),
     ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="e.g. [b]--set learner.steps=600[/]; repeatable."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Learners to train.")] = 3,
     save: Annotated[
         Path | None, typer.Option(help="Write the first learner of the first mode (.safetensors).")
@@ -91,11 +97,18 @@ def train(
 ) -> None:
     """Train learners on SUMMARY and measure them on the test events of LOG."""
     modes = MODES if mode == "both" else (mode,)
+    given = _overrides(settings or [])
+    over = given.pop("learner", {})
+    if given or not isinstance(over, dict):
+        _fail(f"--set: {next(iter(given), 'learner')}: only learner.* can be set for training")
 
     def work() -> None:
         from td3engine.commands import train_on_summary
 
-        train_on_summary(summary, log, modes, backbone, seeds, save, console)
+        try:
+            train_on_summary(summary, log, modes, backbone, over, seeds, save, console)
+        except ValidationError as error:
+            _refuse(error, "learner.")
 
     _exit_on_error(work)
 
@@ -229,7 +242,15 @@ def _top(
 
 
 def _config(preset: Preset, settings: list[str], seed: int) -> DistillConfig:
-    overrides: dict[str, Any] = {"seed": seed}
+    try:
+        return build_config(preset, _overrides(settings, seed=seed))
+    except ValidationError as error:
+        _refuse(error)
+
+
+def _overrides(settings: list[str], **given: Any) -> dict[str, Any]:
+    """KEY=VALUE, KEY with dots, as nested dictionaries, over what is given."""
+    overrides = dict(given)
     for setting in settings:
         path, equals, value = setting.partition("=")
         if not equals or not path:
@@ -241,13 +262,16 @@ def _config(preset: Preset, settings: list[str], seed: int) -> DistillConfig:
             if not isinstance(level, dict):
                 _fail(f"--set {setting}: {parent} is a value, not a group")
         level[last] = value
-    try:
-        return build_config(preset, overrides)
-    except ValidationError as error:
-        lines = [
-            f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors()
-        ]
-        _fail("\n".join(lines))
+    return overrides
+
+
+def _refuse(error: ValidationError, group: str = "") -> NoReturn:
+    """Name each setting that is wrong."""
+    lines = [
+        f"{group}{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}"
+        for e in error.errors()
+    ]
+    _fail("\n".join(lines))
 
 
 def _exit_on_error(command: Callable[[], None]) -> None:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from td3engine import events
 from td3engine.bundle import MANIFEST_FILE, Bundle, load_bundle
-from td3engine.config import BackboneName, DistillConfig, Mode
+from td3engine.config import BackboneName, DistillConfig, Mode, learner_of
 from td3engine.errors import Interrupted, OutputExistsError, WrongLogError
 from td3engine.evaluation import Benchmark, summary_rows
 from td3engine.export import (
@@ -137,16 +137,22 @@ def train_on_summary(
     log: Path,
     modes: Sequence[Mode],
     backbone: BackboneName | None,
+    over: dict[str, Any],
     seeds: int,
     save: Path | None,
     console: Console,
 ) -> None:
-    """Train learners on a summary and print their test figures."""
+    """Train learners on a summary and print their test figures.
+
+    Raises:
+        pydantic.ValidationError: `over` has no such learner setting, or a value outside its limits.
+        (and what `prepare_for` raises)
+    """
     settle()
     bundle = load_bundle(folder)
-    config = bundle.manifest.config
+    config = learner_of(bundle.manifest.config, backbone, over)
     device = pick_device(config)
-    benchmark = prepare_for(bundle, read_log(log), device, backbone)
+    benchmark = prepare_for(bundle, read_log(log), device, config)
     summary = bundle.summary.to(device)
     rows = []
     for mode in modes:
@@ -222,23 +228,20 @@ def prepare_for(
     bundle: Bundle,
     log: Interactions,
     device: torch.device,
-    backbone: BackboneName | None = None,
+    config: DistillConfig | None = None,
 ) -> Benchmark:
-    """The log as a benchmark for learners of this summary, of another backbone if one is named.
+    """The log as a benchmark for learners of this summary, by its own settings or by others.
 
     Raises:
         WrongLogError: after the filter the log's items are not those of the summary.
     """
-    config = bundle.manifest.config
+    config = config or bundle.manifest.config
     split = split_log(log, config)
     if split.item_ids != bundle.item_ids:
         raise WrongLogError(
             f"the log has {split.n_items} items after the filter and the summary has "
             f"{len(bundle.item_ids)}, or their ids differ: this is not the log it was made from"
         )
-    if backbone is not None:
-        model = config.backbone.model_copy(update={"name": backbone})
-        config = config.model_copy(update={"backbone": model})
     return Benchmark.prepare(split, config, device)
 
 

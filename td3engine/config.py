@@ -113,7 +113,7 @@ class TeacherConfig(_Part):
 
 
 class SummaryConfig(_Part):
-    """Size of the Tucker-factored summary (section 2)."""
+    """Size of the Tucker-factored summary (section 3)."""
 
     users: Annotated[int, Field(ge=1, le=10_000)] = Field(default=30, description="mu")
     length: Annotated[int, Field(ge=4, le=1000)] = Field(default=50, description="zeta")
@@ -317,6 +317,40 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 }
 
 
+# What learners of another backbone need on a summary that SASRec distilled; chosen on ML-100k's
+# validation (docs/decisions.md).
+LEARNERS: dict[BackboneName, dict[str, Any]] = {
+    "sasrec": {},
+    "gru4rec": {"steps": 600},
+    "narm": {"steps": 1500},
+    "bert4rec": {"lr": 0.01, "steps": 1500},
+}
+
+
+def learner_of(
+    config: DistillConfig, backbone: BackboneName | None, over: dict[str, Any] | None = None
+) -> DistillConfig:
+    """The settings of learners on a summary that was distilled by `config`.
+
+    Args:
+        config: of the summary.
+        backbone: of the learners; None is that of the summary. Another one has its own steps and
+            rate.
+        over: `learner` settings laid over that.
+
+    Raises:
+        pydantic.ValidationError: an unknown setting, or a value outside its limits.
+    """
+    name = backbone or config.backbone.name
+    own = LEARNERS[name] if name != config.backbone.name else {}
+    learner = merge(config.learner.model_dump(), merge(own, over or {}))
+    parts = {
+        "backbone": config.backbone.model_copy(update={"name": name}),
+        "learner": LearnerConfig.model_validate(learner),
+    }
+    return config.model_copy(update=parts)
+
+
 def build_config(
     preset: Preset = "balanced", overrides: dict[str, Any] | None = None
 ) -> DistillConfig:
@@ -349,11 +383,12 @@ def sized_by_data(
     found["auto"] = ()
     longest = config.data.max_history + 1
     outer = config.outer
-    windows = max(users, training_interactions / config.data.max_history)
-    # From scratch, at least as many steps of its own as shared ones.
+    # A user's last window is short: most users have one more than their events fill.
+    windows = users + (training_interactions - users) / config.data.max_history
     batch = min(max(64, round(windows / 1000)), 1024)
     taken = batch if "teacher.batch" in config.auto else config.teacher.batch
     epochs = max(config.teacher.validate_every, round(TEACHER_STEPS * taken / windows))
+    # From scratch, at least as many steps of its own as shared ones.
     fewest = max(100, 2 * outer.shared_steps if config.mode == "from-scratch" else 0)
     sized: dict[AutoKnob, int] = {
         "summary.users": min(max(round(30 * growth), 20), 100),

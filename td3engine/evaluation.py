@@ -307,7 +307,7 @@ def _last_events(split: Split, config: DistillConfig, users: NDArray[np.int64]) 
 def _as_epochs(learner: LearnerConfig, mode: Mode, windows: int) -> TeacherConfig:
     """The inner loop's budget (steps, batch, Adam) said in epochs over so many real windows."""
     steps = learner.steps_in(mode)
-    epochs = max(1, steps * learner.batch // windows)
+    epochs = max(1, steps * min(learner.batch, windows) // windows)  # a step has whole windows
     look = max(1, min(RANDOM_USER_EPOCHS_A_LOOK, epochs))
     return TeacherConfig(
         max_epochs=epochs,

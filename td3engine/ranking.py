@@ -1,4 +1,4 @@
-"""HR, NDCG and MRR under both protocols (method, section 8).
+"""HR, NDCG and MRR under both protocols (method, section 1).
 
 `full` ranks the held-out item against every item that the user has not met before;
 `sampled-100` against 100 uniform negatives from outside the user's whole history. The second is

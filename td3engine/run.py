@@ -100,6 +100,7 @@ class Run:
         self.identity = {"fingerprint": fingerprint, "config": config.model_dump_json()}
         self.folder, self.control, self.world = folder, control, world or World()
         self.device = pick_device(config)
+        self.backbone = build_backbone(config.backbone, config.data.max_history)
         self.seconds: dict[str, float] = {}
         self._phase: Phase = "preparing"
         self._phase_began = time.perf_counter()
@@ -149,14 +150,21 @@ class Run:
 
     def _settle_softmax(self) -> None:
         """Settle what targets compete with, and say so; the manifest will, too."""
-        items = self.split.n_items
-        for part in ("teacher", "outer"):
-            asked = getattr(self.config, part)
-            settled = asked.model_copy(update={"softmax": softmax_over(items, asked.softmax)})
+        items, config = self.split.n_items, self.config
+        # Learners that train a part of the scoring table have all items in it.
+        shares = config.mode == "shared-items" or config.outer.shared_steps > 0
+        may_sample = {"teacher": True, "outer": shares and not self.backbone.biased}
+        for part, may in may_sample.items():
+            asked = getattr(config, part)
+            softmax = softmax_over(items, asked.softmax) if may else "full"
+            settled = asked.model_copy(update={"softmax": softmax})
             self.config = self.config.model_copy(update={part: settled})
-            if settled.softmax == "sampled":
+            if softmax == "sampled":
                 drawn = f"{settled.negatives:,} of {items:,} items"
                 self.control.listener(Note(f"{part}: a sampled softmax, {drawn} a step"))
+            elif asked.softmax == "sampled":
+                why = "these learners train a part of the scoring table"
+                self.control.listener(Note(f"{part}: a softmax over all items, since {why}"))
 
     def _refuse_unlike_ranks(self) -> None:
         learners = self.config.outer.learners
@@ -174,10 +182,9 @@ class Run:
         if "trained" in kept:
             return Trained(**kept["trained"])
         history, width = self.config.data.max_history, self.config.backbone.hidden
-        backbone = build_backbone(self.config.backbone, history)
         training = LogTraining(
             self.split,
-            Recommender(backbone, self.split.n_items, width),
+            Recommender(self.backbone, self.split.n_items, width),
             self.config.teacher,
             lambda rng: training_windows(self.split, history, rng),
             questions(self.split, "validation", history, self.config.data.validation_users),
@@ -198,7 +205,7 @@ class Run:
         distillation = Distillation(
             self.split,
             self.config,
-            build_backbone(self.config.backbone, self.config.data.max_history),
+            self.backbone,
             teacher,
             questions(
                 self.split,
@@ -342,16 +349,25 @@ class Run:
 def throttled(listener: Listener, every_seconds: float = 1.0) -> Listener:
     """A listener that passes on at most one progress event in so many seconds, and all others.
 
-    A phase's last step always passes, so that what is shown ends complete.
+    The last progress before another event always passes, so that what is shown of a phase ends
+    where the phase did (a teacher's may be any epoch).
     """
     last = -every_seconds
+    held: Progress | None = None
 
     def listen(event: Event) -> None:
-        nonlocal last
+        nonlocal last, held
         now = time.monotonic()
-        if isinstance(event, Progress) and event.step < event.total and now - last < every_seconds:
-            return
-        last = now if isinstance(event, Progress) else -every_seconds
+        if isinstance(event, Progress):
+            if event.step < event.total and now - last < every_seconds:
+                held = event
+                return
+            last = now
+        else:
+            if held is not None:
+                listener(held)
+            last = -every_seconds
+        held = None
         listener(event)
 
     return listen

@@ -1,4 +1,4 @@
-"""The Tucker-factored summary (method, sections 2 and 3): factors, soft sequences, scores.
+"""The Tucker-factored summary (method, section 3): factors, soft sequences, scores.
 
 S = softmax_over_items(G x1 U x2 T x3 V) is never built: `query` gives C = G x1 U x2 T, and a soft
 sequence is attention with query C, key V and value E (identity I-1).

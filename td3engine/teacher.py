@@ -2,7 +2,7 @@
 
 All positions of a window are targets at once (a window of L events gives L-1 of them), which is
 an order of magnitude cheaper per target than the paper's one-target prefix rows; training stops
-early on validation NDCG@10 under the `full` protocol (section 8). Over a large catalogue a step
+early on validation NDCG@10 under the `full` protocol (section 1). Over a large catalogue a step
 takes a sample of the items (td3engine/sampled.py).
 """
 

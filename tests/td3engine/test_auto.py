@@ -50,10 +50,10 @@ def test_sizes_follow_the_statistics(
 @pytest.mark.parametrize(
     ("users", "interactions", "batch", "epochs"),
     [
-        (943, 99_287, 64, 200),  # its 31 steps an epoch never reach the bound
-        (22_363, 198_502, 64, 46),  # 350 steps an epoch
-        (279_865, 2_571_818, 280, 16),  # 1,000
-        (5_000_000, 100_000_000, 1024, 3),  # 4,883
+        (943, 99_287, 64, 200),  # its 45 steps an epoch never reach the bound
+        (22_363, 198_502, 64, 41),  # 390 steps an epoch
+        (279_865, 2_571_818, 315, 16),  # 1,000
+        (5_000_000, 100_000_000, 1024, 2),  # 6,543: one look
     ],
 )
 def test_a_fast_teacher_takes_so_many_steps(
@@ -67,7 +67,7 @@ def test_a_given_batch_of_a_fast_teacher_stays_and_counts() -> None:
     config = build_config("fast", {"teacher": {"batch": 32}})
     assert config.auto == ("teacher.max_epochs",)
     teacher = sized(config, 198_502, 22_363).teacher
-    assert (teacher.batch, teacher.max_epochs) == (32, 23)
+    assert (teacher.batch, teacher.max_epochs) == (32, 20)
 
 
 def test_what_is_given_stays() -> None:

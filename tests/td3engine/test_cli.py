@@ -71,6 +71,21 @@ def test_another_model_trains_on_a_summary(
     assert ("item_bias" in tensors) == (backbone == "bert4rec")
 
 
+def test_learners_have_settings_of_their_own(log: Path, distilled: Path) -> None:
+    arguments = ["train", str(distilled), "--log", str(log), "--seeds", "1"]
+    done = runner.invoke(cli.app, [*arguments, "--set", "learner.steps=5", "--backbone", "narm"])
+    assert done.exit_code == 0, done.output
+    for setting, said in (
+        ("learner.stepps=5", "learner.stepps"),
+        ("learner.steps=0", "learner.steps"),
+        ("outer.steps=5", "only learner.*"),
+        ("learner=5", "only learner.*"),
+    ):
+        done = runner.invoke(cli.app, [*arguments, "--set", setting])
+        assert done.exit_code == 2, done.output
+        assert said in done.output
+
+
 @pytest.fixture
 def distilled(log: Path, tmp_path: Path) -> Path:
     out = tmp_path / "distilled"

@@ -17,7 +17,7 @@ from td3engine.errors import (
     DivergedError,
     Interrupted,
 )
-from td3engine.events import Event, Phase, PhaseStarted, Progress
+from td3engine.events import Event, Note, Phase, PhaseStarted, Progress
 from td3engine.interactions import Interactions, LogError, read_log
 from td3engine.run import CHECKPOINT_FILE, RESULT_SEEDS, Control, Outcome, Run, throttled
 from tests.td3engine.small import small_config, write_small_log
@@ -241,6 +241,45 @@ def test_throttling_keeps_the_last_step_and_everything_else() -> None:
         PhaseStarted("distilling"),
         Progress("distilling", 1, 5),
         Progress("distilling", 5, 5),
+    ]
+
+
+def test_throttling_keeps_where_a_phase_ended_early() -> None:
+    passed: list[Event] = []
+    listen = throttled(passed.append, every_seconds=1000)
+    for step in (1, 2, 3):
+        listen(Progress("pretraining", step, 200))
+    listen(PhaseStarted("distilling"))
+    assert passed == [
+        Progress("pretraining", 1, 200),
+        Progress("pretraining", 3, 200),
+        PhaseStarted("distilling"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mode", "backbone", "shared_steps", "softmax"),
+    [
+        ("shared-items", "sasrec", 0, "sampled"),
+        ("from-scratch", "sasrec", 0, "full"),
+        ("from-scratch", "sasrec", 2, "sampled"),
+        ("shared-items", "bert4rec", 0, "full"),
+    ],
+)
+def test_says_whether_learners_competed_with_a_sample(
+    log: Interactions, tmp_path: Path, mode: str, backbone: str, shared_steps: int, softmax: str
+) -> None:
+    config = small_config(
+        mode=mode,
+        backbone={"name": backbone},
+        outer={"softmax": "sampled", "negatives": 5, "shared_steps": shared_steps, "steps": 3},
+    )
+    events: list[Event] = []
+    run(log, tmp_path, config, listener=events.append)
+    assert load_bundle(tmp_path).manifest.config.outer.softmax == softmax
+    notes = [event.message for event in events if isinstance(event, Note)]
+    assert [note.startswith("outer: a sampled softmax, 5 of ") for note in notes] == [
+        softmax == "sampled"
     ]
 
 

@@ -2,7 +2,7 @@
 
 The plain one is the textbook: dense targets S and dense KL, every step with `create_graph=True`,
 Adam written out on the tape, one backward from the real loss to U, T, G. In float64 both must agree
-to 1e-8 relative (method, section 7).
+to 1e-8 relative (method, section 6).
 """
 
 from collections.abc import Sequence
