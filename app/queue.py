@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def celery_settings(broker_url: str) -> dict[str, Any]:
-    """What publisher and consumer have to agree on. See DESIGN: Celery, as it really behaves."""
+    """What publisher and consumer have to agree on. See worker/celery_app.py."""
     return {
         "broker_url": broker_url,
         "broker_connection_retry_on_startup": True,

@@ -32,7 +32,8 @@ class Quotas(BaseModel):
         default=2 * 1024**3, description="Size of one uploaded file; also `TD3_MAX_UPLOAD_BYTES`."
     )
     rows: _Limit = Field(
-        default=50_000_000, description="Interactions of one uploaded file; also `max_rows` above."
+        default=50_000_000,
+        description="Interactions of one uploaded file; also `max_rows` of `TD3_UPLOAD_LIMITS`.",
     )
     requests_per_minute: Annotated[int, Field(gt=0)] = Field(
         default=6_000, description="Requests with its keys, in any 60 seconds."

@@ -1,7 +1,7 @@
 """Tables and plots of the quality study: python -m benchmarks.quality_report
 
-Writes docs/results.md and its pictures, and the block between the result markers of README.md, from
-the files in docs/results. No figure is typed by hand.
+Writes docs/results.md and its pictures, and the blocks between markers of README.md and
+docs/presets.md, from the files in docs/results. No measured figure is typed by hand.
 """
 
 import json

@@ -1,7 +1,7 @@
 """The Tucker-factored summary (method, section 3): factors, soft sequences, scores.
 
-S = softmax_over_items(G x1 U x2 T x3 V) is never built: `query` gives C = G x1 U x2 T, and a soft
-sequence is attention with query C, key V and value E (identity I-1).
+S = softmax_over_items(G x1 U x2 T x3 V) need not be built: `query` gives C = G x1 U x2 T, and a
+soft sequence is attention with query C, key V and value E (identity I-1).
 """
 
 from dataclasses import dataclass, replace
