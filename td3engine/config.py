@@ -322,8 +322,8 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 LEARNERS: dict[BackboneName, dict[str, Any]] = {
     "sasrec": {},
     "gru4rec": {"steps": 600},
-    "narm": {"steps": 1500},
-    "bert4rec": {"lr": 0.01, "steps": 1500},
+    "narm": {"steps": 600},
+    "bert4rec": {"lr": 0.01, "steps": 3000},
 }
 
 
