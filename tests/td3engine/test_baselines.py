@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from td3engine.evaluation import Benchmark, longest_histories, most_recent, popularity_rows
+from td3engine.evaluation import (
+    Benchmark,
+    _as_epochs,
+    longest_histories,
+    most_recent,
+    popularity_rows,
+)
 from td3engine.sequences import questions
 from tests.td3engine.oracles import make_split
 from tests.td3engine.small import small_config
@@ -32,6 +38,13 @@ def test_most_recent_goes_by_the_last_training_event() -> None:
 def test_users_without_a_transition_are_no_baseline() -> None:
     split = make_split([range(3), range(5), range(3), range(4)], 10)
     assert sorted(longest_histories(split, CONFIG).end.tolist()) == [3 + 3, 11 + 2]
+
+
+@pytest.mark.parametrize(("windows", "steps"), [(2, 8), (4, 8), (16, 8)])
+def test_real_users_have_as_many_steps_as_a_summary(windows: int, steps: int) -> None:
+    learner = small_config(learner={"batch": 4, "steps": 8}).learner
+    budget = _as_epochs(learner, "shared-items", windows)
+    assert budget.max_epochs * -(-windows // budget.batch) == steps
 
 
 def test_a_look_at_validation_asks_a_fixed_sample() -> None:

@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from td3engine.config import BACKBONES, MODES, PRESETS, DistillConfig, Preset, build_config
+from td3engine.config import (
+    BACKBONES,
+    LEARNERS,
+    MODES,
+    PRESETS,
+    DistillConfig,
+    Preset,
+    build_config,
+    learner_of,
+)
 from tests.td3engine.small import small_config
 
 WINDOWS = {"steps": 20, "scratch_steps": 60}
@@ -88,3 +97,14 @@ def test_presets_work_in_every_mode_with_every_backbone(
 ) -> None:
     config = build_config(preset, {"mode": mode, "backbone": {"name": backbone}})
     assert (config.mode, config.backbone.name) == (mode, backbone)
+
+
+def test_learners_of_another_backbone_have_settings_of_their_own() -> None:
+    config = small_config()
+    assert learner_of(config, None) == config == learner_of(config, "sasrec")
+    other = learner_of(config, "bert4rec")
+    assert other.backbone.name == "bert4rec"
+    assert other.learner == config.learner.model_copy(update=LEARNERS["bert4rec"])
+    # What is asked for goes over both; fewer steps than a window of distilling are no matter.
+    asked = learner_of(config, "bert4rec", {"steps": 2}).learner
+    assert (asked.steps, asked.lr) == (2, LEARNERS["bert4rec"]["lr"])
