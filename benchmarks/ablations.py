@@ -1,8 +1,8 @@
 """What each part of the method is worth: python -m benchmarks.ablations --data LOGS
 
-Every row changes one thing of one base setting, distils again and measures learners on test, for
-`shared-items`. Finished rows are kept. Where the base uses a knob's value already, the base's row
-stands for it.
+Every row changes one thing of one base setting, distils again and measures learners on test: for
+`shared-items`, and in the family `scratch` for learners from scratch, with a base row of its own.
+Finished rows are kept. Where the base uses a knob's value already, the base's row stands for it.
 """
 
 import argparse
@@ -18,15 +18,16 @@ import torch
 from benchmarks.datasets import DATASETS
 from benchmarks.study import CPU, Study
 from td3engine.backbones import build_backbone
-from td3engine.config import DistillConfig, Mode, Preset, build_config, merge
+from td3engine.config import DistillConfig, Mode, Preset
 from td3engine.distill import Distillation, Pooled
 from td3engine.evaluation import Benchmark, summary_rows
+from td3engine.presets import build_config, merge
 from td3engine.processor import settle
 from td3engine.sequences import questions
 from td3engine.summary import query
 
 # `quality` is what the quality tables are made with.
-FAMILIES = ("base", "parts", "preset", "window", "users", "steps")
+FAMILIES = ("base", "parts", "preset", "window", "users", "steps", "scratch")
 PRESETS: tuple[Preset, ...] = ("fast", "balanced")
 
 
@@ -84,9 +85,19 @@ def variants(base: DistillConfig) -> list[Variant]:
     for users in (5, 10, 50, 100):
         size = {"summary": {"users": users}, "learner": {"batch": -(-users // 2)}}
         found.append(Variant("users", f"{users} sequences", size))
-    return found + [
+    found += [
         Variant("steps", f"{steps} outer steps", {"outer": {"steps": steps}})
         for steps in (25, 50, 200, 400)
+    ]
+    changes: dict[str, dict[str, Any]] = {
+        "from scratch": {},
+        "from scratch, half of a target is the next item": {"teacher_share": 0.5},
+        "from scratch, targets are next items": {"teacher_share": 0.0},
+        "from scratch, outer rate 0.06": {"scratch_lr": 0.06},
+    }
+    return found + [
+        Variant("scratch", name, {"mode": "from-scratch", "outer": change})
+        for name, change in changes.items()
     ]
 
 
@@ -151,7 +162,12 @@ def main() -> None:
         # The sizes of the log, and the steps and windows of `balanced`.
         balanced = {
             "learner": {"objective": "last-and-augmented"},
-            "outer": {"steps": options.steps, "window": 20, "validate_every": 25},
+            "outer": {
+                "steps": options.steps,
+                "window": 20,
+                "scratch_lr": 0.03,
+                "validate_every": 25,
+            },
         }
         base = merge(given.model_dump(mode="json"), balanced)
         for variant in variants(DistillConfig.model_validate(base)):

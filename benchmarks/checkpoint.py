@@ -19,10 +19,11 @@ import numpy as np
 import torch
 
 from benchmarks.work import PUBLISHED, Work, random_log
-from td3engine.config import DistillConfig, Mode, build_config, merge
+from td3engine.config import DistillConfig, Mode
 from td3engine.distill import Distillation
 from td3engine.interactions import Interactions, Split
 from td3engine.model import Recommender
+from td3engine.presets import build_config, merge
 from td3engine.run import CHECKPOINT_FILE, CHECKPOINT_SHARE, Control, Run
 from td3engine.sequences import questions, training_windows
 from td3engine.teacher import FullSteps, LogTraining

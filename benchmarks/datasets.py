@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from td3engine.config import LEARNERS, BackboneName, DistillConfig, Mode, build_config, merge
+from td3engine.config import BackboneName, DistillConfig, Mode
 from td3engine.interactions import Split, read_log
 from td3engine.ml100k import cache_folder, fetch_ml100k
+from td3engine.presets import LEARNERS, build_config, merge
 from td3engine.run import split_log
 
 
@@ -55,7 +56,7 @@ SPARSE = {"dropout": 0.5}
 # Windows of 20 and nine targets a sequence, where a step over all positions takes too long here.
 SHORT: dict[str, Any] = {
     "learner": {"objective": "last-and-augmented"},
-    "outer": {"window": 20},
+    "outer": {"window": 20, "scratch_lr": 0.03},
 }
 
 SCRATCH: dict[str, Any] = {"outer": {"steps": 300, "validate_every": 50}}
@@ -69,14 +70,18 @@ DATASETS: dict[str, Dataset] = {
     ),
     "ml-1m": Dataset(
         "ml-1m.csv.gz",
-        # Chosen on validation (teacher .163): learners of 400 steps .120 after 60 outer steps (from
-        # the teacher's checkpoints .107), .137 after 600, .143 after 1,500.
         {
+            "teacher": {"dropout": 0.1},
             "summary": _size(50, 50, 16),
-            "learner": {"batch": 25, "steps": 400},
-            "outer": {"steps": 1500, "validate_every": 100, "validation_learners": 2},
+            "learner": {"batch": 25, "steps": 800},
+            "outer": {"steps": 1500, "lr": 0.06, "validate_every": 250},
         },
-        {"from-scratch": merge(SCRATCH, {"outer": {"validation_learners": 3}})},
+        {
+            "from-scratch": {
+                "learner": {"scratch_steps": 400},
+                "outer": {"steps": 450, "validate_every": 75},
+            }
+        },
     ),
     "amazon2018-magazine": Dataset(
         "amazon2018-magazine.csv.gz",

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from benchmarks.work import Work, published, sizes
 from td3engine.backbones import build_backbone
-from td3engine.config import DistillConfig, LearnerConfig, build_config, merge
+from td3engine.config import DistillConfig, LearnerConfig
 from td3engine.interactions import Split
 from td3engine.learner import encode_last, learn
 from td3engine.model import Recommender
+from td3engine.presets import build_config, merge
 from td3engine.ranking import evaluate
 from td3engine.seeding import Purpose, generator
 from td3engine.sequences import questions, training_windows
@@ -167,7 +168,7 @@ def published_start(work: Work) -> tuple[Tensor, Tensor, Tensor]:
 def train_teacher(split: Split, config: DistillConfig, device: torch.device) -> Trained:
     """The full-data model, early-stopped on validation."""
     history = config.data.max_history
-    backbone = build_backbone(config.backbone, history)
+    backbone = build_backbone(config.teacher_backbone, history)
     training = LogTraining(
         split,
         Recommender(backbone, split.n_items, config.backbone.hidden),

@@ -20,10 +20,10 @@ import torch
 
 from td3engine.bundle import load_bundle
 from td3engine.commands import prepare_for
-from td3engine.config import build_config, merge
 from td3engine.evaluation import random_user_rows, summary_rows, zero_step_rows
 from td3engine.events import Event, PhaseStarted
 from td3engine.interactions import Interactions, read_log, read_normalised, write_normalised
+from td3engine.presets import build_config, merge
 from td3engine.processor import settle
 from td3engine.report import Row
 from td3engine.run import RESULT_SEEDS, Control, Run

@@ -250,13 +250,13 @@ class Study:
         return Benchmark.prepare(self.split, self.config(cell.backbone, cell.mode), CPU)
 
     def _recommender(self, config: DistillConfig) -> Recommender:
-        backbone = build_backbone(config.backbone, config.data.max_history)
+        backbone = build_backbone(config.teacher_backbone, config.data.max_history)
         return Recommender(backbone, self.split.n_items, config.backbone.hidden)
 
     def _trained(
         self, name: str, config: DistillConfig, start: Callable[[], LogTraining]
     ) -> Trained:
-        key = [config.backbone, config.teacher, config.data]
+        key = [config.teacher_backbone, config.teacher, config.data]
         path = self.work / f"{name}-{_hash(*key)}.pt"
         if not path.exists():
             training = start()

@@ -15,9 +15,10 @@ from benchmarks.datasets import DATASETS
 from benchmarks.study import prefix_windows, processor
 from benchmarks.textbook import RealRows, SASRec, TextbookTD3
 from td3engine.backbones import Backbone, build_backbone
-from td3engine.config import DistillConfig, build_config, merge
+from td3engine.config import DistillConfig
 from td3engine.distill import Distillation
 from td3engine.interactions import Split
+from td3engine.presets import build_config, merge
 from td3engine.sequences import gather, questions, training_windows
 from td3engine.teacher import Trained
 

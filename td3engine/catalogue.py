@@ -160,6 +160,41 @@ class _MeanLogSumExp(torch.autograd.Function):
         return tuple(None if each is None else each * upstream for each in ctx.gradients)
 
 
+def mean_expected_score(
+    hidden_KF: Tensor, table_NF: Tensor, given_KG: Tensor, keys_NG: Tensor
+) -> Tensor:
+    """The mean over rows of h . (Q F) with Q = softmax(g K^T): the score that another model, of
+    states g and table K, expects an item to have. Once differentiable in h and F."""
+    value: Tensor = _MeanExpectedScore.apply(hidden_KF, table_NF, given_KG, keys_NG)  # type: ignore[no-untyped-call]
+    return value
+
+
+class _MeanExpectedScore(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_KF: Tensor, table_NF: Tensor, given_KG: Tensor, keys_NG: Tensor
+    ) -> Tensor:
+        expected = torch.empty_like(hidden_KF)
+        to_table = torch.zeros_like(table_NF) if ctx.needs_input_grad[1] else None
+        weight = 1 / max(1, len(hidden_KF))
+        at_once = _rows_at_once(hidden_KF, table_NF)
+        for first in range(0, len(hidden_KF), at_once):
+            rows = slice(first, first + at_once)
+            Q = (given_KG[rows] @ keys_NG.T).softmax(-1)
+            torch.mm(Q, table_NF, out=expected[rows])
+            if to_table is not None:
+                to_table.addmm_(Q.T, hidden_KF[rows] * weight)
+        value = (hidden_KF * expected).sum() * weight
+        ctx.gradients = expected.mul_(weight), to_table
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        found = (None if each is None else each * upstream for each in ctx.gradients)
+        return *found, None, None
+
+
 def _rows_at_once(hidden_KD: Tensor, table_ND: Tensor) -> int:
     """How many rows' scores are taken at a time where nothing of them is kept."""
     most = max(1, SCORES_AT_ONCE // len(table_ND))

@@ -14,9 +14,10 @@ from rich.markup import escape
 
 from td3engine import __version__
 from td3engine.client import ServiceError
-from td3engine.config import MODES, BackboneName, DistillConfig, Preset, build_config
+from td3engine.config import MODES, BackboneName, DistillConfig, Preset
 from td3engine.errors import Interrupted, PeerLostError, UnusableError
 from td3engine.interactions import LogError
+from td3engine.presets import build_config
 
 app = typer.Typer(
     name="td3",

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from td3engine import events
 from td3engine.bundle import MANIFEST_FILE, Bundle, load_bundle
-from td3engine.config import BackboneName, DistillConfig, Mode, learner_of
+from td3engine.config import BackboneName, DistillConfig, Mode
 from td3engine.errors import Interrupted, OutputExistsError, WrongLogError
 from td3engine.evaluation import Benchmark, summary_rows
 from td3engine.export import (
@@ -30,6 +30,7 @@ from td3engine.export import (
 from td3engine.interactions import Interactions, read_log, write_normalised
 from td3engine.learner import learn
 from td3engine.parallel import join
+from td3engine.presets import learner_of
 from td3engine.processor import settle
 from td3engine.report import Row, results_tables
 from td3engine.run import Control, Run, pick_device, split_log

@@ -5,7 +5,7 @@ summary carries them, so a summary always says how it was made. Section numbers 
 (docs/method.md).
 """
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -27,7 +27,6 @@ AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 # use anywhere near it.
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
 Softmax = Literal["auto", "full", "sampled"]
-TEACHER_STEPS = 16_000  # of a teacher whose epochs are set by the log
 SAMPLED_FROM = 50_000  # items; a step over all of more is slower than many over samples
 Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -80,7 +79,9 @@ class BackboneConfig(_Part):
     inner: Annotated[int, Field(ge=4, le=8192)] = Field(
         default=64, description="Width of the feed-forward layer, or of the GRU."
     )
-    dropout: Probability = 0.2
+    dropout: Probability = Field(
+        default=0.2, description="Of learners on a summary, and of the teacher but for its own."
+    )
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:
@@ -98,6 +99,9 @@ class TeacherConfig(_Part):
     )
     lr: PositiveFloat = 0.003
     weight_decay: NonNegativeFloat = 0.0
+    dropout: Probability | None = Field(
+        default=None, description="While the teacher trains; by default `backbone.dropout`."
+    )
     patience: PositiveInt = Field(
         default=5, description="Validations without a better NDCG@10 before training stops."
     )
@@ -190,7 +194,12 @@ class OuterConfig(_Part):
         "The draws are the same, so results are too, but for rounding. Memory grows with "
         "`learners`. Applies where `compiled` does, and goes with it; others run as they are.",
     )
-    lr: PositiveFloat = 0.03
+    lr: PositiveFloat = Field(
+        default=0.03, description="Rate of the outer steps that distil for `shared-items`."
+    )
+    scratch_lr: PositiveFloat = Field(
+        default=0.03, description="Rate of those that distil for `from-scratch`."
+    )
     weight_decay: NonNegativeFloat = 1e-4
     normalise: bool = Field(
         default=True,
@@ -202,6 +211,12 @@ class OuterConfig(_Part):
     )
     feature_weight: NonNegativeFloat = Field(
         default=30.0, description="lambda: weight of the feature alignment with the teacher."
+    )
+    teacher_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        default=1.0,
+        description="From scratch: how much of a real target is the teacher's distribution over "
+        "all items, the rest being the next item. Does not go with `among: unseen`, under which "
+        "targets are next items.",
     )
     among: Literal["all", "unseen"] = Field(
         default="all",
@@ -240,6 +255,10 @@ class OuterConfig(_Part):
     validation_learners: PositiveInt = Field(
         default=2, description="Learners trained for each of those measurements."
     )
+
+    def lr_in(self, mode: Mode) -> float:
+        """Rate of the outer steps that distil for this mode."""
+        return self.lr if mode == "shared-items" else self.scratch_lr
 
 
 class DistillConfig(_Part):
@@ -298,129 +317,12 @@ class DistillConfig(_Part):
             )
 
     @property
+    def teacher_backbone(self) -> BackboneConfig:
+        """The backbone as the teacher trains it."""
+        own = self.teacher.dropout
+        return self.backbone if own is None else self.backbone.model_copy(update={"dropout": own})
+
+    @property
     def learner_history(self) -> int:
         """Longest history a learner reads: zeta synthetic positions train zeta - 1 predictions."""
         return self.summary.length - 1
-
-
-PRESETS: dict[Preset, dict[str, Any]] = {
-    "fast": {
-        "auto": ["teacher.batch", "teacher.max_epochs"],
-        "outer": {"steps": 120, "validate_every": 20},
-    },
-    "balanced": {},
-    "quality": {
-        "learner": {"objective": "all-positions"},
-        "outer": {"steps": 500, "window": 40, "validation_learners": 3},
-    },
-    "auto": {"auto": AUTO_KNOBS},
-}
-
-
-# What learners of another backbone need on a summary that SASRec distilled; chosen on ML-100k's
-# validation (docs/decisions.md).
-LEARNERS: dict[BackboneName, dict[str, Any]] = {
-    "sasrec": {},
-    "gru4rec": {"steps": 600},
-    "narm": {"steps": 600},
-    "bert4rec": {"lr": 0.01, "steps": 3000},
-}
-
-
-def learner_of(
-    config: DistillConfig, backbone: BackboneName | None, over: dict[str, Any] | None = None
-) -> DistillConfig:
-    """The settings of learners on a summary that was distilled by `config`.
-
-    Args:
-        config: of the summary.
-        backbone: of the learners; None is that of the summary. Another one has its own steps and
-            rate.
-        over: `learner` settings laid over that.
-
-    Raises:
-        pydantic.ValidationError: an unknown setting, or a value outside its limits.
-    """
-    name = backbone or config.backbone.name
-    own = LEARNERS[name] if name != config.backbone.name else {}
-    learner = merge(config.learner.model_dump(), merge(own, over or {}))
-    parts = {
-        "backbone": config.backbone.model_copy(update={"name": name}),
-        "learner": LearnerConfig.model_validate(learner),
-    }
-    return config.model_copy(update=parts)
-
-
-def build_config(
-    preset: Preset = "balanced", overrides: dict[str, Any] | None = None
-) -> DistillConfig:
-    """Preset with overrides (nested dictionaries) laid over it.
-
-    Raises:
-        pydantic.ValidationError: an unknown key or a value outside its limits, with its path.
-    """
-    asked = overrides or {}
-    left = [knob for knob in PRESETS[preset].get("auto", ()) if not _has(asked, knob)]
-    given = merge(PRESETS[preset], {"auto": left} | asked)
-    return DistillConfig.model_validate(given)
-
-
-def sized_by_data(
-    config: DistillConfig, *, users: int, interactions: int, training_interactions: int
-) -> DistillConfig:
-    """The configuration with its `auto` knobs set for a log of this size (after the filter).
-
-    Sequences grow with the fourth root of the interactions, from 30 at 100 thousand; a sequence
-    is three times as long as a training history is on average, within 20 and what a model reads;
-    a learner's step takes half of the sequences; larger logs get more outer steps. A teacher's
-    epoch is at most about a thousand steps long, until a step takes 1,024 windows, and it takes
-    no more than some 16 thousand steps in all.
-    """
-    if not config.auto:
-        return config
-    growth = (interactions / 100_000) ** 0.25
-    found = config.model_dump()
-    found["auto"] = ()
-    longest = config.data.max_history + 1
-    outer = config.outer
-    # A user's last window is short: most users have one more than their events fill.
-    windows = users + (training_interactions - users) / config.data.max_history
-    batch = min(max(64, round(windows / 1000)), 1024)
-    taken = batch if "teacher.batch" in config.auto else config.teacher.batch
-    epochs = max(config.teacher.validate_every, round(TEACHER_STEPS * taken / windows))
-    # From scratch, at least as many steps of its own as shared ones.
-    fewest = max(100, 2 * outer.shared_steps if config.mode == "from-scratch" else 0)
-    sized: dict[AutoKnob, int] = {
-        "summary.users": min(max(round(30 * growth), 20), 100),
-        "summary.length": min(max(round(3 * training_interactions / users), 20), 50, longest),
-        "outer.steps": max(fewest, min(round(outer.steps * growth), 2 * outer.steps)),
-        "teacher.batch": batch,
-        "teacher.max_epochs": min(config.teacher.max_epochs, epochs),
-    }
-    for knob in config.auto:
-        if knob in sized:
-            _set(found, knob, sized[knob])
-    if "learner.batch" in config.auto:
-        _set(found, "learner.batch", -(-found["summary"]["users"] // 2))
-    return DistillConfig.model_validate(found)
-
-
-def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`, dictionaries merged key by key; neither is changed."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        merged[key] = (
-            merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-        )
-    return merged
-
-
-def _has(settings: dict[str, Any], knob: AutoKnob) -> bool:
-    part, name = knob.split(".")
-    return isinstance(settings.get(part), dict) and name in settings[part]
-
-
-def _set(settings: dict[str, Any], knob: AutoKnob, value: int) -> None:
-    part, name = knob.split(".")
-    settings[part][name] = value

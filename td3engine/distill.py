@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.backbones import Backbone
@@ -38,7 +37,7 @@ from td3engine.learner import (
     learn_from,
     recommender,
 )
-from td3engine.model import Draws, mean_cross_entropy, unseen_cross_entropy
+from td3engine.model import Draws
 from td3engine.parallel import World
 from td3engine.ranking import evaluate
 from td3engine.reading import Reader, ReadQueries, reader_for
@@ -47,6 +46,7 @@ from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, gather, training_windows
 from td3engine.start import initial_summary
 from td3engine.summary import Summary, query
+from td3engine.surrogate import RealBatch, Surrogate
 from td3engine.teacher import Trained
 from td3engine.unroll import LearnerState
 from td3engine.windows import Alone, Together, Window
@@ -161,8 +161,10 @@ class Distillation:
         self.sampler: Sampler | None = None
         if sampled:
             self.sampler = Sampler(self.split, self.model, outer.negatives)
+        self.surrogate = Surrogate(self.model, self.teacher, outer, self.sampler)
         trained = [factor for factor in self.factors if factor.requires_grad]
-        self.optimizer = torch.optim.Adam(trained, lr=outer.lr, weight_decay=outer.weight_decay)
+        rate, decay = outer.lr_in(mode), outer.weight_decay
+        self.optimizer = torch.optim.Adam(trained, lr=rate, weight_decay=decay)
         # Numbers of learners: of the first pool, of later ones by their step, of a second pool.
         first = 0 if self.done == 0 else outer.pool + outer.steps
         self.pools = {
@@ -254,9 +256,10 @@ class Distillation:
         gradients = self._gradients()
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
+            rate = "outer.lr" if self.mode == "shared-items" else "outer.scratch_lr"
             raise DivergedError(
                 f"the meta-gradient of outer step {self.done + 1} is not finite: a smaller "
-                "learner.lr, outer.lr or outer.window may help"
+                f"learner.lr, {rate} or outer.window may help"
             )
         wanted = 1.0 if outer.normalise else min(float(norm), outer.clip)
         for gradient in gradients:
@@ -275,9 +278,10 @@ class Distillation:
     def _rate(self) -> float:
         """The outer rate: a cosine schedule for each mode that is distilled for."""
         outer, shared = self.config.outer, self.shared_steps
+        rate = outer.lr_in(self.mode)
         if self.mode != self.config.mode:
-            return cosine(outer.lr, self.done, shared)
-        return cosine(outer.lr, self.done - shared, outer.steps - shared)
+            return cosine(rate, self.done, shared)
+        return cosine(rate, self.done - shared, outer.steps - shared)
 
     def result(self) -> tuple[Summary, dict[str, float]]:
         """The best summary by validation, and {"ndcg@10", "step"} of that choice.
@@ -333,34 +337,13 @@ class Distillation:
     def _real_gradient(
         self, theta: Tensor, rng: np.random.Generator, draw: torch.Generator
     ) -> Tensor:
-        """Gradient of the surrogate objective on a real batch: CE + lambda * MSE(features)."""
-        outer = self.config.outer
+        """Gradient of the surrogate objective on a real batch."""
         index = training_windows(self.split, self.history, rng)
-        chosen = rng.choice(len(index), min(outer.batch, len(index)), replace=False)
+        chosen = rng.choice(len(index), min(self.config.outer.batch, len(index)), replace=False)
         rows = gather(self.split, index.start[chosen], index.end[chosen])
         items, lengths = (part.to(self.device) for part in rows)
         draws = Draws(self.backbone.asked(lengths, draw), dropout=None)
-        theta = theta.detach().requires_grad_()
-        encoder_P, table_NF = self.model.parts(theta)
-        embedded = F.embedding(items, table_NF)
-        hidden_KF = self.model.states(encoder_P, embedded, lengths, draws)
-        if outer.among == "unseen":
-            loss = unseen_cross_entropy(hidden_KF, embedded, table_NF, items, draws.asked)
-        elif self.sampler is not None:
-            targets_K = items[draws.asked.rows, draws.asked.at]
-            loss = self.sampler.cross_entropy(hidden_KF, targets_K, rng).mean()
-        else:
-            targets_KF = embedded[draws.asked.rows, draws.asked.at]
-            loss = mean_cross_entropy(hidden_KF, targets_KF, table_NF)
-        if outer.feature_weight and self.mode == "shared-items":
-            with torch.no_grad():
-                features_KF = self.model.states(
-                    self.teacher.parameters, self.teacher.table[items], lengths, draws
-                )
-            apart_KD = (hidden_KF - features_KF)[:, : self.model.width]
-            loss = loss + outer.feature_weight * apart_KD.square().mean()
-        (gradient,) = torch.autograd.grad(loss, theta)
-        return gradient
+        return self.surrogate.gradient(theta, RealBatch(items, lengths, draws, rng))
 
     def _validate(self) -> None:
         """Keep the summary if learners trained on it do better than on any before."""

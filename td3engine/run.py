@@ -14,7 +14,7 @@ import torch
 
 from td3engine.backbones import build_backbone
 from td3engine.bundle import Manifest, save_bundle
-from td3engine.config import DistillConfig, sized_by_data, softmax_over
+from td3engine.config import DistillConfig, softmax_over
 from td3engine.distill import Distillation
 from td3engine.errors import CheckpointMismatchError, DeviceError, Interrupted, RanksError
 from td3engine.evaluation import Benchmark, popularity_rows, summary_rows, teacher_rows
@@ -22,6 +22,7 @@ from td3engine.events import Event, Listener, Note, Phase, PhaseStarted, Progres
 from td3engine.interactions import Interactions, Split, split
 from td3engine.model import Recommender
 from td3engine.parallel import World
+from td3engine.presets import sized_by_data
 from td3engine.processor import settle
 from td3engine.report import Row
 from td3engine.sequences import questions, training_windows
@@ -182,9 +183,10 @@ class Run:
         if "trained" in kept:
             return Trained(**kept["trained"])
         history, width = self.config.data.max_history, self.config.backbone.hidden
+        backbone = build_backbone(self.config.teacher_backbone, history)
         training = LogTraining(
             self.split,
-            Recommender(self.backbone, self.split.n_items, width),
+            Recommender(backbone, self.split.n_items, width),
             self.config.teacher,
             lambda rng: training_windows(self.split, history, rng),
             questions(self.split, "validation", history, self.config.data.validation_users),

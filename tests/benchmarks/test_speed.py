@@ -9,7 +9,8 @@ import torch
 from benchmarks import datasets, memory, speed, work
 from benchmarks.datasets import Dataset
 from benchmarks.end_to_end import Curve, compared
-from td3engine.config import Mode, merge
+from td3engine.config import Mode
+from td3engine.presets import merge
 from td3engine.teacher import Trained
 from tests.td3engine.small import SMALL, write_small_log
 

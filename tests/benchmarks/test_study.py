@@ -9,7 +9,7 @@ import pytest
 from benchmarks import datasets, quality
 from benchmarks.datasets import Dataset
 from benchmarks.study import prefix_windows
-from td3engine.config import merge
+from td3engine.presets import merge
 from tests.td3engine.oracles import make_split
 from tests.td3engine.small import SMALL, write_small_log
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from td3engine import catalogue
-from td3engine.catalogue import log_sum_exp, mean_log_sum_exp
+from td3engine.catalogue import log_sum_exp, mean_expected_score, mean_log_sum_exp
 from tests.td3engine.oracles import distance, leaves, normal
 
 ROWS, WIDTH, ITEMS = 7, 6, 11
@@ -188,6 +188,32 @@ def test_no_rows_at_all() -> None:
         assert not each.any()
     assert firsts[0].shape == (0, WIDTH)
     assert firsts[1].shape == (ITEMS, WIDTH)
+
+
+@pytest.mark.parametrize("trained", TRAINED)
+def test_the_score_that_another_model_expects(trained: str) -> None:
+    """Of other width than ours; value and gradients, and none to the other model."""
+    hidden, table, inputs = arguments(trained)
+    given, keys = leaves(normal(4, ROWS, WIDTH + 1), normal(5, ITEMS, WIDTH + 1))
+    found = mean_expected_score(hidden, table, given, keys)
+    wanted = ((given @ keys.T).detach().softmax(-1) * (hidden @ table.T)).sum() / ROWS
+    assert distance(found, wanted) < EXACT
+    both = [
+        torch.autograd.grad(value * 2.5, [*inputs, given, keys], materialize_grads=True)
+        for value in (found, wanted)
+    ]
+    for nth, (ours, theirs) in enumerate(zip(*both, strict=True)):
+        assert (theirs.norm() > 1e-3) == (nth < len(inputs))
+        assert distance(ours, theirs) < EXACT or not (ours.any() or theirs.any())
+
+
+def test_no_rows_expect_no_score() -> None:
+    table = normal(1, ITEMS, WIDTH).requires_grad_()
+    none = torch.empty(0, WIDTH)
+    value = mean_expected_score(none, table, none, normal(2, ITEMS, WIDTH))
+    assert value.item() == 0.0
+    (gradient,) = torch.autograd.grad(value, table)
+    assert not gradient.any()
 
 
 class MostScores(TorchDispatchMode):

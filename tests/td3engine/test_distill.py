@@ -44,6 +44,7 @@ from tests.td3engine.small import small_config
 
 ITEMS, WIDTH, ZETA = 9, 4, 8
 EXACT = 1e-8
+RATES: dict[Mode, float] = {"shared-items": 0.03, "from-scratch": 0.05}
 KINDS: list[tuple[Mode, bool]] = [
     ("shared-items", False),
     ("from-scratch", False),
@@ -99,6 +100,9 @@ def config_of(mode: Mode, **outer: Any) -> DistillConfig:
             "weight_decay": 0.02,
             "validate_every": 1000,
             "shared_steps": 0,
+            "teacher_share": 0.3,
+            "lr": RATES["shared-items"],
+            "scratch_lr": RATES["from-scratch"],
             **outer,
         },
     )
@@ -143,6 +147,22 @@ def feature_distance(
     ).square().mean()  # fmt: skip
 
 
+def teacher_loss(textbook: Textbook, teacher: Trained, theta: Tensor, rows: list[Tensor]) -> Tensor:
+    """Mean cross-entropy of the teacher's whole distribution at each event, which it has with its
+    own table, and bias if it has one."""
+    table = teacher.table
+    whole = torch.cat([teacher.parameters, table[:, :WIDTH].flatten(), table[:, WIDTH:].flatten()])
+    own = Textbook(textbook.encode, textbook.size, textbook.V, True, textbook.biased)
+    _, E, b = textbook.parts(theta)
+    _, theirs, their_b = own.parts(whole)
+    found = []
+    for events in rows:
+        wanted = (own.real_states(whole, events) @ theirs.T + their_b).softmax(-1)
+        logits = textbook.real_states(theta, events) @ E.T + b
+        found.append(-(wanted * logits.log_softmax(-1)).sum(-1))
+    return torch.cat(found).mean()
+
+
 def textbook_step(
     distillation: Distillation,
     textbook: Textbook,
@@ -166,10 +186,13 @@ def textbook_step(
         lr = config.learner.lr * (1 - learner.age / learner_steps)
         learner = learner.step(loss, lr, config.learner.weight_decay)
     judged = textbook.real_loss(learner.theta, real, config.outer.among == "unseen")
+    teacher, share = distillation.teacher, config.outer.teacher_share
     if not textbook.own_table:  # from scratch there is no common space to align in
-        teacher = distillation.teacher
         distant = feature_distance(textbook, teacher, learner.theta, real)
         judged = judged + config.outer.feature_weight * distant
+    elif config.outer.among == "all":
+        theirs = teacher_loss(textbook, teacher, learner.theta, real)
+        judged = (1 - share) * judged + share * theirs
     return torch.autograd.grad(judged, factors), learner
 
 
@@ -216,7 +239,7 @@ def test_outer_steps_are_the_textbooks(
             assert distance(factor.grad, gradient) < EXACT
         for factor, gradient in zip(theirs, wanted, strict=True):
             factor.grad = gradient
-        optimizer.param_groups[0]["lr"] = config.outer.lr * (1 + math.cos(math.pi * done / 6)) / 2
+        optimizer.param_groups[0]["lr"] = RATES[mode] * (1 + math.cos(math.pi * done / 6)) / 2
         optimizer.step()
         for ours, factor in zip(distillation.factors, theirs, strict=True):
             assert distance(ours, factor) < EXACT
@@ -303,9 +326,7 @@ def test_the_first_steps_from_scratch_may_be_those_of_shared_items(
             assert distance(ours.grad, gradient) < EXACT
             factor.grad = gradient
         of = (done, 2) if done < 2 else (done - 2, 4)
-        optimizer.param_groups[0]["lr"] = (
-            config.outer.lr * (1 + math.cos(math.pi * of[0] / of[1])) / 2
-        )
+        optimizer.param_groups[0]["lr"] = RATES[mode] * (1 + math.cos(math.pi * of[0] / of[1])) / 2
         optimizer.step()
         for again in resumed:
             next(again.steps())

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from td3engine import cli, export
 from td3engine.bundle import Bundle, Manifest, load_bundle, save_bundle
-from td3engine.config import BackboneName, build_config, merge
+from td3engine.config import BackboneName
 from td3engine.errors import DivergedError, OutputExistsError, UnusableError
 from td3engine.export import (
     sample_sequences,
@@ -26,6 +26,7 @@ from td3engine.export import (
     write_soft,
 )
 from td3engine.interactions import read_log, split
+from td3engine.presets import build_config, merge
 from td3engine.seeding import Purpose, generator
 from td3engine.summary import Summary
 from tests.td3engine.small import SMALL, small_config

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from td3engine import run as run_module
+from td3engine.backbones import Backbone, build_backbone
 from td3engine.bundle import MEDIA_TYPES, load_bundle
-from td3engine.config import DistillConfig
+from td3engine.config import BackboneConfig, DistillConfig
 from td3engine.errors import (
     BundleError,
     CheckpointMismatchError,
@@ -383,3 +385,24 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device 
 def test_a_run_on_cuda(log: Interactions, tmp_path: Path) -> None:
     outcome = run(log, tmp_path, small_config(device="cuda"))
     assert load_bundle(tmp_path).manifest == outcome.manifest
+
+
+def test_the_teacher_may_have_a_dropout_of_its_own(
+    log: Interactions, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It trains with that, learners with the backbone's."""
+    rates: list[float] = []
+
+    def watched(config: BackboneConfig, history: int) -> Backbone:
+        rates.append(config.dropout)
+        return build_backbone(config, history)
+
+    monkeypatch.setattr(run_module, "build_backbone", watched)
+    rate = small_config().backbone.dropout
+    assert rate > 0
+    run(log, tmp_path / "own", small_config(teacher={"dropout": 0.0}))
+    assert rates == [rate, 0.0]  # of learners, of the teacher
+    own, like = load_bundle(tmp_path / "own").summary, load_bundle(whole).summary
+    assert not torch.equal(own.V, like.V)
+    run(log, tmp_path / "said", small_config(teacher={"dropout": rate}))
+    assert torch.equal(load_bundle(tmp_path / "said").summary.V, like.V)

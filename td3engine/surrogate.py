@@ -1,0 +1,103 @@
+"""The surrogate objective: what a learner of the outer loop is worth on real windows (section 5).
+
+Cross-entropy of what happened next, and nearness to the teacher, in a form that the mode allows.
+Learners that share the teacher's item table have hidden states in the teacher's own space: the mean
+squared distance of the two. Learners with a table of their own have not, but they order the same
+items: a part of each target is the teacher's distribution over them in place of the next item.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from td3engine.catalogue import mean_expected_score
+from td3engine.config import OuterConfig
+from td3engine.model import (
+    Draws,
+    Recommender,
+    mean_cross_entropy,
+    mean_score,
+    unseen_cross_entropy,
+)
+from td3engine.sampled import Sampler
+from td3engine.teacher import Trained
+
+
+@dataclass(frozen=True)
+class RealBatch:
+    """Real windows and what is asked of them.
+
+    Attributes:
+        items: right-padded, int64 (B, L).
+        lengths: events in each row, int64 (B).
+        draws: the asked events; no dropout.
+        rng: of drawn items, where the softmax is sampled.
+    """
+
+    items: Tensor
+    lengths: Tensor
+    draws: Draws
+    rng: np.random.Generator
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The objective of learners of one kind.
+
+    Attributes:
+        model: the learners.
+        teacher: trained on the whole log; its first d table columns are V.
+        outer: weights, and what targets compete with.
+        sampler: of items that real targets compete with; None: all of them.
+    """
+
+    model: Recommender
+    teacher: Trained
+    outer: OuterConfig
+    sampler: Sampler | None
+
+    def gradient(self, theta_P: Tensor, batch: RealBatch) -> Tensor:
+        """Gradient of the objective to a learner's parameters, (P)."""
+        theta = theta_P.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(self.loss(theta, batch), theta)
+        return gradient
+
+    def loss(self, theta_P: Tensor, batch: RealBatch) -> Tensor:
+        """The objective, once differentiable."""
+        encoder_P, table_NF = self.model.parts(theta_P)
+        embedded_BLF = F.embedding(batch.items, table_NF)
+        hidden_KF = self.model.states(encoder_P, embedded_BLF, batch.lengths, batch.draws)
+        loss = self._of_targets(hidden_KF, embedded_BLF, table_NF, batch)
+        if self.model.frozen is None or not self.outer.feature_weight:
+            return loss
+        apart_KD = (hidden_KF - self._teachers(batch))[:, : self.model.width]
+        return loss + self.outer.feature_weight * apart_KD.square().mean()
+
+    def _of_targets(
+        self, hidden_KF: Tensor, embedded_BLF: Tensor, table_NF: Tensor, batch: RealBatch
+    ) -> Tensor:
+        """Mean cross-entropy of the targets."""
+        asked = batch.draws.asked
+        if self.outer.among == "unseen":
+            return unseen_cross_entropy(hidden_KF, embedded_BLF, table_NF, batch.items, asked)
+        if self.sampler is not None:
+            targets_K = batch.items[asked.rows, asked.at]
+            return self.sampler.cross_entropy(hidden_KF, targets_K, batch.rng).mean()
+        happened_KF = embedded_BLF[asked.rows, asked.at]
+        loss = mean_cross_entropy(hidden_KF, happened_KF, table_NF)
+        share = self.outer.teacher_share
+        if self.model.frozen is not None or not share:
+            return loss
+        # Of a cross-entropy only the score that is expected depends on the target (I-2).
+        expected = mean_score(hidden_KF, happened_KF)
+        theirs = self._teachers(batch), self.teacher.table
+        return loss + share * (expected - mean_expected_score(hidden_KF, table_NF, *theirs))
+
+    @torch.no_grad()
+    def _teachers(self, batch: RealBatch) -> Tensor:
+        """The teacher's hidden states where the learner's are asked for, as scored, (K, f)."""
+        read_BLF = F.embedding(batch.items, self.teacher.table)
+        return self.model.states(self.teacher.parameters, read_BLF, batch.lengths, batch.draws)
