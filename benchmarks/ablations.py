@@ -91,9 +91,9 @@ def variants(base: DistillConfig) -> list[Variant]:
     ]
     changes: dict[str, dict[str, Any]] = {
         "from scratch": {},
-        "from scratch, half of a target is the next item": {"teacher_share": 0.5},
-        "from scratch, targets are next items": {"teacher_share": 0.0},
-        "from scratch, outer rate 0.06": {"scratch_lr": 0.06},
+        "half of a target is the next item": {"teacher_share": 0.5},
+        "targets are next items": {"teacher_share": 0.0},
+        "outer rate 0.06": {"scratch_lr": 0.06},
     }
     return found + [
         Variant("scratch", name, {"mode": "from-scratch", "outer": change})
@@ -159,13 +159,14 @@ def main() -> None:
     for dataset in options.dataset:
         study = Study(dataset, options.data, options.work, say)
         given = DATASETS[dataset].config("sasrec", "shared-items")
-        # The sizes of the log, and the steps and windows of `balanced`.
+        # The sizes of the log, and the steps, windows and rates of `balanced`.
         balanced = {
             "learner": {"objective": "last-and-augmented"},
             "outer": {
                 "steps": options.steps,
                 "window": 20,
-                "scratch_lr": 0.03,
+                "lr": 0.03,
+                "scratch_lr": None,
                 "validate_every": 25,
             },
         }

@@ -15,6 +15,7 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 from benchmarks.datasets import DATASETS
+from td3engine.config import MODES, Mode
 
 Rows = list[dict[str, Any]]
 RESULTS = Path("docs/results")
@@ -36,7 +37,6 @@ NAMES = {
     "soft-export": "soft export of the summary",
 }
 BACKBONES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "narm": "NARM", "bert4rec": "BERT4Rec"}
-MODES = ("shared-items", "from-scratch")
 
 
 def main() -> None:
@@ -111,7 +111,25 @@ def _introduction(content: dict[str, Any]) -> str:
         f"{machine['torch']}, Python {machine['python']}. All rows: docs/results/quality.json; "
         "`python -m benchmarks.quality` makes them. Seconds were taken while several studies and "
         "test runs shared two cores: they are a multiple of what an idle machine needs, and "
-        "compare only roughly with each other."
+        f"compare only roughly with each other.{_other_targets(content['configs'])}"
+    )
+
+
+def _other_targets(configs: dict[str, Any]) -> str:
+    """What to know of summaries for learners from scratch that were made without the teacher's
+    distribution."""
+    found = [
+        name.split()[0]
+        for name, config in configs.items()
+        if config["mode"] == "from-scratch"
+        and not config["outer"].get("teacher_share")
+        and not name.endswith("log")
+    ]
+    if not found:
+        return ""
+    return (
+        f"\n\nSummaries for learners from scratch of {', '.join(found)} are of a release whose "
+        "targets on real windows were the next items alone (`outer.teacher_share` 0)."
     )
 
 
@@ -246,19 +264,27 @@ def _ablation_section(content: dict[str, Any]) -> str:
             "",
             f"{own[0]['steps']} outer steps unless the row says otherwise, one summary a row.",
             "",
-            "| change | NDCG@10 test | validation | distilling, s | numbers learned |",
-            "|---|---|---|---|---|",
         ]
-        lines += [
-            f"| {r['name']} | {_figure(r)} | {r['validation']:.4f} | {r['distil_seconds']:.0f} | "
-            f"{r['numbers_learned']:,} |"
-            for r in own
-        ]
-        lines.append("")
+        for mode in MODES:
+            part = [r for r in own if r["mode"] == mode]
+            if part:
+                lines += [*_ablation_table(mode, part), ""]
     if any(r["family"] in ("users", "steps") for r in rows):
         _ablation_picture(rows, RESULTS / "ablations.svg")
         lines.append("![quality against size and time](results/ablations.svg)")
     return "\n".join(lines).rstrip()
+
+
+def _ablation_table(mode: Mode, rows: Rows) -> list[str]:
+    lines = [
+        f"| change, `{mode}` | NDCG@10 test | validation | distilling, s | numbers learned |",
+        "|---|---|---|---|---|",
+    ]
+    return lines + [
+        f"| {r['name']} | {_figure(r)} | {r['validation']:.4f} | {r['distil_seconds']:.0f} | "
+        f"{r['numbers_learned']:,} |"
+        for r in rows
+    ]
 
 
 def _readme_table(rows: Rows) -> str:

@@ -39,6 +39,7 @@ PUBLISHED: dict[str, Any] = {
         "lr": 0.03,
         "normalise": False,
         "feature_weight": 1.0,
+        "teacher_share": 0.0,
         "among": "all",
         "steps": 1_000_000,
     },

@@ -165,7 +165,8 @@ def mean_expected_score(
 ) -> Tensor:
     """The mean over rows of h . (Q F) with Q = softmax(g K^T): the score that another model, of
     states g and table K, expects an item to have. Once differentiable in h and F."""
-    value: Tensor = _MeanExpectedScore.apply(hidden_KF, table_NF, given_KG, keys_NG)  # type: ignore[no-untyped-call]
+    theirs = given_KG.detach(), keys_NG.detach()
+    value: Tensor = _MeanExpectedScore.apply(hidden_KF, table_NF, *theirs)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -180,7 +181,9 @@ class _MeanExpectedScore(torch.autograd.Function):
         at_once = _rows_at_once(hidden_KF, table_NF)
         for first in range(0, len(hidden_KF), at_once):
             rows = slice(first, first + at_once)
-            Q = (given_KG[rows] @ keys_NG.T).softmax(-1)
+            Q = given_KG[rows] @ keys_NG.T
+            Q.sub_(Q.amax(-1, keepdim=True)).exp_()
+            Q.div_(Q.sum(-1, keepdim=True))
             torch.mm(Q, table_NF, out=expected[rows])
             if to_table is not None:
                 to_table.addmm_(Q.T, hidden_KF[rows] * weight)

@@ -80,7 +80,8 @@ class BackboneConfig(_Part):
         default=64, description="Width of the feed-forward layer, or of the GRU."
     )
     dropout: Probability = Field(
-        default=0.2, description="Of learners on a summary, and of the teacher but for its own."
+        default=0.2,
+        description="Of learners, and of the teacher unless `teacher.dropout` is given.",
     )
 
     @model_validator(mode="after")
@@ -194,11 +195,10 @@ class OuterConfig(_Part):
         "The draws are the same, so results are too, but for rounding. Memory grows with "
         "`learners`. Applies where `compiled` does, and goes with it; others run as they are.",
     )
-    lr: PositiveFloat = Field(
-        default=0.03, description="Rate of the outer steps that distil for `shared-items`."
-    )
-    scratch_lr: PositiveFloat = Field(
-        default=0.03, description="Rate of those that distil for `from-scratch`."
+    lr: PositiveFloat = Field(default=0.03, description="Rate of outer steps.")
+    scratch_lr: PositiveFloat | None = Field(
+        default=None,
+        description="Rate of outer steps that distil for `from-scratch`; by default `outer.lr`.",
     )
     weight_decay: NonNegativeFloat = 1e-4
     normalise: bool = Field(
@@ -210,13 +210,14 @@ class OuterConfig(_Part):
         default=1.0, description="Largest global norm of a gradient that is not normalised."
     )
     feature_weight: NonNegativeFloat = Field(
-        default=30.0, description="lambda: weight of the feature alignment with the teacher."
+        default=30.0,
+        description="lambda: weight of the feature alignment with the teacher, for `shared-items`; "
+        "from scratch `teacher_share` takes its place.",
     )
     teacher_share: Annotated[float, Field(ge=0, le=1)] = Field(
         default=1.0,
         description="From scratch: how much of a real target is the teacher's distribution over "
-        "all items, the rest being the next item. Does not go with `among: unseen`, under which "
-        "targets are next items.",
+        "all items, the rest being the next item. Ignored under `among: unseen`.",
     )
     among: Literal["all", "unseen"] = Field(
         default="all",
@@ -258,7 +259,7 @@ class OuterConfig(_Part):
 
     def lr_in(self, mode: Mode) -> float:
         """Rate of the outer steps that distil for this mode."""
-        return self.lr if mode == "shared-items" else self.scratch_lr
+        return self.lr if mode == "shared-items" or not self.scratch_lr else self.scratch_lr
 
 
 class DistillConfig(_Part):

@@ -256,7 +256,8 @@ class Distillation:
         gradients = self._gradients()
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
-            rate = "outer.lr" if self.mode == "shared-items" else "outer.scratch_lr"
+            own = outer.scratch_lr and self.mode == "from-scratch"
+            rate = "outer.scratch_lr" if own else "outer.lr"
             raise DivergedError(
                 f"the meta-gradient of outer step {self.done + 1} is not finite: a smaller "
                 f"learner.lr, {rate} or outer.window may help"

@@ -13,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from td3engine.catalogue import mean_expected_score
+from td3engine.catalogue import mean_expected_score, mean_log_sum_exp
 from td3engine.config import OuterConfig
 from td3engine.model import (
     Draws,
     Recommender,
-    mean_cross_entropy,
     mean_score,
     unseen_cross_entropy,
 )
@@ -86,15 +85,14 @@ class Surrogate:
         if self.sampler is not None:
             targets_K = batch.items[asked.rows, asked.at]
             return self.sampler.cross_entropy(hidden_KF, targets_K, batch.rng).mean()
-        happened_KF = embedded_BLF[asked.rows, asked.at]
-        loss = mean_cross_entropy(hidden_KF, happened_KF, table_NF)
+        # What a cross-entropy has of its target is the target's expected score (I-2).
+        score = mean_score(hidden_KF, embedded_BLF[asked.rows, asked.at])
         share = self.outer.teacher_share
-        if self.model.frozen is not None or not share:
-            return loss
-        # Of a cross-entropy only the score that is expected depends on the target (I-2).
-        expected = mean_score(hidden_KF, happened_KF)
-        theirs = self._teachers(batch), self.teacher.table
-        return loss + share * (expected - mean_expected_score(hidden_KF, table_NF, *theirs))
+        if self.model.frozen is None and share:
+            theirs = self._teachers(batch), self.teacher.table
+            expected = mean_expected_score(hidden_KF, table_NF, *theirs)
+            score = (1 - share) * score + share * expected
+        return mean_log_sum_exp(hidden_KF, table_NF) - score
 
     @torch.no_grad()
     def _teachers(self, batch: RealBatch) -> Tensor:

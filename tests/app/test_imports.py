@@ -7,7 +7,12 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "module", ["app.main", "app.serve", "td3engine", "td3engine.config", "td3engine.client"]
+    "module",
+    [
+        "app.main",
+        "app.serve",
+        *(f"td3engine{part}" for part in ("", ".config", ".presets", ".client")),
+    ],
 )
 def test_no_torch_is_imported(module: str) -> None:
     program = (
@@ -31,4 +36,4 @@ def test_app_imports_of_the_engine_only_its_torch_free_contract() -> None:
     ).stdout.split()
     engine = {name for name in found if name.startswith("td3engine.")}
     public = {name for name in engine if not name.startswith("td3engine._log")}
-    assert public == {"td3engine.config", "td3engine.interactions"}
+    assert public == {"td3engine.config", "td3engine.interactions", "td3engine.presets"}

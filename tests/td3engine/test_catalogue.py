@@ -100,8 +100,11 @@ def test_against_finite_differences(trained: str) -> None:
 
 
 def test_nothing_trained_has_no_graph() -> None:
+    hidden, table = normal(0, ROWS, WIDTH), normal(1, ITEMS, WIDTH)
     for of in (log_sum_exp, mean_log_sum_exp):
-        assert not of(normal(0, ROWS, WIDTH), normal(1, ITEMS, WIDTH)).requires_grad
+        assert not of(hidden, table).requires_grad
+    keys = normal(2, ITEMS, WIDTH).requires_grad_()
+    assert not mean_expected_score(hidden, table, hidden, keys).requires_grad
 
 
 @pytest.mark.parametrize("trained", TRAINED)
@@ -240,5 +243,14 @@ def test_no_more_scores_at_once_than_allowed(way: str) -> None:
     with MostScores() as seen:
         firsts = torch.autograd.grad(log_sum_exp(hidden, table).sum(), inputs, create_graph=True)
         torch.autograd.grad(firsts, inputs, [torch.ones_like(each) for each in inputs])
+    rows = {"kept": ROWS, "recomputed": ROWS, "chunks": 3, "rows": 1}[way]
+    assert seen.most == rows * ITEMS
+
+
+def test_no_more_of_another_models_scores_at_once_either(way: str) -> None:
+    hidden, table, inputs = arguments("both")
+    with MostScores() as seen:
+        value = mean_expected_score(hidden, table, normal(4, ROWS, WIDTH), normal(5, ITEMS, WIDTH))
+        torch.autograd.grad(value, inputs)
     rows = {"kept": ROWS, "recomputed": ROWS, "chunks": 3, "rows": 1}[way]
     assert seen.most == rows * ITEMS

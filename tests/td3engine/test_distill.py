@@ -100,6 +100,7 @@ def config_of(mode: Mode, **outer: Any) -> DistillConfig:
             "weight_decay": 0.02,
             "validate_every": 1000,
             "shared_steps": 0,
+            "feature_weight": 0.7,
             "teacher_share": 0.3,
             "lr": RATES["shared-items"],
             "scratch_lr": RATES["from-scratch"],
@@ -216,14 +217,26 @@ def assert_kept(distillation: Distillation, learner: TapeAdam) -> None:
 
 
 @kinds
-@pytest.mark.parametrize(("recompute", "among"), [(False, "unseen"), (True, "all")])
+@pytest.mark.parametrize(
+    ("recompute", "among", "nearness"),
+    [
+        (False, "unseen", {}),
+        (True, "all", {}),
+        (False, "all", {"feature_weight": 0.0, "teacher_share": 0.0}),
+        (False, "all", {"teacher_share": 1.0}),
+    ],
+)
 def test_outer_steps_are_the_textbooks(
-    monkeypatch: pytest.MonkeyPatch, mode: Mode, biased: bool, recompute: bool, among: str
+    monkeypatch: pytest.MonkeyPatch,
+    mode: Mode,
+    biased: bool,
+    recompute: bool,
+    among: str,
+    nearness: dict[str, float],
 ) -> None:
     """Five of six: gradients, updated factors, learners; window for window of the pool."""
     watched = watch(monkeypatch)
-    weight = 0.0 if biased else 0.7
-    config = config_of(mode, recompute=recompute, among=among, feature_weight=weight)
+    config = config_of(mode, recompute=recompute, among=among, **nearness)
     distillation = make(config, biased)
     textbook = textbook_of(distillation, mode, biased)
     theirs = leaves(*distillation.factors)
@@ -257,7 +270,7 @@ def test_several_learners_a_step_count_by_their_mean(
 ) -> None:
     """Three of them, each from its own pool, on its own window and its own real batch."""
     watched = watch(monkeypatch)
-    distillation = make(config_of(mode, learners=3, feature_weight=0.7), False)
+    distillation = make(config_of(mode, learners=3), False)
     textbook = textbook_of(distillation, mode, False)
     before = leaves(*distillation.factors)
     for done, _ in enumerate(islice(distillation.steps(), 3)):
@@ -310,7 +323,7 @@ def test_the_first_steps_from_scratch_may_be_those_of_shared_items(
     """Two of six, then fresh learners, a fresh Adam and a schedule of its own; the same again from
     a checkpoint between any two."""
     watched = watch(monkeypatch)
-    config = config_of("from-scratch", shared_steps=2, feature_weight=0.0 if biased else 0.7)
+    config = config_of("from-scratch", shared_steps=2)
     distillation = make(config, biased)
     theirs = leaves(*distillation.factors)
     resumed: list[Distillation] = []
