@@ -250,7 +250,7 @@ def _config(preset: Preset, settings: list[str], seed: int) -> DistillConfig:
 
 
 def _overrides(settings: list[str], **given: Any) -> dict[str, Any]:
-    """KEY=VALUE, KEY with dots, as nested dictionaries, over what is given."""
+    """KEY=VALUE, KEY with dots, as nested dictionaries, over what is given; `null` is no value."""
     overrides = dict(given)
     for setting in settings:
         path, equals, value = setting.partition("=")
@@ -262,7 +262,7 @@ def _overrides(settings: list[str], **given: Any) -> dict[str, Any]:
             level = level.setdefault(parent, {})
             if not isinstance(level, dict):
                 _fail(f"--set {setting}: {parent} is a value, not a group")
-        level[last] = value
+        level[last] = None if value == "null" else value
     return overrides
 
 

@@ -15,12 +15,7 @@ from torch import Tensor
 
 from td3engine.catalogue import mean_expected_score, mean_log_sum_exp
 from td3engine.config import OuterConfig
-from td3engine.model import (
-    Draws,
-    Recommender,
-    mean_score,
-    unseen_cross_entropy,
-)
+from td3engine.model import Draws, Recommender, mean_score, unseen_cross_entropy
 from td3engine.sampled import Sampler
 from td3engine.teacher import Trained
 

@@ -205,7 +205,7 @@ def demo(folder: Path, log: Path, steps: int) -> subprocess.Popen[str]:
     for part, values in dump(small_config(outer={"steps": steps})).items():
         if isinstance(values, dict):
             for key, value in values.items():
-                command += ["--set", f"{part}.{key}={value}"]
+                command += ["--set", f"{part}.{key}={'null' if value is None else value}"]
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

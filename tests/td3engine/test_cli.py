@@ -12,7 +12,7 @@ import safetensors.torch
 from typer.testing import CliRunner
 
 from td3engine import cli
-from td3engine.bundle import MEDIA_TYPES
+from td3engine.bundle import MEDIA_TYPES, load_bundle
 from td3engine.client import Problem, ServiceError
 from td3engine.interactions import read_log, write_normalised
 from tests.td3engine.small import SMALL, small_config, write_small_log
@@ -110,6 +110,22 @@ def test_a_wrong_setting_is_named(log: Path, tmp_path: Path, setting: str, said:
     done = runner.invoke(cli.app, arguments)
     assert done.exit_code == 2
     assert said in done.output
+
+
+def test_null_takes_a_presets_value_away(log: Path, tmp_path: Path) -> None:
+    """Only where a knob can be without one."""
+    small = [*settings(), "--preset", "quality", "--set", "outer.window=3"]
+    rates = []
+    for nth, more in enumerate([[], ["--set", "outer.scratch_lr=null"]]):
+        out = tmp_path / str(nth)
+        done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *small, *more])
+        assert done.exit_code == 0, done.output
+        rates.append(load_bundle(out).manifest.config.outer.scratch_lr)
+    assert rates == [0.06, None]
+    wrong = ["distill", str(log), "--out", str(tmp_path), "--set", "outer.lr=null"]
+    done = runner.invoke(cli.app, wrong)
+    assert done.exit_code == 2
+    assert "outer.lr" in done.output
 
 
 @pytest.mark.parametrize("command", ["distill", "train"])
