@@ -132,7 +132,16 @@ def mean_log_sum_exp(hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
     return value
 
 
-class _MeanLogSumExp(torch.autograd.Function):
+class _WithGradients(torch.autograd.Function):
+    """A number whose gradients, one an argument, are taken with it: `ctx.gradients`."""
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        return tuple(None if each is None else each * upstream for each in ctx.gradients)
+
+
+class _MeanLogSumExp(_WithGradients):
     @staticmethod
     def forward(ctx: Any, hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
         to_hidden = torch.empty_like(hidden_KD) if ctx.needs_input_grad[0] else None
@@ -154,11 +163,6 @@ class _MeanLogSumExp(torch.autograd.Function):
         ctx.gradients = to_hidden, to_table
         return sum_of_values * weight
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        return tuple(None if each is None else each * upstream for each in ctx.gradients)
-
 
 def mean_expected_score(
     hidden_KF: Tensor, table_NF: Tensor, given_KG: Tensor, keys_NG: Tensor
@@ -170,7 +174,7 @@ def mean_expected_score(
     return value
 
 
-class _MeanExpectedScore(torch.autograd.Function):
+class _MeanExpectedScore(_WithGradients):
     @staticmethod
     def forward(
         ctx: Any, hidden_KF: Tensor, table_NF: Tensor, given_KG: Tensor, keys_NG: Tensor
@@ -188,14 +192,8 @@ class _MeanExpectedScore(torch.autograd.Function):
             if to_table is not None:
                 to_table.addmm_(Q.T, hidden_KF[rows] * weight)
         value = (hidden_KF * expected).sum() * weight
-        ctx.gradients = expected.mul_(weight), to_table
+        ctx.gradients = expected.mul_(weight), to_table, None, None
         return value
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        found = (None if each is None else each * upstream for each in ctx.gradients)
-        return *found, None, None
 
 
 def _rows_at_once(hidden_KD: Tensor, table_ND: Tensor) -> int:
