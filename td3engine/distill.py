@@ -256,11 +256,9 @@ class Distillation:
         gradients = self._gradients()
         norm = torch.nn.utils.get_total_norm(gradients)
         if not torch.isfinite(norm):
-            own = outer.scratch_lr and self.mode == "from-scratch"
-            rate = "outer.scratch_lr" if own else "outer.lr"
             raise DivergedError(
                 f"the meta-gradient of outer step {self.done + 1} is not finite: a smaller "
-                f"learner.lr, {rate} or outer.window may help"
+                "learner.lr, outer.lr (outer.scratch_lr) or outer.window may help"
             )
         wanted = 1.0 if outer.normalise else min(float(norm), outer.clip)
         for gradient in gradients:

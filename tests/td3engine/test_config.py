@@ -100,3 +100,10 @@ def test_learners_of_another_backbone_have_settings_of_their_own() -> None:
     # What is asked for goes over both; fewer steps than a window of distilling are no matter.
     asked = learner_of(config, "bert4rec", {"steps": 2}).learner
     assert (asked.steps, asked.lr) == (2, LEARNERS["bert4rec"]["lr"])
+
+
+def test_outer_steps_from_scratch_have_the_rate_of_others_unless_one_of_their_own() -> None:
+    like = build_config("balanced", {"outer": {"lr": 0.01}}).outer
+    own = build_config("balanced", {"outer": {"lr": 0.01, "scratch_lr": 0.05}}).outer
+    assert [like.lr_in(mode) for mode in MODES] == [0.01, 0.01]
+    assert [own.lr_in(mode) for mode in MODES] == [0.01, 0.05]
