@@ -107,7 +107,8 @@ class FreeQueries(Distillation):
     def _distil_for(self, mode: Mode) -> None:
         users, length = self.config.summary.users, self.config.summary.length
         C_UTD = query(*self.factors).detach()
-        self.factors = [torch.eye(users), torch.eye(length), C_UTD.requires_grad_()]
+        read, *predicted = torch.eye(C_UTD.shape[1]).split(length)
+        self.factors = [torch.eye(users), read, C_UTD.requires_grad_(), *predicted]
         super()._distil_for(mode)
 
 

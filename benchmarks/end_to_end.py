@@ -158,7 +158,7 @@ def validation(summary: Summary, work: Work) -> float:
     return sum(found) / len(found)
 
 
-def published_start(work: Work) -> tuple[Tensor, Tensor, Tensor]:
+def published_start(work: Work) -> tuple[Tensor, ...]:
     """U and T from N(0, 0.02^2), G by Kaiming's rule, as in the paper."""
     noise = work.config.summary.model_copy(update={"initial_std": PUBLISHED_STD})
     draw = generator(0, Purpose.SUMMARY_INITIAL, device=work.device.type)

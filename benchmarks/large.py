@@ -20,14 +20,13 @@ import torch
 
 from td3engine.bundle import load_bundle
 from td3engine.commands import prepare_for
-from td3engine.evaluation import random_user_rows, summary_rows, zero_step_rows
+from td3engine.evaluation import random_user_rows, zero_step_rows
 from td3engine.events import Event, PhaseStarted
 from td3engine.interactions import Interactions, read_log, read_normalised, write_normalised
 from td3engine.presets import build_config, merge
 from td3engine.processor import settle
 from td3engine.report import Row
 from td3engine.run import RESULT_SEEDS, Control, Run
-from td3engine.start import initial_summary
 
 
 class Clock:
@@ -96,13 +95,9 @@ def baselines(options: argparse.Namespace, clock: Clock) -> list[Row]:
     bundle = load_bundle(options.work / "summary")
     benchmark = prepare_for(bundle, read_normalised(options.work / "log.parquet"), device)
     V_ND = bundle.summary.V
-    start = initial_summary(bundle.manifest.config, benchmark.split, V_ND)
     made: dict[str, Callable[[], list[Row]]] = {
         "zero steps": lambda: zero_step_rows(benchmark, V_ND, RESULT_SEEDS),
         "random users": lambda: random_user_rows(benchmark, "shared-items", V_ND, RESULT_SEEDS),
-        "initial summary": lambda: summary_rows(
-            benchmark, "initial summary", start, "shared-items", RESULT_SEEDS
-        ),
     }
     rows: list[Row] = []
     for name, make in made.items():

@@ -192,8 +192,7 @@ class Study:
         config = self.config(backbone, mode, seed)
         path = self.work / f"summary-{backbone}-{mode}-{seed}-{_hash(config)}.pt"
         teacher = self.full(backbone, seed)
-        V_ND = teacher.table[:, : config.backbone.hidden]
-        start = initial_summary(config, self.split, V_ND)
+        start = self.start(config, teacher)
         if not path.exists():
             distillation = Distillation(
                 self.split,
@@ -210,6 +209,11 @@ class Study:
                     self.say(f"{path.stem}: step {distillation.done}, validation {best:.4f}")
             _save(path, list(distillation.result()[0].learned))
         return start.with_learned(*torch.load(path, weights_only=True))
+
+    def start(self, config: DistillConfig, teacher: Trained) -> Summary:
+        """A summary before distilling."""
+        backbone = build_backbone(config.backbone, config.data.max_history)
+        return initial_summary(config, self.split, backbone, teacher)
 
     def _learner_rows(self, cell: Cell) -> list[Row]:
         """A learner a seed, each with the teacher and the summary of its replicate."""
@@ -237,7 +241,7 @@ class Study:
                 chosen = {seed: pick(self.split, benchmark.config)}
                 return real_user_rows(benchmark, cell.source, cell.mode, V_ND, chosen)
             case "initial":
-                summary = initial_summary(config, self.split, V_ND)
+                summary = self.start(config, teacher)
             case _:
                 summary = self.summary(cell.distilled_with, cell.mode, replicate)
         if cell.source == "soft-export":
@@ -294,7 +298,8 @@ def soft_export_rows(benchmark: Benchmark, summary: Summary, mode: Mode, seed: i
     learner = benchmark.config.learner
     model = recommender(benchmark.backbone, summary.V, mode)
     reader = ReadReady(summary.V) if model.scores_are_fixed else ReadDense(summary.V)
-    training = SummaryTraining(model, learner, learner.steps_in(mode), reader)
+    own = summary.Y is not None
+    training = SummaryTraining(model, learner, learner.steps_in(mode), reader, own_targets=own)
     scores_UTN = query(*summary.learned) @ summary.V.T
     top = scores_UTN.softmax(-1).topk(min(TOP_K, scores_UTN.shape[-1]))
     leaf = torch.zeros_like(scores_UTN).scatter(-1, top.indices, top.values)

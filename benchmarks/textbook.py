@@ -7,6 +7,7 @@ encoder, and a real row has one target. It computes the same meta-gradient (a te
 two in float64), so what differs is time and memory.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,7 +127,7 @@ class TextbookTD3:
     def __init__(
         self,
         config: DistillConfig,
-        factors: tuple[Tensor, Tensor, Tensor],
+        factors: Sequence[Tensor],
         V_ND: Tensor,
         learner: SASRec,
         teacher: SASRec,

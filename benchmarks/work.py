@@ -1,7 +1,7 @@
 """The same distillation for the engine and for the textbook: log, sizes, teacher, real batches."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from td3engine.teacher import Trained
 # The published script's settings for ML-100k.
 REAL_TARGETS = 4096
 PUBLISHED: dict[str, Any] = {
-    "summary": {"users": 30, "length": 50, "user_rank": 8, "time_rank": 8},
+    "summary": {"users": 30, "length": 50, "user_rank": 8, "time_rank": 8, "targets": "next"},
     "learner": {
         "steps": 200,
         "batch": 15,
@@ -133,7 +133,7 @@ class Work:
         )
         return Distillation(self.split, config, self.backbone, self.teacher, asked, self.device)
 
-    def textbook(self, factors: tuple[Tensor, Tensor, Tensor], seed: int = 0) -> TextbookTD3:
+    def textbook(self, factors: Sequence[Tensor], seed: int = 0) -> TextbookTD3:
         """The textbook, at its first outer step.
 
         Windows start uniformly over all ages that leave room for one, spread evenly, so that the

@@ -1,6 +1,7 @@
 """The summary as it is stored and handed on: three files, the same bytes for the same seed.
 
-`summary.safetensors` holds the factors U, T, G, V; `items.parquet` the item ids by index;
+`summary.safetensors` holds the factors U, T, G, V, and Y if the summary's targets have a temporal
+factor of their own (format 2); `items.parquet` the item ids by index;
 `manifest.json` how the summary was made, how good it is, and the checksums of the other two.
 """
 
@@ -28,6 +29,7 @@ from td3engine.summary import Summary
 FACTORS_FILE = "summary.safetensors"
 ITEMS_FILE = "items.parquet"
 MANIFEST_FILE = "manifest.json"
+FACTORS = ("U", "T", "G", "V", "Y")
 MEDIA_TYPES = {
     FACTORS_FILE: "application/octet-stream",
     ITEMS_FILE: "application/vnd.apache.parquet",
@@ -44,12 +46,12 @@ class Manifest(BaseModel):
         distilled_for: the mode of the learners that it was distilled with.
         validation: best validation NDCG@10 (`full`) of teacher and summary, and the outer step.
         results: test figures, rows as in `report.Row` without their seconds.
-        numbers_stored: of the learned factors U, T, G, and of V.
+        numbers_stored: of the learned factors U, T, G (and Y), and of V.
     """
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     config: DistillConfig
     fingerprint: str
     statistics: dict[str, int]
@@ -75,9 +77,10 @@ def save_bundle(
 ) -> Manifest:
     """Write the three files and return the manifest with checksums and versions filled in."""
     folder.mkdir(parents=True, exist_ok=True)
-    factors = {name: getattr(summary, name).cpu().contiguous() for name in ("U", "T", "G", "V")}
+    found = {name: getattr(summary, name) for name in FACTORS}
+    factors = {name: each.cpu().contiguous() for name, each in found.items() if each is not None}
     (folder / FACTORS_FILE).write_bytes(
-        safetensors.torch.save(factors, {"format": "td3-summary-1"})
+        safetensors.torch.save(factors, {"format": f"td3-summary-{manifest.format}"})
     )
     items = pa.table({"index": np.arange(len(item_ids), dtype=np.int32), "item_id": item_ids})
     pq.write_table(items, folder / ITEMS_FILE, compression="zstd")
@@ -113,7 +116,8 @@ def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
                 raise BundleError(f"{folder / name} is not the file that its manifest describes")
         factors = safetensors.torch.load_file(folder / FACTORS_FILE)
         item_ids = pq.read_table(folder / ITEMS_FILE).column("item_id").to_pylist()
-        summary = Summary(**{name: factors[name] for name in ("U", "T", "G", "V")})
+        given = {name: factors[name] for name in ("U", "T", "G", "V")}
+        summary = Summary(**given, Y=factors.get("Y"))
     except FileNotFoundError as error:
         raise BundleError(f"{error.filename} is missing: not a summary's folder") from error
     except (ValidationError, SafetensorError, pa.ArrowException, KeyError) as error:

@@ -124,6 +124,11 @@ class SummaryConfig(_Part):
     length: Annotated[int, Field(ge=4, le=1000)] = Field(default=50, description="zeta")
     user_rank: Rank = Field(default=16, description="d1")
     time_rank: Rank = Field(default=16, description="d2")
+    targets: Literal["own", "next"] = Field(
+        default="own",
+        description="What learners are to predict at a position: a distribution of its own, or, as "
+        "in the paper, what they read there next.",
+    )
     start: Literal["users", "random"] = Field(
         default="users",
         description="Before distilling: histories of some users, as near as the ranks allow, or "
@@ -153,7 +158,7 @@ class LearnerConfig(_Part):
     )
     weight_decay: NonNegativeFloat = 5e-5
     objective: Literal["all-positions", "last-and-augmented"] = Field(
-        default="last-and-augmented",
+        default="all-positions",
         description="Targets of a step: every position, or the last and some random ones.",
     )
     augmented: Annotated[int, Field(ge=0, le=1000)] = Field(
@@ -170,7 +175,7 @@ class LearnerConfig(_Part):
 class OuterConfig(_Part):
     """The outer loop: how the summary is trained (section 5)."""
 
-    steps: PositiveInt = 300
+    steps: PositiveInt = 150
     shared_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=0,
         description="Of these steps the first ones, when distilling for `from-scratch`, that "
@@ -195,7 +200,7 @@ class OuterConfig(_Part):
         "The draws are the same, so results are too, but for rounding. Memory grows with "
         "`learners`. Applies where `compiled` does, and goes with it; others run as they are.",
     )
-    lr: PositiveFloat = Field(default=0.03, description="Rate of outer steps.")
+    lr: PositiveFloat = Field(default=0.06, description="Rate of outer steps.")
     scratch_lr: PositiveFloat | None = Field(
         default=None,
         description="Rate of outer steps that distil for `from-scratch`; by default `outer.lr`.",

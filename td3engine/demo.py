@@ -28,7 +28,6 @@ from td3engine.ml100k import FetchError, cache_folder, fetch_ml100k
 from td3engine.processor import settle
 from td3engine.report import Row, results_tables
 from td3engine.run import RESULT_SEEDS, pick_device
-from td3engine.start import initial_summary
 
 STOP_SECONDS = 30
 Result = TypeVar("Result")
@@ -105,23 +104,20 @@ def _follow(client: Client, log: Path, config: DistillConfig, console: Console) 
 
 
 def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Console) -> list[Row]:
-    """Every row of the demo's table: the teacher's from the job, the others trained here."""
+    """Every row of the demo's table: what needs the teacher from the job, the rest trained here."""
     settle()
     bundle = load_bundle(summary)
     config = bundle.manifest.config
     device = pick_device(config)
     benchmark = prepare_for(bundle, read_log(log), device)
     distilled = bundle.summary.to(device)
-    start = initial_summary(config, benchmark.split, distilled.V)
-    of_log = ("full data", "popularity")
-    rows: list[Row] = [row for row in job_metrics["rows"] if row["name"] in of_log]
+    of_job = ("full data", "popularity", "initial summary")
+    rows: list[Row] = [row for row in job_metrics["rows"] if row["name"] in of_job]
     with console.status("zero steps") as status:
         rows += zero_step_rows(benchmark, distilled.V, RESULT_SEEDS)
         for mode in MODES:
             status.update(f"random users, {mode}")
             rows += random_user_rows(benchmark, mode, distilled.V, RESULT_SEEDS)
-            status.update(f"summary at initialisation, {mode}")
-            rows += summary_rows(benchmark, "initial summary", start, mode, RESULT_SEEDS)
             status.update(f"TD3 summary, {mode}")
             rows += summary_rows(benchmark, "TD3 summary", distilled, mode, RESULT_SEEDS)
     return rows

@@ -120,7 +120,7 @@ class Distillation:
         self.history = config.learner_history
         # A biased backbone's table has one more column.
         self.V_ND = teacher.table[:, : config.backbone.hidden]
-        self.summary = initial_summary(config, split, self.V_ND)
+        self.summary = initial_summary(config, split, backbone, teacher)
         # On another machine a decomposition may differ in its last bits.
         learned = self.world.from_lead(list(self.summary.learned), device)
         self.factors = [factor.clone().requires_grad_() for factor in learned]
@@ -142,7 +142,7 @@ class Distillation:
         self.inner_steps = learner.steps_in(mode)
         reader = reader_for(
             self.V_ND,
-            self.config.summary.users * self.config.summary.length,
+            query(*self.factors)[..., 0].numel(),
             fixed=self.model.scores_are_fixed,
             twice_by_autograd=not self.model.written_out,
         )
@@ -152,7 +152,12 @@ class Distillation:
         traced = self.model.written_out and not sampled and self._keeps_scores(reader)
         together, compiled = traced and outer.vectorised, traced and outer.compiled
         self.training = SummaryTraining(
-            self.model, learner, self.inner_steps, reader, compiled=compiled and not together
+            self.model,
+            learner,
+            self.inner_steps,
+            reader,
+            own_targets=self.summary.Y is not None,
+            compiled=compiled and not together,
         )
         self.together: Together | None = None
         if together:
@@ -246,8 +251,7 @@ class Distillation:
         nth = int(rng.integers(outer.pool))
         pooled = self.learner(learner, nth)
         start = advance(recipe, leaf, pooled.state, draw, pooled.owed)
-        users, length, _ = leaf.shape
-        window = recipe.steps(start.age, outer.window, users, length, draw)
+        window = recipe.steps(start.age, outer.window, len(leaf), recipe.length(leaf), draw)
         return Turn(learner, nth, start, window, rng, draw)
 
     def _scale_gradient(self) -> None:

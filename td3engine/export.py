@@ -27,9 +27,9 @@ from td3engine.errors import OutputExistsError, UnusableError
 from td3engine.learner import learn
 from td3engine.model import Recommender
 from td3engine.seeding import Purpose, generator
-from td3engine.summary import Summary, query
+from td3engine.summary import Summary
 
-SOFT_FORMAT = "td3-soft-1"
+SOFT_FORMAT = "td3-soft-2"
 SCORES_AT_ONCE = 4_000_000  # 32 MiB in float64; a chunk needs a few arrays of this size
 TOP_K = 200
 COPIES = 20
@@ -47,7 +47,7 @@ MISSING_VALUES = frozenset(
 def soft_top_k(
     summary: Summary, item_ids: Sequence[str], k: int = TOP_K, *, renormalise: bool = False
 ) -> pa.Table:
-    """The k most probable items of every synthetic position.
+    """The k most probable items of every synthetic position, to be read and to be predicted.
 
     Args:
         summary: the factors; S_ab = softmax(C_ab V^T) is computed a few positions at a time.
@@ -56,24 +56,29 @@ def soft_top_k(
         renormalise: divide by what the k items hold together, so that they sum to one.
 
     Returns:
-        Columns sequence and position (int32), item_id (string), probability (float32), sorted by
-        sequence, position, falling probability, item index. The schema's metadata has one key
-        `td3`: JSON with format, users, length, items, k, whether renormalised, and the probability
-        that the k items hold (mean and least over positions) and leave to the others.
+        Columns sequence and position (int32), target (whether the row belongs to what is to be
+        predicted at the position, and not to what is read there), item_id (string), probability
+        (float32), sorted by sequence, position, target, falling probability, item index. A summary
+        whose targets are what is read next has no rows of targets. The schema's metadata has one
+        key `td3`: JSON with format, users, length, items, k, own_targets, whether renormalised, and
+        the probability that the k items hold (mean and least over all distributions) and leave to
+        the others.
 
     Raises:
         UnusableError: k is not positive.
     """
     if k < 1:
         raise UnusableError(f"the number of items a position must be positive, not {k}")
-    C_UTD = query(*summary.learned)
-    users, length, width = C_UTD.shape
+    own = summary.Y is not None
+    # (mu, zeta, 1 or 2, d): at each position what is read, and what is to be predicted.
+    C_UTRD = torch.stack([summary.read, *([summary.predicted] if own else [])], 2)
+    users, length, roles, width = C_UTRD.shape
     n_items = len(summary.V)
     k = min(k, n_items)
     V_ND = summary.V.double()
     found = [
         _top(C_PD.double() @ V_ND.T, k)
-        for C_PD in C_UTD.reshape(-1, width).split(max(1, SCORES_AT_ONCE // n_items))
+        for C_PD in C_UTRD.reshape(-1, width).split(max(1, SCORES_AT_ONCE // n_items))
     ]
     items_PK = torch.cat([items for items, _ in found])
     probability_PK = torch.cat([probability for _, probability in found])
@@ -86,17 +91,20 @@ def soft_top_k(
         "length": length,
         "items": n_items,
         "k": k,
+        "own_targets": own,
         "renormalised": renormalise,
         "held_mean": float(held_P.mean()),
         "held_least": float(held_P.min()),
         "left_mean": float(1 - held_P.mean()),
     }
-    sequence = np.repeat(np.arange(users, dtype=np.int32), length * k)
-    position = np.tile(np.repeat(np.arange(length, dtype=np.int32), k), users)
+    sequence = np.repeat(np.arange(users, dtype=np.int32), length * roles * k)
+    position = np.tile(np.repeat(np.arange(length, dtype=np.int32), roles * k), users)
+    target = np.tile(np.repeat(np.arange(roles) == 1, k), users * length)
     table = pa.table(
         {
             "sequence": sequence,
             "position": position,
+            "target": target,
             "item_id": pa.array(item_ids, pa.string()).take(pa.array(items_PK.flatten().numpy())),
             "probability": probability_PK.flatten().numpy(),
         }
@@ -169,7 +177,8 @@ def sample_sequences(
 
     Row u * copies + c is the c-th sequence of synthetic user u. Position t of it is drawn from
     softmax(z / temperature) with the scores z = C_ut V^T, and with a guide
-    z = (1 - g) C_ut V^T + g (its scores after the items drawn before t) from position 1 on.
+    z = (1 - g) C_ut V^T + g (its scores after the items drawn before t) from position 1 on. C_ut is
+    what is read at the first position, and from then on what is to be predicted.
 
     Args:
         summary: the factors.
@@ -186,7 +195,7 @@ def sample_sequences(
         raise UnusableError(
             f"copies and temperature must be positive, not {copies} and {temperature}"
         )
-    C_UTD = query(*summary.learned)
+    C_UTD = torch.cat([summary.read[:, :1], summary.predicted[:, 1:]], 1)
     users, length, _ = C_UTD.shape
     n_items = len(summary.V)
     if not repeats and n_items < length:

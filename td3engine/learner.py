@@ -34,14 +34,20 @@ VALIDATE_EVERY = 20  # inner steps between two looks at validation, where a call
 
 
 def summary_loss(
-    model: Recommender, reader: Reader, theta: Tensor, batch: Tensor, draws: Draws
+    model: Recommender,
+    reader: Reader,
+    own_targets: bool,
+    theta: Tensor,
+    batch: Tensor,
+    draws: Draws,
 ) -> Tensor:
     """The inner loss on a batch of synthetic sequences: mean over the events that are asked for."""
     encoder_P, table_NF = model.parts(theta)
     X_BTF = reader.read(batch, table_NF)
-    lengths = torch.full((len(X_BTF),), X_BTF.shape[1], device=X_BTF.device)
-    hidden_KF = model.states(encoder_P, X_BTF, lengths, draws)
-    expected_KF = X_BTF[draws.asked.rows, draws.asked.at]
+    read_BTF, targets_BTF = X_BTF.chunk(2, 1) if own_targets else (X_BTF, X_BTF)
+    lengths = torch.full((len(X_BTF),), read_BTF.shape[1], device=X_BTF.device)
+    hidden_KF = model.states(encoder_P, read_BTF, lengths, draws)
+    expected_KF = targets_BTF[draws.asked.rows, draws.asked.at]
     return cross_entropy(hidden_KF, expected_KF, table_NF, model.log_weight).mean()
 
 
@@ -59,6 +65,7 @@ class SummaryTraining:
         config: batch, objective, Adam.
         steps: how many steps a learner takes in all.
         reader: how a batch of the summary is read.
+        own_targets: whether the leaf has, behind what is read, what is to be predicted.
         compiled: compile a step, if its derivatives are written out (`td3engine.traced`).
 
     Raises:
@@ -72,18 +79,26 @@ class SummaryTraining:
         steps: int,
         reader: Reader,
         *,
+        own_targets: bool,
         compiled: bool = False,
     ) -> None:
         self.model, self.config, self.count, self.reader = model, config, steps, reader
+        self.own_targets = own_targets
         self.rule = adam_rule(config, steps)
-        self.loss: LearnerLoss[Draws] = partial(summary_loss, model, reader)
+        self.loss: LearnerLoss[Draws] = partial(summary_loss, model, reader, own_targets)
         self.take: Take[Draws] = self.take_one
         if compiled and model.written_out:
             self.take = TracedTake(self.take_one, compiled=True, stacked=False)
 
     def over(self, part: Recommender) -> "SummaryTraining":
         """The same with learners that score other items; X is read as before."""
-        return SummaryTraining(part, self.config, self.count, self.reader)
+        return SummaryTraining(
+            part, self.config, self.count, self.reader, own_targets=self.own_targets
+        )
+
+    def length(self, leaf: Tensor) -> int:
+        """zeta of what batches are cut from, (mu, zeta or 2 zeta, .)."""
+        return leaf.shape[1] // 2 if self.own_targets else leaf.shape[1]
 
     def take_one(self, theta: Tensor, batch: Tensor, draws: Draws, second: bool) -> Taken:
         """One step's gradient: by hand where the backbone has that, else by autograd."""
@@ -91,7 +106,7 @@ class SummaryTraining:
             return ByAutograd(theta, batch, draws, second, loss=self.loss)
         encoder_P, _ = self.model.parts(theta)
         encoder = self.model.backbone.by_hand(encoder_P, draws.asked, draws.dropout, len(batch))
-        return ByHand(self.model, encoder, self.reader, theta, batch, draws)
+        return ByHand(self.model, encoder, self.reader, theta, batch, self.length(batch), draws)
 
     def steps(
         self, age: int, count: int, users: int, length: int, generator: Generator
@@ -140,8 +155,8 @@ Validate = Callable[[Tensor, Tensor], float]
 def advance(
     training: SummaryTraining, leaf: Tensor, start: LearnerState, draw: Generator, count: int
 ) -> LearnerState:
-    """`count` more steps of a learner; `leaf` (mu, zeta, .) is what its batches are cut from."""
-    steps = training.steps(start.age, count, len(leaf), leaf.shape[1], draw)
+    """`count` more steps of a learner; `leaf` is what its batches are cut from."""
+    steps = training.steps(start.age, count, len(leaf), training.length(leaf), draw)
     return train(start, leaf, steps, training.take, training.rule)[-1]
 
 
@@ -175,7 +190,7 @@ def learn(
 def learn_from(
     training: SummaryTraining, leaf: Tensor, draw: Generator, validate: Validate | None = None
 ) -> Learned:
-    """`learn`, for a recipe and what its batches are cut from, (mu, zeta, .)."""
+    """`learn`, for a recipe and what its batches are cut from, (mu, zeta or 2 zeta, .)."""
     model = training.model
     state = LearnerState.fresh(model.initial(draw))
     best: Learned | None = None
@@ -204,7 +219,9 @@ def training_on(
     C_UTD = query(*summary.learned)
     model = recommender(backbone, summary.V, mode)
     reader = reader_for(summary.V, C_UTD[..., 0].numel(), fixed=model.scores_are_fixed)
-    return SummaryTraining(model, config, config.steps_in(mode), reader), reader.leaf(C_UTD)
+    own = summary.Y is not None
+    training = SummaryTraining(model, config, config.steps_in(mode), reader, own_targets=own)
+    return training, reader.leaf(C_UTD)
 
 
 def recommender(backbone: Backbone, V_ND: Tensor, mode: Mode) -> Recommender:

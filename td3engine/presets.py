@@ -19,12 +19,11 @@ TEACHER_STEPS = 16_000  # of a teacher whose epochs are set by the log
 PRESETS: dict[Preset, dict[str, Any]] = {
     "fast": {
         "auto": ["teacher.batch", "teacher.max_epochs"],
-        "outer": {"steps": 120, "validate_every": 20},
+        "outer": {"steps": 60, "validate_every": 20},
     },
     "balanced": {},
     "quality": {
-        "learner": {"objective": "all-positions"},
-        "outer": {"steps": 500, "window": 40, "scratch_lr": 0.06, "validation_learners": 3},
+        "outer": {"steps": 500, "window": 40, "validation_learners": 3},
     },
     "auto": {"auto": AUTO_KNOBS},
 }

@@ -54,6 +54,23 @@ class Control:
 
 
 @dataclass(frozen=True)
+class Distilled:
+    """What distilling gave.
+
+    Attributes:
+        teacher: trained on the whole log.
+        start: the summary before distilling.
+        summary: the best one by validation.
+        chosen: {"ndcg@10", "step"} of that choice.
+    """
+
+    teacher: Trained
+    start: Summary
+    summary: Summary
+    chosen: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a run made: the manifest, its rows with seconds, and seconds by phase."""
 
@@ -120,13 +137,13 @@ class Run:
             Interrupted: `control.stop` said so, here or in another process; a checkpoint has been
                 written.
         """
-        return self._evaluate(*self._distilled())
+        return self._evaluate(self._distilled())
 
     def assist(self) -> None:
         """Help the leader of several processes to distil; raises what `run` does."""
         self._distilled()
 
-    def _distilled(self) -> tuple[Trained, Summary, dict[str, float]]:
+    def _distilled(self) -> Distilled:
         settle()
         self._refuse_unlike_ranks()
         if self.config.threads:
@@ -145,9 +162,7 @@ class Run:
             training_interactions=statistics.training_interactions,
         )
         self._settle_softmax()
-        teacher = self._pretrain(kept)
-        summary, chosen = self._distil(teacher, kept)
-        return teacher, summary, chosen
+        return self._distil(self._pretrain(kept), kept)
 
     def _settle_softmax(self) -> None:
         """Settle what targets compete with, and say so; the manifest will, too."""
@@ -202,7 +217,7 @@ class Run:
         result = vars(training.result()) if self.world.leads else {}
         return Trained(**self.world.from_lead(result, self.device))
 
-    def _distil(self, teacher: Trained, kept: dict[str, Any]) -> tuple[Summary, dict[str, float]]:
+    def _distil(self, teacher: Trained, kept: dict[str, Any]) -> Distilled:
         self._enter("distilling")
         distillation = Distillation(
             self.split,
@@ -236,9 +251,9 @@ class Run:
         # What is left is little: the leader's alone.
         self.world.close()
         self.world = World()
-        return distillation.result()
+        return Distilled(teacher, distillation.summary, *distillation.result())
 
-    def _evaluate(self, teacher: Trained, summary: Summary, chosen: dict[str, float]) -> Outcome:
+    def _evaluate(self, distilled: Distilled) -> Outcome:
         self._enter("evaluating")
         benchmark = Benchmark.prepare(
             self.split,
@@ -253,8 +268,10 @@ class Run:
         asked, users = len(benchmark.test.targets), len(self.split.evaluated)
         if asked < users:
             self.control.listener(Note(f"test figures are of {asked:,} of {users:,} users"))
+        teacher, summary, chosen = distilled.teacher, distilled.summary, distilled.chosen
         rows = teacher_rows(benchmark, [teacher]) + popularity_rows(benchmark)
-        rows += summary_rows(benchmark, "TD3 summary", summary, self.config.mode, RESULT_SEEDS)
+        for name, each in {"initial summary": distilled.start, "TD3 summary": summary}.items():
+            rows += summary_rows(benchmark, name, each, self.config.mode, RESULT_SEEDS)
         manifest = save_bundle(
             self.folder,
             summary,

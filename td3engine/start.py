@@ -4,7 +4,8 @@ Distilling from noise spends most of its steps on finding out what sequences loo
 histories are a far better start, and the Tucker form is no obstacle: every event becomes the query
 that points at its item, and the queries' tensor C is factored by the higher-order singular value
 decomposition (De Lathauwer, De Moor, Vandewalle, 2000), which keeps what users have in common and
-drops what only one of them did.
+drops what only one of them did. What is to be predicted, where it is not what is read next, begins
+as what the teacher expects there: the histories are read as they are, and labelled by the teacher.
 """
 
 import math
@@ -14,27 +15,36 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from td3engine.backbones import Backbone
 from td3engine.config import DistillConfig, SummaryConfig
 from td3engine.interactions import Split
+from td3engine.learner import encode_last
 from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.summary import Summary
+from td3engine.teacher import Trained
 
 
-def initial_summary(config: DistillConfig, split: Split, V_ND: Tensor) -> Summary:
+def initial_summary(
+    config: DistillConfig, split: Split, backbone: Backbone, teacher: Trained
+) -> Summary:
     """The summary before distilling, from the configuration's seed.
 
     Args:
         config: size and start of the summary, seed.
         split: the log, whose training histories a start from `users` is made of.
-        V_ND: the teacher's item table, (n, d).
+        backbone: of the teacher.
+        teacher: its item table is V; targets of their own begin as what it expects.
     """
+    V_ND = teacher.table[:, : config.backbone.hidden]
     draw = generator(config.seed, Purpose.SUMMARY_INITIAL, device=V_ND.device.type)
     noise = Summary.initial(config.summary, V_ND, draw)
     if config.summary.start == "random":
         return noise
     rng = numpy_generator(config.seed, Purpose.SUMMARY_INITIAL)
-    items_UT = real_histories(split, config.summary, rng)
-    C_UTD = pointing_queries(torch.from_numpy(items_UT).to(V_ND.device), V_ND, config.summary)
+    items_UT = torch.from_numpy(real_histories(split, config.summary, rng)).to(V_ND.device)
+    C_UTD = pointing_queries(items_UT, V_ND, config.summary)
+    if config.summary.targets == "own":
+        C_UTD = torch.cat([C_UTD, expected_queries(items_UT, C_UTD, backbone, teacher)], 1)
     return factored(C_UTD, noise, config.summary.initial_std)
 
 
@@ -69,24 +79,42 @@ def pointing_queries(items_UT: Tensor, V_ND: Tensor, config: SummaryConfig) -> T
     return queries
 
 
+def expected_queries(
+    items_UT: Tensor, C_UTD: Tensor, backbone: Backbone, teacher: Trained
+) -> Tensor:
+    """Queries (mu, zeta, d) of what the teacher expects after the items before each position.
+
+    They are its hidden states h, since it scores by h V^T (the item bias of a backbone that has one
+    is left out). Nobody predicts the first position, which keeps its query.
+    """
+    users, length = items_UT.shape
+    before = torch.arange(1, length).repeat(users)
+    rows_KT = items_UT.repeat_interleave(length - 1, 0)
+    states_KF = encode_last(backbone, teacher.parameters, teacher.table)(rows_KT, before)
+    expected_UTD = states_KF.view(users, length - 1, -1)[..., : C_UTD.shape[-1]]
+    return torch.cat([C_UTD[:, :1], expected_UTD], 1)
+
+
 def factored(C_UTD: Tensor, noise: Summary, std: float) -> Summary:
     """C as near as the ranks allow, by the truncated higher-order singular value decomposition.
 
     Args:
-        C_UTD: queries, (mu, zeta, d).
-        noise: a summary of the wanted ranks; columns of U and T beyond C's own rank stay its.
-        std: scale of U's and T's entries; the core takes up the rest.
+        C_UTD: queries, (mu, zeta, d), or (mu, 2 zeta, d) with those of targets of their own.
+        noise: a summary of the wanted ranks; columns of U, T and Y beyond C's own rank stay its.
+        std: scale of U's, T's and Y's entries; the core takes up the rest.
     """
-    users, length, _ = C_UTD.shape
+    users, positions, _ = C_UTD.shape
     left_UA, left_TB = _left_vectors(C_UTD), _left_vectors(C_UTD.transpose(0, 1))
-    U, T, G = noise.U.clone(), noise.T.clone(), torch.zeros_like(noise.G)
+    U, G = noise.U.clone(), torch.zeros_like(noise.G)
+    T = torch.cat([noise.T, *([] if noise.Y is None else [noise.Y])])
     a, b = min(left_UA.shape[1], U.shape[1]), min(left_TB.shape[1], T.shape[1])
     # Orthonormal columns of m entries have entries of size 1 / sqrt(m).
-    scale_U, scale_T = std * users**0.5, std * length**0.5
+    scale_U, scale_T = std * users**0.5, std * positions**0.5
     U[:, :a], T[:, :b] = scale_U * left_UA[:, :a], scale_T * left_TB[:, :b]
     core_ABD = torch.einsum("utd,ua,tb->abd", C_UTD, left_UA[:, :a], left_TB[:, :b])
     G[:a, :b] = core_ABD / (scale_U * scale_T)
-    return noise.with_learned(U, T, G)
+    read, *predicted = (part.clone() for part in T.split(len(noise.T)))
+    return noise.with_learned(U, read, G, *predicted)
 
 
 def _left_vectors(C: Tensor) -> Tensor:

@@ -2,6 +2,11 @@
 
 S = softmax_over_items(G x1 U x2 T x3 V) need not be built: `query` gives C = G x1 U x2 T, and a
 soft sequence is attention with query C, key V and value E (identity I-1).
+
+In the paper a position is what a learner reads there and what it is to predict there. The two want
+different things: what is read should be as plain as real events are, what is to be predicted as
+broad as what may come next. With a temporal factor Y of their own the targets are
+softmax_over_items(G x1 U x2 Y x3 V), and nothing else changes.
 """
 
 from dataclasses import dataclass, replace
@@ -23,19 +28,23 @@ class Summary:
         T: temporal factor, (zeta, d2).
         G: relation core, (d1, d2, d).
         V: shared item factor, (n, d): the teacher's item table, never trained here.
+        Y: temporal factor of the targets, (zeta, d2); None: what is to be predicted at a position
+            is what is read there.
     """
 
     U: Tensor
     T: Tensor
     G: Tensor
     V: Tensor
+    Y: Tensor | None = None
 
     @classmethod
     def initial(cls, config: SummaryConfig, V_ND: Tensor, generator: Generator) -> Self:
         """Untrained factors: U and T from N(0, initial_std^2), G by Kaiming's normal rule.
 
         The paper's 0.02 starts all synthetic positions at nearly the same, uniform distribution,
-        which distilling must first undo; a wider start saves it that (docs/decisions.md).
+        which distilling must first undo; a wider start saves it that (docs/decisions.md). Targets
+        of their own begin as what is read.
         """
 
         def normal(*shape: int, std: float) -> Tensor:
@@ -43,17 +52,15 @@ class Summary:
 
         # Kaiming's fan-in of a tensor (d1, d2, d): everything but the first dimension.
         core_std = (2.0 / (config.time_rank * V_ND.shape[1])) ** 0.5
-        return cls(
-            U=normal(config.users, config.user_rank, std=config.initial_std),
-            T=normal(config.length, config.time_rank, std=config.initial_std),
-            G=normal(config.user_rank, config.time_rank, V_ND.shape[1], std=core_std),
-            V=V_ND,
-        )
+        U = normal(config.users, config.user_rank, std=config.initial_std)
+        T = normal(config.length, config.time_rank, std=config.initial_std)
+        G = normal(config.user_rank, config.time_rank, V_ND.shape[1], std=core_std)
+        return cls(U, T, G, V_ND, T.clone() if config.targets == "own" else None)
 
     @property
-    def learned(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(U, T, G): what distilling trains."""
-        return self.U, self.T, self.G
+    def learned(self) -> tuple[Tensor, ...]:
+        """(U, T, G), and Y if there is one: what distilling trains."""
+        return (self.U, self.T, self.G) if self.Y is None else (self.U, self.T, self.G, self.Y)
 
     @property
     def numbers_learned(self) -> int:
@@ -63,16 +70,31 @@ class Summary:
     def numbers_stored(self) -> int:
         return self.numbers_learned + self.V.numel()
 
-    def with_learned(self, U: Tensor, T: Tensor, G: Tensor) -> "Summary":
-        return replace(self, U=U, T=T, G=G)
+    def with_learned(self, U: Tensor, T: Tensor, G: Tensor, Y: Tensor | None = None) -> "Summary":
+        return replace(self, U=U, T=T, G=G, Y=Y)
 
     def to(self, device: torch.device) -> "Summary":
-        return Summary(*(factor.to(device) for factor in (*self.learned, self.V)))
+        moved = self.with_learned(*(factor.to(device) for factor in self.learned))
+        return replace(moved, V=self.V.to(device))
+
+    @property
+    def read(self) -> Tensor:
+        """Queries of what learners read, (mu, zeta, d)."""
+        return query(self.U, self.T, self.G)
+
+    @property
+    def predicted(self) -> Tensor:
+        """Queries of what learners are to predict at each position, (mu, zeta, d)."""
+        return query(self.U, self.T if self.Y is None else self.Y, self.G)
 
 
-def query(U_UA: Tensor, T_TB: Tensor, G_ABD: Tensor) -> Tensor:
-    """C = G x1 U x2 T: the query of each synthetic position, (mu, zeta, d)."""
-    return torch.einsum("ua,tb,abd->utd", U_UA, T_TB, G_ABD)
+def query(U_UA: Tensor, T_TB: Tensor, G_ABD: Tensor, Y_TB: Tensor | None = None) -> Tensor:
+    """C = G x1 U x2 T: the query of each synthetic position, (mu, zeta, d).
+
+    With Y (mu, 2 zeta, d): behind the queries of what is read those of what is to be predicted.
+    """
+    time = T_TB if Y_TB is None else torch.cat([T_TB, Y_TB])
+    return torch.einsum("ua,tb,abd->utd", U_UA, time, G_ABD)
 
 
 def soft_sequences(C_UTD: Tensor, V_ND: Tensor, E_ND: Tensor) -> Tensor:

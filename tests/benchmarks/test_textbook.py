@@ -43,7 +43,14 @@ def _whole_histories(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_same_meta_gradient_as_the_engines(layers: int, schedule: str) -> None:
     work = _work(
         backbone={"hidden": WIDTH, "inner": 6, "layers": layers, "heads": 2, "dropout": 0.0},
-        summary={"users": 5, "length": ZETA, "user_rank": 2, "time_rank": 3, "start": "random"},
+        summary={
+            "users": 5,
+            "length": ZETA,
+            "user_rank": 2,
+            "time_rank": 3,
+            "start": "random",
+            "targets": "next",
+        },
         learner={"steps": 9, "batch": 2, "augmented": 1, "lr": 0.01, "schedule": schedule},
         outer={"window": 3, "pool": 1, "normalise": False, "clip": 1e6, "feature_weight": 2.0},
     )

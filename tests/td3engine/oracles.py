@@ -104,12 +104,17 @@ class Textbook:
         S_BTN: Tensor,
         dropout: Tensor | None,
         places: Sequence[Sequence[int]] | None,
+        targets_BTN: Tensor | None = None,
     ) -> Tensor:
-        """Mean KL of the positions (of each row those given, or all but the first)."""
+        """Mean KL of the positions (of each row those given, or all but the first).
+
+        Each position's target is of `targets_BTN`, or what is read there.
+        """
         encoder, E, b = self.parts(theta)
         hidden = self.encode(encoder, (S_BTN @ E)[:, :-1], dropout)
         # Column t is of predicting position t + 1.
-        divergence = dense_kl(S_BTN[:, 1:], hidden @ E.T + b)
+        targets_BTN = S_BTN if targets_BTN is None else targets_BTN
+        divergence = dense_kl(targets_BTN[:, 1:], hidden @ E.T + b)
         if places is None:
             return divergence.mean()
         rows = zip(divergence, places, strict=True)

@@ -29,8 +29,15 @@ SMALL: dict[str, Any] = {
     "backbone": {"hidden": 8, "inner": 8},
     "teacher": {"max_epochs": 4, "validate_every": 1, "batch": 16},
     "summary": {"users": 4, "length": 8, "user_rank": 2, "time_rank": 2},
-    "learner": {"steps": 8, "scratch_steps": 8, "batch": 4, "augmented": 2},
+    "learner": {
+        "steps": 8,
+        "scratch_steps": 8,
+        "batch": 4,
+        "objective": "last-and-augmented",
+        "augmented": 2,
+    },
     "outer": {
+        "lr": 0.03,
         "steps": 6,
         "shared_steps": 2,
         "window": 3,

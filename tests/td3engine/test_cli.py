@@ -112,9 +112,9 @@ def test_a_wrong_setting_is_named(log: Path, tmp_path: Path, setting: str, said:
     assert said in done.output
 
 
-def test_null_takes_a_presets_value_away(log: Path, tmp_path: Path) -> None:
+def test_null_takes_a_value_away(log: Path, tmp_path: Path) -> None:
     """Only where a knob can be without one."""
-    small = [*settings(), "--preset", "quality", "--set", "outer.window=3"]
+    small = [*settings(), "--set", "outer.scratch_lr=0.06"]
     rates = []
     for nth, more in enumerate([[], ["--set", "outer.scratch_lr=null"]]):
         out = tmp_path / str(nth)
@@ -199,6 +199,7 @@ def test_the_child_speaks_json_lines_and_ends_with_a_result(log: Path, tmp_path:
     assert {row["name"] for row in result["metrics"]["rows"]} == {
         "full data",
         "popularity",
+        "initial summary",
         "TD3 summary",
     }
 

@@ -88,11 +88,11 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watched:
     return watched
 
 
-def config_of(mode: Mode, **outer: Any) -> DistillConfig:
+def config_of(mode: Mode, *, targets: Any = "own", **outer: Any) -> DistillConfig:
     return small_config(
         mode=mode,
         backbone={"hidden": WIDTH, "inner": 5, "dropout": 0.2},
-        summary={"users": 5, "length": ZETA},
+        summary={"users": 5, "length": ZETA, "targets": targets},
         learner={"batch": 2, "augmented": 1, "weight_decay": 0.01, "scratch_steps": 9},
         outer={
             "normalise": False,
@@ -172,18 +172,21 @@ def textbook_step(
     window: list[InnerStep[Draws]],
     real: list[Tensor],
 ) -> tuple[tuple[Tensor, ...], TapeAdam]:
-    """dL/dU, dL/dT, dL/dG of an outer step, and its learner at the window's end."""
+    """dL/d(each factor) of an outer step, and its learner at the window's end."""
     config = distillation.config
     learner_steps = 9 if textbook.own_table else 8
-    U, T, G = factors
+    U, T, G, *Y = factors
+    assert bool(Y) == (config.summary.targets == "own")
     S = dense_summary(U, T, G, textbook.V)
+    targets = dense_summary(U, Y[0], G, textbook.V) if Y else S
     theta = start.parameters.clone().requires_grad_()
     learner = TapeAdam(theta, start.first, start.second, start.age)
     for step in window:
         drawn = step.noise.asked.at.view(2, 2)[:, 1:]  # 2 sequences: the last, and a drawn one
         places = [[ZETA - 1, *row] for row in drawn.tolist()]
         masks = masks_at_all(config.backbone, step.noise.dropout, places, ZETA - 1)
-        loss = textbook.summary_loss(learner.theta, S[step.rows], masks, places)
+        rows = S[step.rows], masks, places, targets[step.rows]
+        loss = textbook.summary_loss(learner.theta, *rows)
         lr = config.learner.lr * (1 - learner.age / learner_steps)
         learner = learner.step(loss, lr, config.learner.weight_decay)
     judged = textbook.real_loss(learner.theta, real, config.outer.among == "unseen")
@@ -220,7 +223,7 @@ def assert_kept(distillation: Distillation, learner: TapeAdam) -> None:
 @pytest.mark.parametrize(
     ("recompute", "among", "nearness"),
     [
-        (False, "unseen", {}),
+        (False, "unseen", {"targets": "next"}),
         (True, "all", {}),
         (False, "all", {"feature_weight": 0.0, "teacher_share": 0.0}),
         (False, "all", {"teacher_share": 1.0}),
@@ -232,7 +235,7 @@ def test_outer_steps_are_the_textbooks(
     biased: bool,
     recompute: bool,
     among: str,
-    nearness: dict[str, float],
+    nearness: dict[str, Any],
 ) -> None:
     """Five of six: gradients, updated factors, learners; window for window of the pool."""
     watched = watch(monkeypatch)

@@ -39,7 +39,7 @@ HOSTILE_IDS += ["a;b|c", "#", "\\", "a\u2028b", "a\x0bb", "é漢🙂", " left", 
 HOSTILE_IDS += ["NA", "null", "=1+1", "-", "1", "01", "1.0"]
 
 
-def summary(items: int = ITEMS, spread: float = 1.0) -> Summary:
+def summary(items: int = ITEMS, spread: float = 1.0, *, own_targets: bool = False) -> Summary:
     """Factors whose S is neither uniform nor a point."""
     draw = torch.Generator().manual_seed(5)
 
@@ -51,14 +51,15 @@ def summary(items: int = ITEMS, spread: float = 1.0) -> Summary:
         T=normal(LENGTH, 2),
         G=normal(2, 2, WIDTH) * spread,
         V=normal(items, WIDTH),
+        Y=normal(LENGTH, 2) if own_targets else None,
     )
 
 
-def dense(factors: Summary) -> Tensor:
+def dense(factors: Summary, temporal: Tensor) -> Tensor:
     """S by its definition, float64 (mu, zeta, n): sums over every index, no einsum of ours."""
     C = sum(
         factors.U.double()[:, a, None, None]
-        * factors.T.double()[None, :, b, None]
+        * temporal.double()[None, :, b, None]
         * factors.G.double()[a, b]
         for a in range(factors.U.shape[1])
         for b in range(factors.T.shape[1])
@@ -67,29 +68,44 @@ def dense(factors: Summary) -> Tensor:
     return (C @ factors.V.double().T).softmax(-1)
 
 
+def drawn_from(factors: Summary) -> Tensor:
+    """What positions of item sequences are drawn from: read first, then what is to be predicted."""
+    read = dense(factors, factors.T)
+    if factors.Y is None:
+        return read
+    return torch.cat([read[:, :1], dense(factors, factors.Y)[:, 1:]], 1)
+
+
 def said_of(table: pa.Table) -> dict[str, float]:
     said: dict[str, float] = json.loads(table.schema.metadata[b"td3"])
     return said
 
 
 @pytest.mark.parametrize("k", [1, 5, ITEMS, ITEMS + 7])
-def test_the_top_k_are_those_of_the_dense_definition(k: int) -> None:
-    table = soft_top_k(summary(), ITEM_IDS, k)
-    assert [str(kind) for kind in table.schema.types] == ["int32", "int32", "string", "float"]
-    S = dense(summary()).numpy()
+@pytest.mark.parametrize("own_targets", [False, True])
+def test_the_top_k_are_those_of_the_dense_definition(k: int, own_targets: bool) -> None:
+    factors = summary(own_targets=own_targets)
+    table = soft_top_k(factors, ITEM_IDS, k)
+    kinds = ["int32", "int32", "bool", "string", "float"]
+    assert [str(kind) for kind in table.schema.types] == kinds
+    parts = [factors.T] if factors.Y is None else [factors.T, factors.Y]
+    S = [dense(factors, temporal).numpy() for temporal in parts]
     rows = iter(table.to_pylist())
     for user in range(USERS):
         for position in range(LENGTH):
-            expected = sorted(range(ITEMS), key=lambda item: -S[user, position, item])[:k]
-            for item in expected:
-                row = next(rows)
-                assert (row["sequence"], row["position"]) == (user, position)
-                assert row["item_id"] == f"i{item}"
-                assert row["probability"] == pytest.approx(S[user, position, item], rel=1e-4)
+            for target, part in enumerate(S):
+                here = part[user, position]
+                for item in sorted(range(ITEMS), key=lambda item: -here[item])[:k]:
+                    row = next(rows)
+                    assert (row["sequence"], row["position"]) == (user, position)
+                    assert row["target"] == bool(target)
+                    assert row["item_id"] == f"i{item}"
+                    assert row["probability"] == pytest.approx(here[item], rel=1e-4)
     assert next(rows, None) is None
     held = np.sort(S, -1)[..., ::-1][..., :k].sum(-1)
     assert said_of(table) == {
-        "format": "td3-soft-1",
+        "format": "td3-soft-2",
+        "own_targets": own_targets,
         "users": USERS,
         "length": LENGTH,
         "items": ITEMS,
@@ -138,7 +154,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_independent_draws_have_the_frequencies_of_the_summary(temperature: float) -> None:
     copies = 4000
     drawn = sample_sequences(summary(), copies=copies, temperature=temperature, repeats=True)
-    P = dense(summary()) ** (1 / temperature)
+    P = drawn_from(summary()) ** (1 / temperature)
     expected = copies * P / P.sum(-1, keepdim=True)
     counts = torch.nn.functional.one_hot(drawn.view(USERS, copies, LENGTH), ITEMS).sum(1).double()
     # Cells with few expected draws are taken together, as the test wants it.
@@ -157,9 +173,11 @@ def test_independent_draws_have_the_frequencies_of_the_summary(temperature: floa
             assert z < 4
 
 
-def test_towards_temperature_zero_it_is_the_argmax() -> None:
-    drawn = sample_sequences(summary(), copies=2, temperature=1e-30, repeats=True)
-    torch.testing.assert_close(drawn, dense(summary()).argmax(-1).repeat_interleave(2, 0))
+@pytest.mark.parametrize("own_targets", [False, True])
+def test_towards_temperature_zero_it_is_the_argmax(own_targets: bool) -> None:
+    factors = summary(own_targets=own_targets)
+    drawn = sample_sequences(factors, copies=2, temperature=1e-30, repeats=True)
+    torch.testing.assert_close(drawn, drawn_from(factors).argmax(-1).repeat_interleave(2, 0))
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -204,7 +222,7 @@ def test_same_seed_same_sequences() -> None:
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_guided_sampling_is_the_slow_loop(name: BackboneName, weight: float) -> None:
     config = small_config(backbone={"name": name})
-    factors = summary(items=12)
+    factors = summary(items=12, own_targets=weight == 0.3)
     guide = train_guide(factors, config, weight=weight, seed=4)
     copies, temperature, seed = 2, 0.6, 9
     drawn = sample_sequences(
@@ -216,7 +234,7 @@ def test_guided_sampling_is_the_slow_loop(name: BackboneName, weight: float) -> 
         generator=generator(seed, Purpose.EXPORT),
         dtype=torch.float64,
     )
-    logS = dense(factors).log()
+    logS = drawn_from(factors).log()
     for row in range(USERS * copies):
         prefix: list[int] = []
         for t in range(LENGTH):

@@ -205,12 +205,38 @@ def test_initial_summary() -> None:
         assert factor.dtype == torch.float32
         assert torch.equal(factor, again)
         assert not torch.equal(factor, different)
-    assert [tuple(factor.shape) for factor in one.learned] == [(40, 16), (50, 4), (16, 4, 7)]
-    # 40*16 + 50*4 + 16*4*7 = 640 + 200 + 448 = 1288 learned; V has 12*7 = 84.
-    assert (one.numbers_learned, one.numbers_stored) == (1288, 1372)
+    assert [tuple(each.shape) for each in one.learned] == [(40, 16), (50, 4), (16, 4, 7), (50, 4)]
+    # 40*16 + 50*4 + 16*4*7 + 50*4 = 640 + 200 + 448 + 200 = 1488 learned; V has 12*7 = 84.
+    assert (one.numbers_learned, one.numbers_stored) == (1488, 1572)
+    assert one.Y is not None
+    assert torch.equal(one.Y, one.T)
+    plain = Summary.initial(config.model_copy(update={"targets": "next"}), V, seeded(1))
+    assert plain.Y is None
+    assert plain.numbers_learned == 1288
+    assert all(torch.equal(*pair) for pair in zip(plain.learned, one.learned, strict=False))
     # Kaiming's normal rule for (16, 4, 7): std = sqrt(2 / (4 * 7)), as torch's own initialiser.
     core = torch.nn.init.kaiming_normal_(torch.empty(16, 4, 7), generator=seeded(3)).std()
     assert float(core) == pytest.approx((2 / 28) ** 0.5, rel=0.1)
-    for factor, std in zip(one.learned, (0.3, 0.3, float(core)), strict=True):
+    for factor, std in zip(one.learned, (0.3, 0.3, float(core), 0.3), strict=True):
         assert float(factor.std()) == pytest.approx(std, rel=0.2)
         assert abs(float(factor.mean())) < 4 * std / factor.numel() ** 0.5
+
+
+def test_targets_of_their_own_lie_behind_what_is_read() -> None:
+    """Of both by the definition, with gradients; without Y targets are what is read."""
+    U, T, G, V = make_factors(5)
+    (Y,) = leaves(normal(11, *T.shape))
+    both = Summary(U, T, G, V, Y)
+    assert torch.equal(both.read, query(U, T, G))
+    assert torch.equal(both.predicted, query(U, Y, G))
+    found = soft_sequences(query(*both.learned), V, V)
+    parts = [dense_summary(U, temporal, G, V) @ V for temporal in (T, Y)]
+    wanted = torch.cat(parts, 1)
+    assert distance(found, wanted) < EXACT
+    assert_same_gradients(found, wanted, [U, T, G, V, Y], normal(12, *wanted.shape))
+    plain = Summary(U, T, G, V)
+    assert torch.equal(plain.predicted, plain.read)
+    assert [each is own for each, own in zip(both.learned, (U, T, G, Y), strict=True)] == [True] * 4
+    moved = both.to(torch.device("cpu"))
+    assert moved.Y is not None
+    assert torch.equal(moved.V, V)

@@ -1,6 +1,7 @@
 """`learn`, the training that a summary's user does, against the textbook in both modes."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import pytest
@@ -37,6 +38,7 @@ MU, ZETA, WIDTH, ITEMS = 7, 8, 4, 9  # 20 steps of 2 do not come round to user 0
 SUMMARY = Summary(
     U=normal(0, MU, 2), T=normal(1, ZETA, 3), G=normal(2, 2, 3, WIDTH), V=normal(3, ITEMS, WIDTH)
 )
+OWN_TARGETS = replace(SUMMARY, Y=normal(5, ZETA, 3))
 S = dense_summary(SUMMARY.U, SUMMARY.T, SUMMARY.G, SUMMARY.V)
 SHAPE = BackboneConfig(hidden=WIDTH, inner=5, dropout=0.3)
 BACKBONE, BIASED = SASRec(SHAPE, ZETA - 1), BiasedSASRec(SHAPE, ZETA - 1)
@@ -66,7 +68,13 @@ def definition(backbone: SASRec, mode: Mode) -> Textbook:
     return Textbook(backbone.encode, backbone.n_parameters, SUMMARY.V, own_table, backbone.biased)
 
 
-def textbook(backbone: SASRec, mode: Mode, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+def targets_of(summary: Summary) -> Tensor:
+    return S if summary.Y is None else dense_summary(summary.U, summary.Y, summary.G, summary.V)
+
+
+def textbook(
+    summary: Summary, backbone: SASRec, mode: Mode, steps: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Encoder, E and b after torch.optim's Adam on dense soft targets."""
     draw, book = seeded(9), definition(backbone, mode)
     start = [backbone.initial(draw)]
@@ -76,15 +84,15 @@ def textbook(backbone: SASRec, mode: Mode, steps: int) -> tuple[Tensor, Tensor, 
         start.append(torch.zeros(ITEMS))
     trained = torch.cat(start).requires_grad_()
     optimizer = torch.optim.Adam([trained], lr=0.01, weight_decay=0.02)
-    recipe = SummaryTraining(
-        recommender(backbone, SUMMARY.V, mode), make_config(steps), steps, ReadDense(SUMMARY.V)
-    )
+    model, reader = recommender(backbone, SUMMARY.V, mode), ReadDense(SUMMARY.V)
+    recipe = SummaryTraining(model, make_config(steps), steps, reader, own_targets=False)
+    targets = targets_of(summary)
     for number, step in enumerate(recipe.steps(0, steps, MU, ZETA, draw)):
         optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / steps)
-        rows = S[[(2 * number) % MU, (2 * number + 1) % MU]]
+        rows = [(2 * number) % MU, (2 * number + 1) % MU]
         optimizer.zero_grad()
         # The KL; the engine's loss is less its entropy, of no gradient here.
-        book.summary_loss(trained, rows, step.noise.dropout, None).backward()
+        book.summary_loss(trained, S[rows], step.noise.dropout, None, targets[rows]).backward()
         optimizer.step()
     return book.parts(trained.detach())
 
@@ -92,8 +100,13 @@ def textbook(backbone: SASRec, mode: Mode, steps: int) -> tuple[Tensor, Tensor, 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backbone", [BACKBONE, BIASED])
 @pytest.mark.parametrize("largest_dense", [0, 10**6])
+@pytest.mark.parametrize("summary", [SUMMARY, OWN_TARGETS])
 def test_learn_is_the_textbooks(
-    mode: Mode, backbone: SASRec, largest_dense: int, monkeypatch: pytest.MonkeyPatch
+    mode: Mode,
+    backbone: SASRec,
+    largest_dense: int,
+    summary: Summary,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Reading stored probabilities, and queries where those are too many.
 
@@ -101,8 +114,8 @@ def test_learn_is_the_textbooks(
     and a gradient of pure rounding noise, which Adam scales up to steps of full size.
     """
     monkeypatch.setattr(reading, "LARGEST_DENSE", largest_dense)
-    found = learn(SUMMARY, backbone, make_config(23), mode, seeded(9))
-    encoder, E, b = textbook(backbone, mode, 23)
+    found = learn(summary, backbone, make_config(23), mode, seeded(9))
+    encoder, E, b = textbook(summary, backbone, mode, 23)
     x = normal(10, 6, ZETA - 1, WIDTH)
     ours, theirs = (backbone.encode(each, x, None) for each in (found.parameters, encoder))
     assert distance(ours, theirs) < 1e-8
@@ -117,23 +130,28 @@ def test_learn_is_the_textbooks(
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backbone", [BACKBONE, BIASED])
+@pytest.mark.parametrize("summary", [SUMMARY, OWN_TARGETS])
 def test_the_loss_by_attention_and_by_probabilities_is_the_definition(
-    mode: Mode, backbone: SASRec, monkeypatch: pytest.MonkeyPatch
+    mode: Mode, backbone: SASRec, summary: Summary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch as X or queries C (a summary's user) and as S (distilling): value and gradient."""
     book = definition(backbone, mode)
     monkeypatch.setattr(reading, "LARGEST_DENSE", 0)
-    by_attention, leaf = training_on(SUMMARY, backbone, make_config(20), mode)
-    dense = SummaryTraining(by_attention.model, make_config(20), 20, ReadDense(SUMMARY.V))
+    by_attention, leaf = training_on(summary, backbone, make_config(20), mode)
+    own, reader = summary.Y is not None, ReadDense(SUMMARY.V)
+    model, config = by_attention.model, make_config(20)
+    dense = SummaryTraining(model, config, 20, reader, own_targets=own)
+    targets = targets_of(summary)
+    probabilities = torch.cat([S, targets], 1) if own else S
     initial = by_attention.model.initial(seeded(1))
     (theta,) = leaves(initial + normal(2, len(initial), std=0.3))
     rows, places = torch.tensor([2, 5, 3]), [[7, 5], [7, 6], [7, 1]]
     asked = Asked(torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor(places).flatten())
     draws = Draws(asked, backbone.dropout(3, ZETA, seeded(3)))
-    entropy = -(S * S.log()).sum(-1)[rows.repeat_interleave(2), asked.at].mean()
-    wanted = book.summary_loss(theta, S[rows], draws.dropout, places) + entropy
+    entropy = -(targets * targets.log()).sum(-1)[rows.repeat_interleave(2), asked.at].mean()
+    wanted = book.summary_loss(theta, S[rows], draws.dropout, places, targets[rows]) + entropy
     (gradient,) = torch.autograd.grad(wanted, theta)
-    for training, batch in ((by_attention, leaf[rows]), (dense, S[rows])):
+    for training, batch in ((by_attention, leaf[rows]), (dense, probabilities[rows])):
         found = training.loss(theta, batch, draws)
         assert distance(found, wanted) < 1e-10
         assert distance(torch.autograd.grad(found, theta)[0], gradient) < 1e-10

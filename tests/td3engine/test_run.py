@@ -1,11 +1,13 @@
 """Whole runs: same seed same bytes, stop and resume at any step, what a bundle refuses."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from td3engine import run as run_module
@@ -124,6 +126,7 @@ def test_a_bundle_says_whom_it_was_distilled_for(whole: Path, scratch: Path) -> 
         assert measured == {
             "full data": "from-scratch",
             "popularity": "from-scratch",
+            "initial summary": mode,
             "TD3 summary": mode,
         }
     one, other = load_bundle(whole).summary, load_bundle(scratch).summary
@@ -158,7 +161,7 @@ def test_checkpoints_come_when_due_and_are_announced_complete(
     run(log, tmp_path, checkpointed=checkpointed, checkpoint_seconds=0)
     assert seen == [("pretraining", n) for n in (1, 2, 3, 4)] + [
         ("distilling", n) for n in (1, 2, 3, 4, 5, 6, 6)
-    ] + [("evaluating", 6)] * len(RESULT_SEEDS)
+    ] + [("evaluating", 6)] * 2 * len(RESULT_SEEDS)  # learners on the start, and on the summary
 
 
 @dataclass
@@ -292,19 +295,43 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
     assert bundle.manifest.fingerprint == "f" * 64
     assert bundle.summary.U.shape == (4, 2)
     assert bundle.summary.T.shape == (8, 2)
+    assert bundle.summary.Y is not None
+    assert bundle.summary.Y.shape == (8, 2)
     assert bundle.summary.G.shape == (2, 2, 8)
     assert bundle.summary.V.shape == (len(bundle.item_ids), 8)
     assert bundle.manifest.numbers_stored == {
-        "learned": 4 * 2 + 8 * 2 + 2 * 2 * 8,
+        "learned": 4 * 2 + 2 * 8 * 2 + 2 * 2 * 8,
         "V": len(bundle.item_ids) * 8,
     }
     assert {row["name"] for row in bundle.manifest.results} == {
         "full data",
         "popularity",
+        "initial summary",
         "TD3 summary",
     }
     assert {row["protocol"] for row in bundle.manifest.results} == {"full", "sampled-100"}
     assert "seconds" not in (whole / "manifest.json").read_text()
+
+
+def test_a_bundle_of_the_first_format_has_no_targets_of_its_own(
+    whole: Path, tmp_path: Path
+) -> None:
+    """Its configuration does not know of them either, and gets today's default when it is read."""
+    for file, content in bytes_of(whole).items():
+        (tmp_path / file).write_bytes(content)
+    factors = tmp_path / "summary.safetensors"
+    kept = safetensors.torch.load(factors.read_bytes())
+    del kept["Y"]
+    factors.write_bytes(safetensors.torch.save(kept))
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["format"] == 2
+    manifest["format"] = 1
+    del manifest["config"]["summary"]["targets"]
+    manifest["checksums"][factors.name] = hashlib.sha256(factors.read_bytes()).hexdigest()
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    read = load_bundle(tmp_path).summary
+    assert read.Y is None
+    assert torch.equal(read.predicted, read.read)
 
 
 @pytest.mark.parametrize("name", sorted(MEDIA_TYPES))

@@ -88,7 +88,7 @@ def test_weighted_scores_by_hand_and_by_autograd() -> None:
     distilled = distillation(softmax="sampled", negatives=3)
     distilled._sample(query(*distilled.factors).detach())
     training = distilled.training
-    leaf = normal(3, 5, ZETA, distilled.V_ND.shape[1])
+    leaf = normal(3, 5, 2 * ZETA, distilled.V_ND.shape[1])
     draw = torch.Generator().manual_seed(0)
     [step] = training.steps(0, 1, 5, ZETA, draw)
     theta = training.model.initial(draw)

@@ -2,14 +2,25 @@
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from td3engine.config import SummaryConfig
-from td3engine.start import factored, initial_summary, pointing_queries, real_histories
+from td3engine.backbones import Backbone, build_backbone
+from td3engine.config import BackboneName, SummaryConfig
+from td3engine.learner import encode_last
+from td3engine.start import (
+    expected_queries,
+    factored,
+    initial_summary,
+    pointing_queries,
+    real_histories,
+)
 from td3engine.summary import Summary, query
+from td3engine.teacher import Trained
 from tests.td3engine.oracles import default_double, distance, make_split, normal, seeded
 from tests.td3engine.small import small_config
 
@@ -22,20 +33,35 @@ def _float64() -> Iterator[None]:
         yield
 
 
-def noise(user_rank: int, time_rank: int) -> Summary:
-    config = SummaryConfig(users=USERS, length=LENGTH, user_rank=user_rank, time_rank=time_rank)
+def teacher_of(backbone: Backbone, table: Tensor) -> Trained:
+    parameters = normal(8, backbone.n_parameters, std=0.3)
+    return Trained(parameters, table, parameters[None], validation=0.0, seconds=0.0)
+
+
+def noise(user_rank: int, time_rank: int, targets: Literal["own", "next"] = "next") -> Summary:
+    config = SummaryConfig(
+        users=USERS, length=LENGTH, user_rank=user_rank, time_rank=time_rank, targets=targets
+    )
     return Summary.initial(config, normal(0, ITEMS, WIDTH), seeded(1))
 
 
-@pytest.mark.parametrize("ranks", [(6, 5), (9, 7)])
-def test_enough_ranks_keep_the_queries(ranks: tuple[int, int]) -> None:
-    C = normal(1, USERS, LENGTH, WIDTH, std=3.0)
-    found = factored(C, noise(*ranks), 0.5)
+@pytest.mark.parametrize(
+    ("ranks", "targets"), [((6, 5), "next"), ((9, 7), "next"), ((6, 10), "own"), ((9, 12), "own")]
+)
+def test_enough_ranks_keep_the_queries(
+    ranks: tuple[int, int], targets: Literal["own", "next"]
+) -> None:
+    own = targets == "own"
+    C = normal(1, USERS, LENGTH * (1 + own), WIDTH, std=3.0)
+    found = factored(C, noise(*ranks, targets), 0.5)
     assert distance(query(*found.learned), C) < 1e-12
+    assert distance(found.read, C[:, :LENGTH]) < 1e-12
+    assert distance(found.predicted, C[:, -LENGTH:]) < 1e-12
     assert [tuple(f.shape) for f in found.learned] == [
         (USERS, ranks[0]),
         (LENGTH, ranks[1]),
         (*ranks, WIDTH),
+        *([(LENGTH, ranks[1])] if own else []),
     ]
     # Every column has entries of the wanted size; those beyond the rank are noise's and can learn.
     root_mean_square = found.U[:, :USERS].square().mean(0).sqrt()
@@ -70,6 +96,44 @@ def test_queries_point_at_their_items() -> None:
     assert distance(cosines, torch.ones_like(cosines)) < 1e-12
 
 
+@pytest.mark.parametrize("name", ["sasrec", "gru4rec", "narm", "bert4rec"])
+def test_targets_begin_as_what_the_teacher_expects(name: BackboneName) -> None:
+    """Position by position, from a row of the items before it alone."""
+    backbone = build_backbone(small_config(backbone={"name": name}).backbone, 8)
+    width = 8
+    table = normal(5, ITEMS, width + int(backbone.biased))
+    teacher = teacher_of(backbone, table)
+    items = torch.randint(ITEMS, (USERS, LENGTH), generator=seeded(6))
+    C = normal(7, USERS, LENGTH, width)
+    found = expected_queries(items, C, backbone, teacher)
+    assert torch.equal(found[:, 0], C[:, 0])
+    score = encode_last(backbone, teacher.parameters, table)
+    for user in range(USERS):
+        for position in range(1, LENGTH):
+            [state] = score(items[user : user + 1, :position], torch.tensor([position]))
+            assert distance(found[user, position], state[:width]) < 1e-10
+
+
+def test_a_start_of_full_rank_reads_histories_and_predicts_what_the_teacher_does() -> None:
+    split = make_split([[user, user + 1, user + 2, 0, 0] for user in range(8)], ITEMS)
+    config = small_config(summary={"user_rank": 4, "time_rank": 16})
+    backbone = build_backbone(config.backbone, 8)
+    teacher = teacher_of(backbone, normal(7, ITEMS, 8))
+    start = initial_summary(config, split, backbone, teacher)
+    # `next` draws the same users.
+    plain = config.model_copy(
+        update={"summary": config.summary.model_copy(update={"targets": "next"})}
+    )
+    read = initial_summary(plain, split, backbone, teacher)
+    assert read.Y is None
+    assert distance(start.read, read.read) < 1e-10
+    assert start.Y is not None
+    best = (start.read[:, :-1] @ (start.V - start.V.mean(0)).T).argmax(-1)
+    expected = expected_queries(best, start.predicted[:, :-1], backbone, teacher)
+    assert distance(start.predicted[:, 1:-1], expected[:, 1:]) < 1e-10
+    assert start.numbers_learned == read.numbers_learned + start.Y.numel()
+
+
 def test_real_histories_hold_the_last_training_events_and_repeat_short_ones() -> None:
     # The last two of a user with three or more are held out; the third user has no transition.
     split = make_split([[0, 1, 2, 3, 4, 5, 6, 7, 8], [9, 10, 9, 1, 2], [3, 4, 5]], ITEMS)
@@ -87,10 +151,11 @@ def test_different_users_where_there_are_enough() -> None:
 def test_both_starts_are_the_seeds() -> None:
     split = make_split([[user, user + 1, user + 2, 0, 0] for user in range(8)], ITEMS)
     V = normal(7, ITEMS, 8)
+    backbone = build_backbone(small_config().backbone, 8)
     for start in ("users", "random"):
         one, same, other = (
-            initial_summary(small_config(summary={"start": start}, seed=seed), split, V)
-            for seed in (1, 1, 2)
+            initial_summary(config, split, backbone, teacher_of(backbone, V))
+            for config in (small_config(summary={"start": start}, seed=seed) for seed in (1, 1, 2))
         )
         for factor, again, different in zip(one.learned, same.learned, other.learned, strict=True):
             assert torch.equal(factor, again)

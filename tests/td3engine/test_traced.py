@@ -53,8 +53,9 @@ def test_a_window_is_that_of_plain_steps(
     V = normal(0, ITEMS, WIDTH).float()
     model = recommender(backbone, V, mode)
     reader = reader_for(V, USERS * ZETA, fixed=model.scores_are_fixed)
-    plain = SummaryTraining(model, LearnerConfig(batch=2, augmented=1), 20, reader)
-    leaf = reader.leaf(normal(1, USERS, ZETA, WIDTH).float())
+    config = LearnerConfig(batch=2, objective="last-and-augmented", augmented=1)
+    plain = SummaryTraining(model, config, 20, reader, own_targets=True)
+    leaf = reader.leaf(normal(1, USERS, 2 * ZETA, WIDTH).float())
     start, outer = LearnerState.fresh(model.initial(seeded(2))), normal(3, model.n_parameters)
     made = TracedTake(plain.take, compiled=True, stacked=False)
     for age in (0, 3):

@@ -91,6 +91,7 @@ def make_world(
     history: int = ZETA - 1,
     schedule: Literal["constant", "linear"] = "linear",
     chunked: bool = False,
+    own_targets: bool = False,
 ) -> World:
     shape = BackboneConfig(hidden=WIDTH, layers=layers, heads=heads, inner=5, dropout=dropout)
     backbone = (BiasedSASRec if biased else SASRec)(shape, history)
@@ -115,10 +116,15 @@ def make_world(
         ]
     )
     return World(
-        factors=[normal(0, MU, 2), normal(1, ZETA, 3), normal(2, 2, 3, WIDTH, std=0.5)],
+        factors=[
+            normal(0, MU, 2),
+            normal(1, ZETA, 3),
+            normal(2, 2, 3, WIDTH, std=0.5),
+            *([normal(13, ZETA, 3)] if own_targets else []),
+        ],
         V=V,
         backbone=backbone,
-        training=SummaryTraining(model, learner, LEARNER_STEPS, reader),
+        training=SummaryTraining(model, learner, LEARNER_STEPS, reader, own_targets=own_targets),
         textbook=Textbook(
             backbone.encode, backbone.n_parameters, V, mode == "from-scratch", biased
         ),
@@ -129,7 +135,12 @@ def make_world(
 
 def warm(world: World, age: int = 3) -> LearnerState:
     """A learner that has trained for `age` steps, on other sequences."""
-    other = [normal(7, MU, 2), normal(8, ZETA, 3), normal(9, 2, 3, WIDTH)]
+    other = [
+        normal(7, MU, 2),
+        normal(8, ZETA, 3),
+        normal(9, 2, 3, WIDTH),
+        *([normal(14, ZETA, 3)] if world.training.own_targets else []),
+    ]
     state = LearnerState.fresh(world.start)
     steps = world.steps(0, age)
     return train(state, world.leaf(other), steps, world.training.take, world.training.rule)[-1]
@@ -138,7 +149,7 @@ def warm(world: World, age: int = 3) -> LearnerState:
 def engine_gradients(
     world: World, state: LearnerState, steps: Steps, kept: list[Taken] | None = None
 ) -> tuple[Tensor, ...]:
-    """dL/dU, dL/dT, dL/dG as an outer step takes them."""
+    """dL/dU, dL/dT, dL/dG (and dL/dY) as an outer step takes them."""
     factors = leaves(*world.factors)
     leaf = world.leaf(factors)
     take, rule = world.training.take, world.training.rule
@@ -156,7 +167,9 @@ def places_of(draws: Draws, augmented: int) -> list[list[int]]:
 
 def textbook_gradients(world: World, state: LearnerState, steps: Steps) -> tuple[Tensor, ...]:
     factors = leaves(*world.factors)
-    S = dense_summary(factors[0], factors[1], factors[2], world.V)
+    U, T, G, *Y = factors
+    S = dense_summary(U, T, G, world.V)
+    targets = dense_summary(U, Y[0], G, world.V) if Y else S
     config = world.training.config
     learner = TapeAdam(
         state.parameters.clone().requires_grad_(), state.first, state.second, state.age
@@ -167,7 +180,8 @@ def textbook_gradients(world: World, state: LearnerState, steps: Steps) -> tuple
         dropout = step.noise.dropout
         if places is not None:
             dropout = masks_at_all(world.backbone.config, dropout, places, ZETA - 1)
-        loss = world.textbook.summary_loss(learner.theta, S[step.rows], dropout, places)
+        rows = S[step.rows], dropout, places, targets[step.rows]
+        loss = world.textbook.summary_loss(learner.theta, *rows)
         left = 1 - learner.age / LEARNER_STEPS if config.schedule == "linear" else 1
         learner = learner.step(loss, config.lr * left, config.weight_decay)
     return torch.autograd.grad(world.real_loss(learner.theta), factors)
@@ -184,11 +198,20 @@ def assert_same_meta_gradient(world: World, state: LearnerState, steps: Steps) -
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("window", [1, 3, 8])
 @pytest.mark.parametrize("age", [0, 3])
-@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+@pytest.mark.parametrize(
+    ("weight_decay", "own_targets"), [(0.0, False), (0.05, False), (0.05, True)]
+)
 def test_meta_gradient_is_the_textbooks(
-    objective: Objective, dropout: float, window: int, age: int, weight_decay: float
+    objective: Objective,
+    dropout: float,
+    window: int,
+    age: int,
+    weight_decay: float,
+    own_targets: bool,
 ) -> None:
-    world = make_world(objective=objective, dropout=dropout, weight_decay=weight_decay)
+    world = make_world(
+        objective=objective, dropout=dropout, weight_decay=weight_decay, own_targets=own_targets
+    )
     state = warm(world, age) if age else LearnerState.fresh(world.start)
     assert_same_meta_gradient(world, state, world.steps(age, window))
 
@@ -197,12 +220,14 @@ def test_meta_gradient_is_the_textbooks(
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(("window", "age"), [(1, 0), (3, 3), (8, 0), (8, 3)])
 @pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("own_targets", [False, True])
 def test_meta_gradient_from_scratch_is_the_textbooks(
     objective: Objective,
     dropout: float,
     window: int,
     age: int,
     chunked: bool,
+    own_targets: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The learner trains an item table E, so the leaf is S: through inputs, targets and scores.
@@ -215,6 +240,7 @@ def test_meta_gradient_from_scratch_is_the_textbooks(
         dropout=dropout,
         weight_decay=0.02,
         chunked=chunked,
+        own_targets=own_targets,
     )
     state = warm(world, age) if age else LearnerState.fresh(world.start)
     assert_same_meta_gradient(world, state, world.steps(age, window))
@@ -222,9 +248,19 @@ def test_meta_gradient_from_scratch_is_the_textbooks(
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("objective", ["all-positions", "last-and-augmented"])
-def test_meta_gradient_with_an_item_bias_is_the_textbooks(mode: Mode, objective: Objective) -> None:
+@pytest.mark.parametrize("own_targets", [False, True])
+def test_meta_gradient_with_an_item_bias_is_the_textbooks(
+    mode: Mode, objective: Objective, own_targets: bool
+) -> None:
     """The bias is trained even where the item table is shared."""
-    world = make_world(mode=mode, biased=True, objective=objective, dropout=0.2, weight_decay=0.01)
+    world = make_world(
+        mode=mode,
+        biased=True,
+        objective=objective,
+        dropout=0.2,
+        weight_decay=0.01,
+        own_targets=own_targets,
+    )
     assert_same_meta_gradient(world, warm(world), world.steps(3, 5))
 
 
@@ -274,9 +310,14 @@ def test_meta_gradient_from_moments_that_no_training_made() -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_meta_gradient_is_the_slope_of_the_window(mode: Mode, dropout: float) -> None:
-    """Central differences of "train, then judge" in single numbers of U, T, G; no second order."""
+    """Central differences of "train, then judge" in single numbers of U, T, G, Y; no second
+    order."""
     world = make_world(
-        mode=mode, objective="last-and-augmented", dropout=dropout, weight_decay=0.01
+        mode=mode,
+        objective="last-and-augmented",
+        dropout=dropout,
+        weight_decay=0.01,
+        own_targets=True,
     )
     state, steps = warm(world, 5), world.steps(5, 4)
     gradients = engine_gradients(world, state, steps)

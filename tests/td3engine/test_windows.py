@@ -67,7 +67,8 @@ def together_of(
     V = world.V.to(device)
     mode: Mode = "from-scratch" if own.model.frozen is None else "shared-items"
     model, reader = recommender(world.backbone, V, mode), reader_for(V, 1, fixed=mode == MODES[0])
-    recipe = SummaryTraining(model, own.config, own.count, reader)
+    own_targets = own.own_targets
+    recipe = SummaryTraining(model, own.config, own.count, reader, own_targets=own_targets)
     return Together(recipe, device, compiled=compiled, recompute=recompute)
 
 
@@ -79,19 +80,25 @@ def moved(step: InnerStep[Draws], device: torch.device) -> InnerStep[Draws]:
 
 
 @pytest.mark.parametrize(
-    ("mode", "objective", "dropout", "recompute"),
+    ("mode", "objective", "dropout", "recompute", "own_targets"),
     [
-        ("shared-items", "last-and-augmented", 0.3, False),
-        ("shared-items", "all-positions", 0.0, True),
-        ("from-scratch", "last-and-augmented", 0.3, True),
-        ("from-scratch", "all-positions", 0.3, False),
+        ("shared-items", "last-and-augmented", 0.3, False, True),
+        ("shared-items", "all-positions", 0.0, True, False),
+        ("from-scratch", "last-and-augmented", 0.3, True, False),
+        ("from-scratch", "all-positions", 0.3, False, True),
     ],
 )
 def test_meta_gradient_of_learners_together_is_the_textbooks(
-    mode: Mode, objective: Objective, dropout: float, recompute: bool
+    mode: Mode, objective: Objective, dropout: float, recompute: bool, own_targets: bool
 ) -> None:
     """The sum over learners of what the tape gives for each, in float64."""
-    world = make_world(mode=mode, objective=objective, dropout=dropout, weight_decay=0.02)
+    world = make_world(
+        mode=mode,
+        objective=objective,
+        dropout=dropout,
+        weight_decay=0.02,
+        own_targets=own_targets,
+    )
     states, windows = learners_of(world)
     factors = leaves(*world.factors)
     leaf = world.leaf(factors)
