@@ -28,6 +28,7 @@ from td3engine.summary import query
 
 # `quality` is what the quality tables are made with.
 FAMILIES = ("base", "parts", "preset", "window", "users", "steps", "scratch")
+FEW_TARGETS_RATE = 0.03
 PRESETS: tuple[Preset, ...] = ("fast", "balanced")
 
 
@@ -59,17 +60,20 @@ class LastWindow(Distillation):
 
 def variants(base: DistillConfig) -> list[Variant]:
     """All rows; the free factors have a place of their own for each position."""
-    free = {"user_rank": base.summary.users, "time_rank": base.summary.length}
+    free = {"user_rank": base.summary.users, "time_rank": 2 * base.summary.length}
     found = [
         Variant("base", "base"),
+        Variant("parts", "targets are what is read next", {"summary": {"targets": "next"}}),
         Variant("parts", "free queries, no Tucker factors", {"summary": free}, FreeQueries),
         Variant("parts", "start from noise", {"summary": {"start": "random"}}),
         Variant("parts", "no feature alignment", {"outer": {"feature_weight": 0}}),
-        Variant("parts", "no augmentation", {"learner": {"augmented": 0}}),
-        Variant("parts", "the paper's one augmented target", {"learner": {"augmented": 1}}),
+        Variant("parts", "no augmentation, outer rate 0.03", _augmented(0)),
+        Variant("parts", "the paper's one augmented target, outer rate 0.03", _augmented(1)),
+        Variant("parts", "eight augmented targets, outer rate 0.03", _augmented(8)),
         Variant("parts", "constant learner rate", {"learner": {"schedule": "constant"}}),
         Variant("parts", "real targets compete with unseen items", {"outer": {"among": "unseen"}}),
         Variant("parts", "gradients clipped, not normalised", {"outer": {"normalise": False}}),
+        Variant("parts", "outer rate 0.03", {"outer": {"lr": 0.03}}),
         Variant("parts", "learners start from the teacher", {"outer": {"start": "teacher"}}),
         Variant("window", "window at the start", {}, FirstWindow),
         Variant("window", "window at the end", {}, LastWindow),
@@ -89,16 +93,22 @@ def variants(base: DistillConfig) -> list[Variant]:
         Variant("steps", f"{steps} outer steps", {"outer": {"steps": steps}})
         for steps in (25, 50, 200, 400)
     ]
-    changes: dict[str, dict[str, Any]] = {
+    scratch: dict[str, dict[str, Any]] = {
         "from scratch": {},
-        "half of a target is the next item": {"teacher_share": 0.5},
-        "targets are next items": {"teacher_share": 0.0},
-        "outer rate 0.06": {"scratch_lr": 0.06},
+        "from scratch, targets are what is read next": {"summary": {"targets": "next"}},
+        "half of a real target is the next item": {"outer": {"teacher_share": 0.5}},
+        "real targets are next items": {"outer": {"teacher_share": 0.0}},
     }
     return found + [
-        Variant("scratch", name, {"mode": "from-scratch", "outer": change})
-        for name, change in changes.items()
+        Variant("scratch", name, {"mode": "from-scratch", **change})
+        for name, change in scratch.items()
     ]
+
+
+def _augmented(count: int) -> dict[str, Any]:
+    """Targets of a step: each sequence's last position, and so many others; at their own rate."""
+    learner = {"objective": "last-and-augmented", "augmented": count}
+    return {"learner": learner, "outer": {"lr": FEW_TARGETS_RATE}}
 
 
 class FreeQueries(Distillation):
@@ -160,17 +170,8 @@ def main() -> None:
     for dataset in options.dataset:
         study = Study(dataset, options.data, options.work, say)
         given = DATASETS[dataset].config("sasrec", "shared-items")
-        # The sizes of the log, and the steps, windows and rates of `balanced`.
-        balanced = {
-            "learner": {"objective": "last-and-augmented"},
-            "outer": {
-                "steps": options.steps,
-                "window": 20,
-                "lr": 0.03,
-                "scratch_lr": None,
-                "validate_every": 25,
-            },
-        }
+        # The sizes of the log, and the windows of `balanced`.
+        balanced = {"outer": {"steps": options.steps, "window": 20, "validate_every": 25}}
         base = merge(given.model_dump(mode="json"), balanced)
         for variant in variants(DistillConfig.model_validate(base)):
             if variant.family not in options.family:

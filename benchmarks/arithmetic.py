@@ -48,13 +48,14 @@ def outer_step(config: DistillConfig, n_items: int, real_targets: int) -> Arithm
         config.outer,
     )
     d, zeta = backbone.hidden, summary.length
-    asked = learner.batch * (1 + learner.augmented)
+    drawn = learner.objective == "last-and-augmented"
+    asked = learner.batch * (1 + learner.augmented if drawn else zeta - 1)
     encoder = forward(backbone, learner.batch, zeta - 1, asked)
     scores = scoring(asked, n_items, d)
     history = config.learner_history
     real_encoder = forward(backbone, real_targets // history, history, real_targets)
     real_scores = scoring(real_targets, n_items, d)
-    reading = scoring(summary.users * zeta, n_items, d)
+    reading = scoring(summary.users * zeta * (2 if summary.targets == "own" else 1), n_items, d)
     return Arithmetic(
         soft_sequences=2 * reading,
         # The log-sum-exp gives P = softmax(h E^T) with its value; its gradient is P E.

@@ -28,7 +28,7 @@ from td3engine.sequences import questions, training_windows
 from td3engine.summary import Summary
 from td3engine.teacher import LogTraining, Trained
 
-LOOK_EVERY = 50  # outer steps
+LOOK_EVERY = 10  # outer steps
 PUBLISHED_STD = 0.02
 PUBLISHED_STEPS = 720  # 30 epochs of 24
 Figures = dict[str, Any]

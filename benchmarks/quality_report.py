@@ -116,20 +116,17 @@ def _introduction(content: dict[str, Any]) -> str:
 
 
 def _other_targets(configs: dict[str, Any]) -> str:
-    """What to know of summaries for learners from scratch that were made without the teacher's
-    distribution."""
-    found = [
-        name.split()[0]
-        for name, config in configs.items()
-        if config["mode"] == "from-scratch"
-        and not config["outer"].get("teacher_share")
-        and not name.endswith("log")
-    ]
+    """Which summaries are of a release whose positions were their own targets."""
+    found = []
+    for name, config in configs.items():
+        dataset, _, mode = name.split()
+        if mode != "log" and "targets" not in config["summary"]:
+            found.append(f"{dataset} ({mode})")
     if not found:
         return ""
     return (
-        f"\n\nSummaries for learners from scratch of {', '.join(found)} are of a release whose "
-        "targets on real windows were the next items alone (`outer.teacher_share` 0)."
+        f"\n\nOf an earlier release, without targets of their own (`summary.targets: next`): "
+        f"{', '.join(found)}."
     )
 
 

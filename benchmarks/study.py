@@ -298,8 +298,7 @@ def soft_export_rows(benchmark: Benchmark, summary: Summary, mode: Mode, seed: i
     learner = benchmark.config.learner
     model = recommender(benchmark.backbone, summary.V, mode)
     reader = ReadReady(summary.V) if model.scores_are_fixed else ReadDense(summary.V)
-    own = summary.Y is not None
-    training = SummaryTraining(model, learner, learner.steps_in(mode), reader, own_targets=own)
+    training = SummaryTraining(model, learner, learner.steps_in(mode), reader, len(summary.T))
     scores_UTN = query(*summary.learned) @ summary.V.T
     top = scores_UTN.softmax(-1).topk(min(TOP_K, scores_UTN.shape[-1]))
     leaf = torch.zeros_like(scores_UTN).scatter(-1, top.indices, top.values)

@@ -116,12 +116,15 @@ class TextbookTD3:
     """The outer loop, for `shared-items` learners.
 
     Args:
-        config: the engine's settings, of which all that describe the method are obeyed.
+        config: the engine's settings, of which all that describe the paper's method are obeyed.
         factors: U (mu, d1), T (zeta, d2), G (d1, d2, d) to start from.
         V_ND: the item table, frozen.
         learner: the model that learners are; its own weights are only where draws start.
         teacher: the model whose hidden states a learner's are aligned with.
         starts: how many steps a learner takes before its window, an outer step each, in turn.
+
+    Raises:
+        ValueError: settings that the paper does not have.
     """
 
     def __init__(
@@ -133,6 +136,8 @@ class TextbookTD3:
         teacher: SASRec,
         starts: NDArray[np.int64],
     ) -> None:
+        if config.summary.targets != "next" or config.learner.objective != "last-and-augmented":
+            raise ValueError("the textbook's targets are the last position and augmented ones")
         self.config, self.V_ND, self.starts = config, V_ND, starts
         self.factors = [factor.detach().clone().requires_grad_() for factor in factors]
         self.learner, self.teacher = learner, teacher.eval()

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 
 from td3engine import __version__
@@ -61,6 +61,17 @@ class Manifest(BaseModel):
     numbers_stored: dict[str, int]
     checksums: dict[str, str] = {}
     versions: dict[str, str] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_format_has_no_own_targets(cls, said: Any) -> Any:
+        """Its settings do not know of them, and would get today's default."""
+        if isinstance(said, dict) and said.get("format") == 1:
+            config = said.get("config")
+            if isinstance(config, dict) and isinstance(config.get("summary"), dict):
+                summary = config["summary"] | {"targets": "next"}
+                return said | {"config": config | {"summary": summary}}
+        return said
 
 
 @dataclass(frozen=True)
@@ -122,6 +133,8 @@ def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
         raise BundleError(f"{error.filename} is missing: not a summary's folder") from error
     except (ValidationError, SafetensorError, pa.ArrowException, KeyError) as error:
         raise BundleError(f"{folder} does not hold a summary that can be read: {error}") from error
+    if (manifest.config.summary.targets == "own") != (summary.Y is not None):
+        raise BundleError(f"{folder}: the factors do not have the targets that the manifest says")
     if len(item_ids) != len(summary.V):
         raise BundleError(f"{folder}: {len(item_ids)} item ids for {len(summary.V)} items")
     return Bundle(summary.to(device or torch.device("cpu")), item_ids, manifest)

@@ -142,7 +142,7 @@ class Distillation:
         self.inner_steps = learner.steps_in(mode)
         reader = reader_for(
             self.V_ND,
-            query(*self.factors)[..., 0].numel(),
+            self.summary.positions,
             fixed=self.model.scores_are_fixed,
             twice_by_autograd=not self.model.written_out,
         )
@@ -156,7 +156,7 @@ class Distillation:
             learner,
             self.inner_steps,
             reader,
-            own_targets=self.summary.Y is not None,
+            self.config.summary.length,
             compiled=compiled and not together,
         )
         self.together: Together | None = None
@@ -222,8 +222,9 @@ class Distillation:
         """Choose the items of this step's inner losses, where that is a sample."""
         if self.sampler is None:
             return
+        targets_UTD = C_UTD[:, -self.training.length :]
         rng = numpy_generator(self.config.seed, Purpose.SUB_CATALOGUE, self.done)
-        self.training = self.training.over(self.sampler.sub_catalogue(C_UTD, rng))
+        self.training = self.training.over(self.sampler.sub_catalogue(targets_UTD, rng))
 
     def _meta_gradient(self, learners: Sequence[int], leaf: Tensor, mark: Mark) -> Tensor:
         """dL/d(leaf) of some of the step's learners, which stay in their pools a window older."""
@@ -251,7 +252,7 @@ class Distillation:
         nth = int(rng.integers(outer.pool))
         pooled = self.learner(learner, nth)
         start = advance(recipe, leaf, pooled.state, draw, pooled.owed)
-        window = recipe.steps(start.age, outer.window, len(leaf), recipe.length(leaf), draw)
+        window = recipe.steps(start.age, outer.window, len(leaf), draw)
         return Turn(learner, nth, start, window, rng, draw)
 
     def _scale_gradient(self) -> None:

@@ -178,7 +178,7 @@ def sample_sequences(
     Row u * copies + c is the c-th sequence of synthetic user u. Position t of it is drawn from
     softmax(z / temperature) with the scores z = C_ut V^T, and with a guide
     z = (1 - g) C_ut V^T + g (its scores after the items drawn before t) from position 1 on. C_ut is
-    what is read at the first position, and from then on what is to be predicted.
+    the query of what is to be predicted there.
 
     Args:
         summary: the factors.
@@ -195,7 +195,7 @@ def sample_sequences(
         raise UnusableError(
             f"copies and temperature must be positive, not {copies} and {temperature}"
         )
-    C_UTD = torch.cat([summary.read[:, :1], summary.predicted[:, 1:]], 1)
+    C_UTD = summary.predicted
     users, length, _ = C_UTD.shape
     n_items = len(summary.V)
     if not repeats and n_items < length:

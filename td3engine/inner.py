@@ -24,7 +24,8 @@ class ByHand:
         encoder: its encoder's passes.
         reader: how the batch is read.
         theta: flat parameters (P).
-        batch: of the reader's leaf, (B, zeta or 2 zeta, .).
+        batch: of the reader's leaf, (B, zeta or 2 zeta, .): the first zeta positions are read,
+            the last ones are to be predicted.
         length: zeta.
         draws: what is asked, as many events of every row.
     """

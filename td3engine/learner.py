@@ -34,20 +34,18 @@ VALIDATE_EVERY = 20  # inner steps between two looks at validation, where a call
 
 
 def summary_loss(
-    model: Recommender,
-    reader: Reader,
-    own_targets: bool,
-    theta: Tensor,
-    batch: Tensor,
-    draws: Draws,
+    model: Recommender, reader: Reader, length: int, theta: Tensor, batch: Tensor, draws: Draws
 ) -> Tensor:
-    """The inner loss on a batch of synthetic sequences: mean over the events that are asked for."""
+    """The inner loss on a batch of synthetic sequences: mean over the events that are asked for.
+
+    What is read are the first zeta (`length`) positions of the batch, what is to be predicted the
+    last ones; without targets of their own these are the same.
+    """
     encoder_P, table_NF = model.parts(theta)
     X_BTF = reader.read(batch, table_NF)
-    read_BTF, targets_BTF = X_BTF.chunk(2, 1) if own_targets else (X_BTF, X_BTF)
-    lengths = torch.full((len(X_BTF),), read_BTF.shape[1], device=X_BTF.device)
-    hidden_KF = model.states(encoder_P, read_BTF, lengths, draws)
-    expected_KF = targets_BTF[draws.asked.rows, draws.asked.at]
+    lengths = torch.full((len(X_BTF),), length, device=X_BTF.device)
+    hidden_KF = model.states(encoder_P, X_BTF[:, :length], lengths, draws)
+    expected_KF = X_BTF[:, -length:][draws.asked.rows, draws.asked.at]
     return cross_entropy(hidden_KF, expected_KF, table_NF, model.log_weight).mean()
 
 
@@ -65,7 +63,7 @@ class SummaryTraining:
         config: batch, objective, Adam.
         steps: how many steps a learner takes in all.
         reader: how a batch of the summary is read.
-        own_targets: whether the leaf has, behind what is read, what is to be predicted.
+        length: zeta.
         compiled: compile a step, if its derivatives are written out (`td3engine.traced`).
 
     Raises:
@@ -78,27 +76,21 @@ class SummaryTraining:
         config: LearnerConfig,
         steps: int,
         reader: Reader,
+        length: int,
         *,
-        own_targets: bool,
         compiled: bool = False,
     ) -> None:
-        self.model, self.config, self.count, self.reader = model, config, steps, reader
-        self.own_targets = own_targets
+        self.model, self.config, self.count = model, config, steps
+        self.reader, self.length = reader, length
         self.rule = adam_rule(config, steps)
-        self.loss: LearnerLoss[Draws] = partial(summary_loss, model, reader, own_targets)
+        self.loss: LearnerLoss[Draws] = partial(summary_loss, model, reader, length)
         self.take: Take[Draws] = self.take_one
         if compiled and model.written_out:
             self.take = TracedTake(self.take_one, compiled=True, stacked=False)
 
     def over(self, part: Recommender) -> "SummaryTraining":
         """The same with learners that score other items; X is read as before."""
-        return SummaryTraining(
-            part, self.config, self.count, self.reader, own_targets=self.own_targets
-        )
-
-    def length(self, leaf: Tensor) -> int:
-        """zeta of what batches are cut from, (mu, zeta or 2 zeta, .)."""
-        return leaf.shape[1] // 2 if self.own_targets else leaf.shape[1]
+        return SummaryTraining(part, self.config, self.count, self.reader, self.length)
 
     def take_one(self, theta: Tensor, batch: Tensor, draws: Draws, second: bool) -> Taken:
         """One step's gradient: by hand where the backbone has that, else by autograd."""
@@ -106,34 +98,35 @@ class SummaryTraining:
             return ByAutograd(theta, batch, draws, second, loss=self.loss)
         encoder_P, _ = self.model.parts(theta)
         encoder = self.model.backbone.by_hand(encoder_P, draws.asked, draws.dropout, len(batch))
-        return ByHand(self.model, encoder, self.reader, theta, batch, self.length(batch), draws)
+        return ByHand(self.model, encoder, self.reader, theta, batch, self.length, draws)
 
     def steps(
-        self, age: int, count: int, users: int, length: int, generator: Generator
+        self, age: int, count: int, users: int, generator: Generator
     ) -> list[InnerStep[Draws]]:
         """The next `count` steps of a learner of this age: rows in fixed cyclic order."""
         batch = min(self.config.batch, users)
         taken = torch.arange(age * batch, (age + count) * batch, device=generator.device) % users
         rows_WB = taken.view(count, batch)
-        return [InnerStep(rows, self._draws(batch, length, generator)) for rows in rows_WB]
+        return [InnerStep(rows, self._draws(batch, generator)) for rows in rows_WB]
 
-    def _draws(self, batch: int, length: int, generator: Generator) -> Draws:
+    def _draws(self, batch: int, generator: Generator) -> Draws:
         backbone = self.model.backbone
         if backbone.causal and self.config.objective == "last-and-augmented":
-            asked = self._last_and_augmented(batch, length, generator)
+            asked = self._last_and_augmented(batch, generator)
         else:
-            lengths = torch.full((batch,), length, device=generator.device)
+            lengths = torch.full((batch,), self.length, device=generator.device)
             asked = backbone.asked(lengths, generator)
             if backbone.causal:
                 asked = replace(asked, whole=True)
-        return Draws(asked, backbone.dropout(batch, length, generator, asked.few))
+        return Draws(asked, backbone.dropout(batch, self.length, generator, asked.few))
 
-    def _last_and_augmented(self, batch: int, length: int, generator: Generator) -> Asked:
+    def _last_and_augmented(self, batch: int, generator: Generator) -> Asked:
         """The last event of each row and some drawn ones (section 4)."""
-        first, count = min(FIRST_AUGMENTED, length - 2), self.config.augmented
+        last_at, count = self.length - 1, self.config.augmented
+        first = min(FIRST_AUGMENTED, last_at - 1)
         shape, device = (batch, count), generator.device
-        drawn = torch.randint(first, length - 1, shape, generator=generator, device=device)
-        last = drawn.new_full((batch, 1), length - 1)
+        drawn = torch.randint(first, last_at, shape, generator=generator, device=device)
+        last = drawn.new_full((batch, 1), last_at)
         at = torch.cat([last, drawn], 1)
         rows = torch.arange(batch, device=device).repeat_interleave(count + 1)
         return Asked(rows, at.reshape(-1), each=count + 1)
@@ -156,7 +149,7 @@ def advance(
     training: SummaryTraining, leaf: Tensor, start: LearnerState, draw: Generator, count: int
 ) -> LearnerState:
     """`count` more steps of a learner; `leaf` is what its batches are cut from."""
-    steps = training.steps(start.age, count, len(leaf), training.length(leaf), draw)
+    steps = training.steps(start.age, count, len(leaf), draw)
     return train(start, leaf, steps, training.take, training.rule)[-1]
 
 
@@ -218,9 +211,8 @@ def training_on(
     """The recipe of learners on this summary, and what their batches are cut from."""
     C_UTD = query(*summary.learned)
     model = recommender(backbone, summary.V, mode)
-    reader = reader_for(summary.V, C_UTD[..., 0].numel(), fixed=model.scores_are_fixed)
-    own = summary.Y is not None
-    training = SummaryTraining(model, config, config.steps_in(mode), reader, own_targets=own)
+    reader = reader_for(summary.V, summary.positions, fixed=model.scores_are_fixed)
+    training = SummaryTraining(model, config, config.steps_in(mode), reader, len(summary.T))
     return training, reader.leaf(C_UTD)
 
 

@@ -16,7 +16,13 @@ from td3engine.backbones import build_backbone
 from td3engine.bundle import Manifest, save_bundle
 from td3engine.config import DistillConfig, softmax_over
 from td3engine.distill import Distillation
-from td3engine.errors import CheckpointMismatchError, DeviceError, Interrupted, RanksError
+from td3engine.errors import (
+    CheckpointMismatchError,
+    DeviceError,
+    DivergedError,
+    Interrupted,
+    RanksError,
+)
 from td3engine.evaluation import Benchmark, popularity_rows, summary_rows, teacher_rows
 from td3engine.events import Event, Listener, Note, Phase, PhaseStarted, Progress
 from td3engine.interactions import Interactions, Split, split
@@ -270,8 +276,8 @@ class Run:
             self.control.listener(Note(f"test figures are of {asked:,} of {users:,} users"))
         teacher, summary, chosen = distilled.teacher, distilled.summary, distilled.chosen
         rows = teacher_rows(benchmark, [teacher]) + popularity_rows(benchmark)
-        for name, each in {"initial summary": distilled.start, "TD3 summary": summary}.items():
-            rows += summary_rows(benchmark, name, each, self.config.mode, RESULT_SEEDS)
+        rows += self._start_rows(benchmark, distilled.start)
+        rows += summary_rows(benchmark, "TD3 summary", summary, self.config.mode, RESULT_SEEDS)
         manifest = save_bundle(
             self.folder,
             summary,
@@ -297,6 +303,14 @@ class Run:
         self._leave()
         (self.folder / CHECKPOINT_FILE).unlink(missing_ok=True)
         return Outcome(manifest, rows, self.seconds)
+
+    def _start_rows(self, benchmark: Benchmark, start: Summary) -> list[Row]:
+        """What distilling has to beat; a start on which learners diverge spoils no job."""
+        try:
+            return summary_rows(benchmark, "initial summary", start, self.config.mode, RESULT_SEEDS)
+        except DivergedError as error:
+            self.control.listener(Note(f"no figures of the summary at initialisation: {error}"))
+            return []
 
     def _enter(self, phase: Phase) -> None:
         self._leave()

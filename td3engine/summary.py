@@ -29,7 +29,8 @@ class Summary:
         G: relation core, (d1, d2, d).
         V: shared item factor, (n, d): the teacher's item table, never trained here.
         Y: temporal factor of the targets, (zeta, d2); None: what is to be predicted at a position
-            is what is read there.
+            is what is read there. Nothing comes before the first position, and nothing after the
+            last: there Y's and T's rows are not used (`query`).
     """
 
     U: Tensor
@@ -63,6 +64,11 @@ class Summary:
         return (self.U, self.T, self.G) if self.Y is None else (self.U, self.T, self.G, self.Y)
 
     @property
+    def positions(self) -> int:
+        """How many queries there are: mu x zeta, with targets of their own twice as many."""
+        return len(self.U) * len(self.T) * (1 if self.Y is None else 2)
+
+    @property
     def numbers_learned(self) -> int:
         return sum(factor.numel() for factor in self.learned)
 
@@ -71,6 +77,8 @@ class Summary:
         return self.numbers_learned + self.V.numel()
 
     def with_learned(self, U: Tensor, T: Tensor, G: Tensor, Y: Tensor | None = None) -> "Summary":
+        """The same with other learned factors, as many as there are."""
+        assert (Y is None) == (self.Y is None)
         return replace(self, U=U, T=T, G=G, Y=Y)
 
     def to(self, device: torch.device) -> "Summary":
@@ -80,20 +88,23 @@ class Summary:
     @property
     def read(self) -> Tensor:
         """Queries of what learners read, (mu, zeta, d)."""
-        return query(self.U, self.T, self.G)
+        return query(*self.learned)[:, : len(self.T)]
 
     @property
     def predicted(self) -> Tensor:
         """Queries of what learners are to predict at each position, (mu, zeta, d)."""
-        return query(self.U, self.T if self.Y is None else self.Y, self.G)
+        return query(*self.learned)[:, -len(self.T) :]
 
 
 def query(U_UA: Tensor, T_TB: Tensor, G_ABD: Tensor, Y_TB: Tensor | None = None) -> Tensor:
     """C = G x1 U x2 T: the query of each synthetic position, (mu, zeta, d).
 
-    With Y (mu, 2 zeta, d): behind the queries of what is read those of what is to be predicted.
+    With Y (mu, 2 zeta, d): behind the queries of what is read those of what is to be predicted. A
+    causal learner is never asked for the first event and reads the last one for nothing, so no
+    gradient would reach these two. They are what the position's other query is: others are not
+    causal, and learn from sequences that SASRec distilled.
     """
-    time = T_TB if Y_TB is None else torch.cat([T_TB, Y_TB])
+    time = T_TB if Y_TB is None else torch.cat([T_TB[:-1], Y_TB[-1:], T_TB[:1], Y_TB[1:]])
     return torch.einsum("ua,tb,abd->utd", U_UA, time, G_ABD)
 
 

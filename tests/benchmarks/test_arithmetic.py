@@ -59,13 +59,21 @@ def test_soft_sequences() -> None:
     assert found[:2] == [expected, expected]
 
 
-def test_an_outer_step_is_the_sum_of_its_parts() -> None:
-    config = small_config(learner={"batch": 4, "augmented": 2}, outer={"window": 3})
+@pytest.mark.parametrize(
+    ("objective", "asked", "targets", "positions"),
+    [("last-and-augmented", 12, "next", 32), ("all-positions", 28, "own", 64)],
+)
+def test_an_outer_step_is_the_sum_of_its_parts(
+    objective: str, asked: int, targets: str, positions: int
+) -> None:
+    learner = {"batch": 4, "objective": objective, "augmented": 2}
+    summary = {"targets": targets}
+    config = small_config(learner=learner, outer={"window": 3}, summary=summary)
     found = outer_step(config, ITEMS, real_targets=70)
     # Rows of 8 events: 7 positions are read. 70 targets are 10 such rows.
-    inner = forward(config.backbone, 4, 7, asked=12)
+    inner = forward(config.backbone, 4, 7, asked=asked)
     real = forward(config.backbone, 10, 7, asked=70)
-    each, all_real, read = (scoring(states, ITEMS, 8) for states in (12, 70, 32))
+    each, all_real, read = (scoring(states, ITEMS, 8) for states in (asked, 70, positions))
     by_hand = 2 * read + 3 * (3 * inner + 2 * each) + 4 * real + 2 * all_real
     assert found.total == by_hand + 3 * (6 * inner + 2 * each) + 2 * read
 

@@ -60,6 +60,16 @@ def dense_summary(U: Tensor, T: Tensor, G: Tensor, V: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
+def temporal_factors(T: Tensor, Y: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Rows of what is read and of what is to be predicted, position by position."""
+    if Y is None:
+        return T, T
+    last = len(T) - 1
+    read = [Y[at] if at == last else T[at] for at in range(len(T))]
+    predicted = [T[at] if at == 0 else Y[at] for at in range(len(T))]
+    return torch.stack(read), torch.stack(predicted)
+
+
 def dense_kl(target_KN: Tensor, logits_KN: Tensor) -> Tensor:
     """KL(target || softmax(logits)) per row, by its definition."""
     peak = logits_KN.detach().amax(-1, keepdim=True)

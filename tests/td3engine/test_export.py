@@ -29,6 +29,7 @@ from td3engine.interactions import read_log, split
 from td3engine.presets import build_config, merge
 from td3engine.seeding import Purpose, generator
 from td3engine.summary import Summary
+from tests.td3engine.oracles import temporal_factors
 from tests.td3engine.small import SMALL, small_config
 
 runner = CliRunner()
@@ -69,11 +70,9 @@ def dense(factors: Summary, temporal: Tensor) -> Tensor:
 
 
 def drawn_from(factors: Summary) -> Tensor:
-    """What positions of item sequences are drawn from: read first, then what is to be predicted."""
-    read = dense(factors, factors.T)
-    if factors.Y is None:
-        return read
-    return torch.cat([read[:, :1], dense(factors, factors.Y)[:, 1:]], 1)
+    """What positions of item sequences are drawn from: what is to be predicted there."""
+    _, predicted = temporal_factors(factors.T, factors.Y)
+    return dense(factors, predicted)
 
 
 def said_of(table: pa.Table) -> dict[str, float]:
@@ -88,7 +87,7 @@ def test_the_top_k_are_those_of_the_dense_definition(k: int, own_targets: bool) 
     table = soft_top_k(factors, ITEM_IDS, k)
     kinds = ["int32", "int32", "bool", "string", "float"]
     assert [str(kind) for kind in table.schema.types] == kinds
-    parts = [factors.T] if factors.Y is None else [factors.T, factors.Y]
+    parts = temporal_factors(factors.T, factors.Y)[: 1 + own_targets]
     S = [dense(factors, temporal).numpy() for temporal in parts]
     rows = iter(table.to_pylist())
     for user in range(USERS):
@@ -152,9 +151,9 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_independent_draws_have_the_frequencies_of_the_summary(temperature: float) -> None:
-    copies = 4000
-    drawn = sample_sequences(summary(), copies=copies, temperature=temperature, repeats=True)
-    P = drawn_from(summary()) ** (1 / temperature)
+    copies, factors = 4000, summary(own_targets=temperature == 1)
+    drawn = sample_sequences(factors, copies=copies, temperature=temperature, repeats=True)
+    P = drawn_from(factors) ** (1 / temperature)
     expected = copies * P / P.sum(-1, keepdim=True)
     counts = torch.nn.functional.one_hot(drawn.view(USERS, copies, LENGTH), ITEMS).sum(1).double()
     # Cells with few expected draws are taken together, as the test wants it.

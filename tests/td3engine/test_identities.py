@@ -19,6 +19,7 @@ from tests.td3engine.oracles import (
     leaves,
     normal,
     seeded,
+    temporal_factors,
 )
 
 MU, ZETA, RANK_U, RANK_T, WIDTH, ITEMS = 3, 5, 2, 4, 6, 11
@@ -223,20 +224,30 @@ def test_initial_summary() -> None:
 
 
 def test_targets_of_their_own_lie_behind_what_is_read() -> None:
-    """Of both by the definition, with gradients; without Y targets are what is read."""
+    """Of both by the definition, with gradients; without Y targets are what is read.
+
+    The first position, which has nothing before it, and the last one have but one query.
+    """
     U, T, G, V = make_factors(5)
     (Y,) = leaves(normal(11, *T.shape))
     both = Summary(U, T, G, V, Y)
-    assert torch.equal(both.read, query(U, T, G))
-    assert torch.equal(both.predicted, query(U, Y, G))
+    read, predicted = temporal_factors(T, Y)
+    assert distance(both.read, query(U, read, G)) < EXACT
+    assert distance(both.predicted, query(U, predicted, G)) < EXACT
+    assert torch.equal(both.read[:, -1], both.predicted[:, -1])
+    assert both.positions == 2 * MU * ZETA
     found = soft_sequences(query(*both.learned), V, V)
-    parts = [dense_summary(U, temporal, G, V) @ V for temporal in (T, Y)]
-    wanted = torch.cat(parts, 1)
+    wanted = torch.cat([dense_summary(U, each, G, V) @ V for each in (read, predicted)], 1)
     assert distance(found, wanted) < EXACT
     assert_same_gradients(found, wanted, [U, T, G, V, Y], normal(12, *wanted.shape))
     plain = Summary(U, T, G, V)
     assert torch.equal(plain.predicted, plain.read)
+    assert torch.equal(plain.read, query(U, T, G))
+    assert plain.positions == MU * ZETA
     assert [each is own for each, own in zip(both.learned, (U, T, G, Y), strict=True)] == [True] * 4
     moved = both.to(torch.device("cpu"))
     assert moved.Y is not None
+    assert torch.equal(moved.Y, Y)
     assert torch.equal(moved.V, V)
+    with pytest.raises(AssertionError):  # not one factor fewer, unnoticed
+        both.with_learned(U, T, G)

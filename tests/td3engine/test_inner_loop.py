@@ -85,9 +85,9 @@ def textbook(
     trained = torch.cat(start).requires_grad_()
     optimizer = torch.optim.Adam([trained], lr=0.01, weight_decay=0.02)
     model, reader = recommender(backbone, SUMMARY.V, mode), ReadDense(SUMMARY.V)
-    recipe = SummaryTraining(model, make_config(steps), steps, reader, own_targets=False)
+    recipe = SummaryTraining(model, make_config(steps), steps, reader, ZETA)
     targets = targets_of(summary)
-    for number, step in enumerate(recipe.steps(0, steps, MU, ZETA, draw)):
+    for number, step in enumerate(recipe.steps(0, steps, MU, draw)):
         optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / steps)
         rows = [(2 * number) % MU, (2 * number + 1) % MU]
         optimizer.zero_grad()
@@ -140,7 +140,7 @@ def test_the_loss_by_attention_and_by_probabilities_is_the_definition(
     by_attention, leaf = training_on(summary, backbone, make_config(20), mode)
     own, reader = summary.Y is not None, ReadDense(SUMMARY.V)
     model, config = by_attention.model, make_config(20)
-    dense = SummaryTraining(model, config, 20, reader, own_targets=own)
+    dense = SummaryTraining(model, config, 20, reader, ZETA)
     targets = targets_of(summary)
     probabilities = torch.cat([S, targets], 1) if own else S
     initial = by_attention.model.initial(seeded(1))

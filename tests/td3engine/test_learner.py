@@ -29,7 +29,7 @@ def test_the_last_event_is_asked_once_a_row_and_the_rest_at_random(augmented: in
     summary = Summary.initial(config.summary, torch.randn(20, 8, generator=draw), draw)
     backbone = build_backbone(config.backbone, config.data.max_history)
     training, leaf = training_on(summary, backbone, config.learner, "shared-items")
-    (step,) = training.steps(0, 1, len(leaf), training.length(leaf), draw)
+    (step,) = training.steps(0, 1, len(leaf), draw)
     rows, at = step.noise.asked.rows, step.noise.asked.at
     assert rows.bincount().tolist() == [augmented + 1] * 4
     assert (at == 7).sum() == 4  # the augmentation stops short of the last of 8 events

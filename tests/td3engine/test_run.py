@@ -21,8 +21,10 @@ from td3engine.errors import (
     DivergedError,
     Interrupted,
 )
+from td3engine.evaluation import summary_rows
 from td3engine.events import Event, Note, Phase, PhaseStarted, Progress
 from td3engine.interactions import Interactions, LogError, read_log
+from td3engine.report import Row
 from td3engine.run import CHECKPOINT_FILE, RESULT_SEEDS, Control, Outcome, Run, throttled
 from tests.td3engine.small import small_config, write_small_log
 
@@ -316,7 +318,7 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
 def test_a_bundle_of_the_first_format_has_no_targets_of_its_own(
     whole: Path, tmp_path: Path
 ) -> None:
-    """Its configuration does not know of them either, and gets today's default when it is read."""
+    """Its configuration does not know of them either, and does not get today's default."""
     for file, content in bytes_of(whole).items():
         (tmp_path / file).write_bytes(content)
     factors = tmp_path / "summary.safetensors"
@@ -329,9 +331,14 @@ def test_a_bundle_of_the_first_format_has_no_targets_of_its_own(
     del manifest["config"]["summary"]["targets"]
     manifest["checksums"][factors.name] = hashlib.sha256(factors.read_bytes()).hexdigest()
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    read = load_bundle(tmp_path).summary
-    assert read.Y is None
-    assert torch.equal(read.predicted, read.read)
+    read = load_bundle(tmp_path)
+    assert read.manifest.config.summary.targets == "next"
+    assert read.summary.Y is None
+    assert torch.equal(read.summary.predicted, read.summary.read)
+    manifest["format"] = 2
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match="targets"):
+        load_bundle(tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(MEDIA_TYPES))
@@ -371,6 +378,23 @@ def test_settings_that_diverge_are_said_so(log: Interactions, tmp_path: Path) ->
         run(log, tmp_path, wild)
     with pytest.raises(DivergedError, match="epoch 1"):
         run(log, tmp_path, small_config(teacher={"lr": 1e30}))
+
+
+def test_a_start_on_which_learners_diverge_spoils_no_job(
+    log: Interactions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(benchmark: Any, name: str, *rest: Any) -> list[Row]:
+        if name == "initial summary":
+            raise DivergedError("a learner diverged")
+        return summary_rows(benchmark, name, *rest)
+
+    monkeypatch.setattr(run_module, "summary_rows", rows)
+    said: list[Event] = []
+    outcome = run(log, tmp_path, listener=said.append)
+    names = {row["name"] for row in outcome.rows}
+    assert names == {"full data", "popularity", "TD3 summary"}
+    notes = [each.message for each in said if isinstance(each, Note)]
+    assert any("at initialisation: a learner diverged" in note for note in notes)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

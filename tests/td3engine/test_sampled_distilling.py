@@ -90,7 +90,7 @@ def test_weighted_scores_by_hand_and_by_autograd() -> None:
     training = distilled.training
     leaf = normal(3, 5, 2 * ZETA, distilled.V_ND.shape[1])
     draw = torch.Generator().manual_seed(0)
-    [step] = training.steps(0, 1, 5, ZETA, draw)
+    [step] = training.steps(0, 1, 5, draw)
     theta = training.model.initial(draw)
     direction = normal(4, len(theta))
     by_hand = training.take(theta, leaf[step.rows], step.noise, True)
@@ -104,14 +104,22 @@ def test_weighted_scores_by_hand_and_by_autograd() -> None:
 def test_a_sampled_distillation_goes_on_where_it_stopped_and_takes_new_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sampled, "pointed_at", lambda _queries, _table: torch.tensor([2, 5]))
+    asked: list[Tensor] = []
+
+    def pointed(queries: Tensor, _table: Tensor) -> Tensor:
+        asked.append(queries)
+        return torch.tensor([2, 5])
+
+    monkeypatch.setattr(sampled, "pointed_at", pointed)
     over = {"softmax": "sampled", "negatives": 4, "steps": 4, "validate_every": 2}
     whole, first, second = distillation(**over), distillation(**over), distillation(**over)
     seen: list[Tensor] = []
+    first_predicted = whole.summary.predicted
     for _ in whole.steps():
         assert whole.training.model.log_weight is not None
         seen.append(whole.training.model.log_weight)
     assert any(not torch.equal(seen[0], other) for other in seen[1:])
+    assert torch.equal(asked[0], first_predicted)  # where the targets' weight lies
     steps = first.steps()
     next(steps)
     next(steps)

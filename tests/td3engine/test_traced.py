@@ -4,6 +4,8 @@ Compiling takes seconds a function, so the whole path is gone once; cutting a tr
 is tested without compiling anything.
 """
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,13 +55,15 @@ def test_a_window_is_that_of_plain_steps(
     V = normal(0, ITEMS, WIDTH).float()
     model = recommender(backbone, V, mode)
     reader = reader_for(V, USERS * ZETA, fixed=model.scores_are_fixed)
-    config = LearnerConfig(batch=2, objective="last-and-augmented", augmented=1)
-    plain = SummaryTraining(model, config, 20, reader, own_targets=True)
+    objective: Literal["last-and-augmented", "all-positions"]
+    objective = "last-and-augmented" if recompute else "all-positions"
+    config = LearnerConfig(batch=2, objective=objective, augmented=1)
+    plain = SummaryTraining(model, config, 20, reader, ZETA)
     leaf = reader.leaf(normal(1, USERS, 2 * ZETA, WIDTH).float())
     start, outer = LearnerState.fresh(model.initial(seeded(2))), normal(3, model.n_parameters)
     made = TracedTake(plain.take, compiled=True, stacked=False)
     for age in (0, 3):
-        steps = plain.steps(age, 3, USERS, ZETA, seeded(age))
+        steps = plain.steps(age, 3, USERS, seeded(age))
         ends, products = [], []
         for take in (made, plain.take):
             kept: list[Taken] | None = None if recompute else []

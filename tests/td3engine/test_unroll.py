@@ -75,7 +75,7 @@ class World:
         return self.training.reader.leaf(query(*factors))
 
     def steps(self, age: int, count: int) -> Steps:
-        return self.training.steps(age, count, MU, ZETA, seeded(age))
+        return self.training.steps(age, count, MU, seeded(age))
 
 
 def make_world(
@@ -124,7 +124,7 @@ def make_world(
         ],
         V=V,
         backbone=backbone,
-        training=SummaryTraining(model, learner, LEARNER_STEPS, reader, own_targets=own_targets),
+        training=SummaryTraining(model, learner, LEARNER_STEPS, reader, ZETA),
         textbook=Textbook(
             backbone.encode, backbone.n_parameters, V, mode == "from-scratch", biased
         ),
@@ -139,7 +139,7 @@ def warm(world: World, age: int = 3) -> LearnerState:
         normal(7, MU, 2),
         normal(8, ZETA, 3),
         normal(9, 2, 3, WIDTH),
-        *([normal(14, ZETA, 3)] if world.training.own_targets else []),
+        *([normal(14, ZETA, 3)] if len(world.factors) == 4 else []),
     ]
     state = LearnerState.fresh(world.start)
     steps = world.steps(0, age)
@@ -485,11 +485,11 @@ def test_inner_loss_by_prefixes(mode: Mode, biased: bool, drawn: list[list[int]]
 
 def test_batches_run_around_the_users_in_fixed_order() -> None:
     training = make_world().training
-    rows = [step.rows.tolist() for step in training.steps(0, 5, MU, ZETA, seeded(0))]
+    rows = [step.rows.tolist() for step in training.steps(0, 5, MU, seeded(0))]
     assert rows == [[0, 1], [2, 3], [4, 0], [1, 2], [3, 4]]
-    later = [step.rows.tolist() for step in training.steps(7, 2, MU, ZETA, seeded(0))]
+    later = [step.rows.tolist() for step in training.steps(7, 2, MU, seeded(0))]
     assert later == [[4, 0], [1, 2]]
-    fewer = [step.rows.tolist() for step in training.steps(0, 2, 1, ZETA, seeded(0))]
+    fewer = [step.rows.tolist() for step in training.steps(0, 2, 1, seeded(0))]
     assert fewer == [[0], [0]]
 
 
@@ -502,8 +502,9 @@ def test_augmented_positions_are_uniform(
 ) -> None:
     """From [5, zeta-1); the one before the last where a summary is shorter than that."""
     world = make_world(objective="last-and-augmented", augmented=augmented, history=length)
+    world.training.length = length
     drawn: list[Tensor] = []
-    for step in world.training.steps(0, 600, MU, length, seeded(1)):
+    for step in world.training.steps(0, 600, MU, seeded(1)):
         at = step.noise.asked.at.view(BATCH, 1 + augmented)
         assert (at[:, 0] == length - 1).all()
         rows = step.noise.asked.rows.view(BATCH, 1 + augmented)
@@ -527,7 +528,7 @@ def test_noise_is_the_generators() -> None:
     world = make_world(objective="last-and-augmented", augmented=4, dropout=0.5)
 
     def draw(seed: int) -> list[tuple[Tensor, Tensor]]:
-        steps = world.training.steps(0, 4, MU, ZETA, seeded(seed))
+        steps = world.training.steps(0, 4, MU, seeded(seed))
         return [(step.noise.asked.at, masks(step.noise)) for step in steps]
 
     one, same, other = draw(1), draw(1), draw(2)

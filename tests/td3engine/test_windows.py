@@ -67,8 +67,7 @@ def together_of(
     V = world.V.to(device)
     mode: Mode = "from-scratch" if own.model.frozen is None else "shared-items"
     model, reader = recommender(world.backbone, V, mode), reader_for(V, 1, fixed=mode == MODES[0])
-    own_targets = own.own_targets
-    recipe = SummaryTraining(model, own.config, own.count, reader, own_targets=own_targets)
+    recipe = SummaryTraining(model, own.config, own.count, reader, own.length)
     return Together(recipe, device, compiled=compiled, recompute=recompute)
 
 
