@@ -2,8 +2,8 @@
 
     python -m benchmarks.large --log amazon-union8.csv.gz --work large-work --json large.json
 
-Reading, teacher, distilling and measuring as `td3 distill` does them, then learners on random users
-and on the summary at its start, as `td3 demo` does. Stopped, it goes on from its last checkpoint.
+Reading, teacher, distilling and measuring as `td3 distill` does them, then zero steps and learners
+on random users, as `td3 demo` has them. Stopped, it goes on from its last checkpoint.
 Wall time depends on what else the machine does, so time on the processor is given beside it.
 """
 

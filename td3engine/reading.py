@@ -7,7 +7,9 @@ Three ways, by what a batch of the summary is cut from (the *leaf*):
 - `ReadQueries`: the table is trained and S would be too large; the queries C are kept, and S is
   computed in chunks of positions, again each time that it is needed.
 
-Each reads a batch for autograd (`read`), or gives the passes of `backbones.by_hand` (`passes`).
+Positions are all that a summary has queries of: where shapes say zeta, that is 2 zeta with targets
+of their own. Each way reads a batch for autograd (`read`), or gives the passes of
+`backbones.by_hand` (`passes`).
 """
 
 from collections.abc import Iterator
@@ -60,7 +62,7 @@ def reader_for(
 
     Args:
         V_ND: its item factor.
-        positions: mu x zeta.
+        positions: how many queries it has.
         fixed: whether the scoring table is V, not trained.
         twice_by_autograd: whether autograd must differentiate the reading twice, which for
             attention it cannot: S is stored then, however large.
