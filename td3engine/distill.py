@@ -3,10 +3,10 @@
 One outer step, top to bottom (`Distillation.step`): X from the factors, once (I-1); a learner of
 some age from the pool; a window of its training on X (RaT-BPTT); its loss on real sequences, plus
 feature alignment with the teacher; that gradient back through the window to X, and by one
-attention backward to the factors, scaled to norm 1; Adam. Where learners train a part of the scoring
-table (from scratch, or an item bias) X changes with them: the probabilities S take its place.
-With several learners a step, each from a pool of its own, the mean of their gradients counts; they
-are unrolled one after another, or together in the kernels of one (`windows.py`).
+attention backward to the factors, scaled to norm 1; Adam. Where learners train a part of the
+scoring table (from scratch, or an item bias) X changes with them: the probabilities S take its
+place. With several learners a step, each from a pool of its own, the mean of their gradients
+counts; they are unrolled one after another, or together in the kernels of one (`windows.py`).
 
 RaT is *Random Truncated* back-propagation through time (Feng, Vedantam, Kempe, ICLR 2024). The
 pool replaces the warm-up steps of the published code: each learner keeps the end of its window as
