@@ -5,37 +5,18 @@ docs/presets.md, from the files in docs/results. No measured figure is typed by 
 """
 
 import json
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("svg")
-import matplotlib.pyplot as plt
-
 from benchmarks.datasets import DATASETS
+from benchmarks.quality_pictures import draw_ablations, draw_shares
+from benchmarks.quality_rows import METRIC, NAMES, PROTOCOL, Rows, one, same
 from td3engine.config import MODES, Mode
 
-Rows = list[dict[str, Any]]
 RESULTS = Path("docs/results")
 PAGE = Path("docs/results.md")
 README = Path("README.md")
 PRESETS = Path("docs/presets.md")
-METRIC, PROTOCOL = "ndcg@10", "full"
-NAMES = {
-    "full": "**full data**",
-    "prefix": "full data, the paper's prefix rows",
-    "popularity": "popularity",
-    "summary": "**TD3 summary**",
-    "random": "random users",
-    "longest": "longest histories",
-    "recent": "most recent windows",
-    "initial": "summary at initialisation",
-    "zero-steps": "zero steps",
-    "hard-export": "hard export of the summary",
-    "soft-export": "soft export of the summary",
-}
 BACKBONES = {"sasrec": "SASRec", "gru4rec": "GRU4Rec", "narm": "NARM", "bert4rec": "BERT4Rec"}
 
 
@@ -53,7 +34,7 @@ def main() -> None:
     if ablations.exists():
         sections.append(_ablation_section(json.loads(ablations.read_text())))
     PAGE.write_text("\n\n".join(section for section in sections if section) + "\n")
-    _picture(rows, RESULTS / "quality.svg")
+    draw_shares(rows, RESULTS / "quality.svg")
     put(README, "results", _readme_table(rows))
     if ablations.exists():
         put(PRESETS, "presets", _preset_table(json.loads(ablations.read_text())["rows"], rows))
@@ -82,7 +63,7 @@ def _preset_table(ablations: Rows, rows: Rows) -> str:
     for row in ablations:
         if row["family"] != "preset":
             continue
-        full = _one([r for r in rows if r["dataset"] == row["dataset"]], "full")
+        full = one([r for r in rows if r["dataset"] == row["dataset"]], "full")
         lines.append(
             f"| {row['dataset']} | {row['name'].removeprefix('preset ')} | {_figure(row)} | "
             f"{_share(row, full)} | {row['distil_seconds']:.0f} s |"
@@ -105,7 +86,7 @@ def _introduction(content: dict[str, Any]) -> str:
         "turns with them (so the spread holds the teachers' too); else once. A cell that is "
         "missing has not "
         "been run. `summary at initialisation` is what distilling starts from: random users' "
-        "histories in Tucker form (docs/method.md).\n\n"
+        "histories in Tucker form, labelled by the teacher (docs/method.md).\n\n"
         "Rows of two releases and of several machines stand here, those of one log mostly of one; "
         f"the last machine: {machine['processor']}, {machine['threads']} thread(s), torch "
         f"{machine['torch']}, Python {machine['python']}. All rows: docs/results/quality.json; "
@@ -132,7 +113,7 @@ def _other_targets(configs: dict[str, Any]) -> str:
 
 def _dataset_section(dataset: str, rows: Rows) -> str:
     own = [r for r in rows if r["dataset"] == dataset and r["backbone"] == "sasrec"]
-    full = _one(own, "full")
+    full = one(own, "full")
     if full is None:
         return ""
     lines = [
@@ -145,7 +126,7 @@ def _dataset_section(dataset: str, rows: Rows) -> str:
     for row in own:
         if row["protocol"] != PROTOCOL:
             continue
-        sampled = _same(own, row, "sampled-100")
+        sampled = same(own, row, "sampled-100")
         lines.append(
             f"| {NAMES[row['source']]} | {_mode(row)} | {row['sequences']:,} | "
             f"{row['numbers_stored']:,} | {_figure(row)} | {_share(row, full)} | "
@@ -168,8 +149,8 @@ def _speed_section(rows: Rows) -> str:
     ]
     for dataset in dict.fromkeys(r["dataset"] for r in rows):
         own = [r for r in rows if r["dataset"] == dataset and r["backbone"] == "sasrec"]
-        full, prefix = _one(own, "full"), _one(own, "prefix")
-        summary = _one(own, "summary", "shared-items")
+        full, prefix = one(own, "full"), one(own, "prefix")
+        summary = one(own, "summary", "shared-items")
         if full is None or summary is None:
             continue
         spent = summary["train_seconds"]
@@ -205,10 +186,10 @@ def _cross_section(rows: Rows) -> str:
     for row in found:
         own = [r for r in rows if r["dataset"] == row["dataset"]]
         own = [r for r in own if r["backbone"] == row["backbone"]]
-        full, chance = _one(own, "full"), _one(own, "random", row["mode"])
+        full, chance = one(own, "full"), one(own, "random", row["mode"])
         if full is None:
             continue
-        hard = _one(own, "hard-export", row["mode"])
+        hard = one(own, "hard-export", row["mode"])
         sampled = f"{_figure(hard)} ({_share(hard, full)})" if hard else "-"
         lines.append(
             f"| {row['dataset']} | {BACKBONES[row['backbone']]} | {row['mode']} | {_figure(row)} | "
@@ -234,7 +215,7 @@ def _reference_section(rows: Rows) -> str:
         "|---|---|---|---|---|",
     ]
     for row in reference:
-        ours = _one(
+        ours = one(
             [
                 r
                 for r in rows
@@ -267,7 +248,7 @@ def _ablation_section(content: dict[str, Any]) -> str:
             if part:
                 lines += [*_ablation_table(mode, part), ""]
     if any(r["family"] in ("users", "steps") for r in rows):
-        _ablation_picture(rows, RESULTS / "ablations.svg")
+        draw_ablations(rows, RESULTS / "ablations.svg")
         lines.append("![quality against size and time](results/ablations.svg)")
     return "\n".join(lines).rstrip()
 
@@ -292,101 +273,19 @@ def _readme_table(rows: Rows) -> str:
     ]
     for dataset in dict.fromkeys(r["dataset"] for r in rows):
         own = [r for r in rows if r["dataset"] == dataset and r["backbone"] == "sasrec"]
-        full = _one(own, "full")
+        full = one(own, "full")
         if full is None:
             continue
         cells = [
-            _one(own, "summary", "shared-items"),
-            _one(own, "random", "shared-items"),
-            _one(own, "zero-steps"),
-            _one(own, "summary", "from-scratch"),
-            _one(own, "random", "from-scratch"),
+            one(own, "summary", "shared-items"),
+            one(own, "random", "shared-items"),
+            one(own, "zero-steps"),
+            one(own, "summary", "from-scratch"),
+            one(own, "random", "from-scratch"),
         ]
         shown = [f"{_figure(c)} ({_share(c, full)})" if c else "-" for c in cells]
         lines.append(f"| {dataset} | {_figure(full)} | {' | '.join(shown)} |")
     return "\n".join(lines)
-
-
-def _picture(rows: Rows, path: Path) -> None:
-    """Share of the full-data figure by data set and source, one panel a mode."""
-    figure, panels = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True)
-    datasets = list(dict.fromkeys(r["dataset"] for r in rows if r["backbone"] == "sasrec"))
-    shown = {"summary": "#1f6f8b", "random": "#b8c4c9", "zero-steps": "#dfe6e9"}
-    for panel, mode in zip(panels, MODES, strict=True):
-        for nth, (source, colour) in enumerate(shown.items()):
-            for place, dataset in enumerate(datasets):
-                own = [r for r in rows if r["dataset"] == dataset and r["backbone"] == "sasrec"]
-                row, full = _one(own, source, mode), _one(own, "full")
-                if full is not None and row is None and source == "summary":
-                    panel.text(place, 2, "not run", ha="center", fontsize=7, color="#888888")
-                if row is None or full is None:
-                    continue
-                label = NAMES[source].strip("*") if place == 0 else None
-                panel.bar(
-                    place + 0.27 * (nth - 1),
-                    100 * row[METRIC] / full[METRIC],
-                    0.25,
-                    yerr=100 * row[METRIC + "_std"] / full[METRIC],
-                    color=colour,
-                    label=label,
-                    error_kw={"lw": 0.8},
-                )
-        panel.axhline(100, color="#333333", lw=0.8, ls=":")
-        panel.set_xticks(range(len(datasets)), [d.replace("amazon", "amazon\n") for d in datasets])
-        panel.set_xlim(-0.5, len(datasets) - 0.5)
-        panel.tick_params(axis="x", labelsize=7)
-        panel.set_title(mode, fontsize=10)
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[0].set_ylabel("% of full-data NDCG@10")
-    panels[0].legend(frameon=False, fontsize=8, loc="upper left", ncols=3)
-    panels[0].set_ylim(0, 120)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
-def _ablation_picture(rows: Rows, path: Path) -> None:
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.2))
-    for dataset in dict.fromkeys(r["dataset"] for r in rows):
-        own = [r for r in rows if r["dataset"] == dataset]
-        sizes = sorted((r for r in own if r.get("family") == "users"), key=lambda r: r["users"])
-        _line(panels[0], dataset, [r["users"] for r in sizes], sizes)
-        timed = sorted(
-            (r for r in own if r.get("family") == "steps"), key=lambda r: r["distil_seconds"]
-        )
-        _line(panels[1], dataset, [r["distil_seconds"] for r in timed], timed)
-    panels[0].set_xlabel("synthetic sequences")
-    panels[1].set_xlabel("seconds of distilling")
-    panels[0].set_ylabel("NDCG@10, test")
-    for panel in panels:
-        panel.legend(frameon=False, fontsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path)
-
-
-def _line(panel: Any, name: str, at: Sequence[float], rows: Rows) -> None:
-    heights, errors = [r[METRIC] for r in rows], [r[METRIC + "_std"] for r in rows]
-    panel.errorbar(at, heights, errors, marker="o", ms=3, lw=1, capsize=2, label=name)
-
-
-def _one(rows: Iterable[dict[str, Any]], source: str, mode: str | None = None) -> Any:
-    """The row of this source under the main protocol, if there is one."""
-    fits = (
-        r
-        for r in rows
-        if r["source"] == source
-        and r["protocol"] == PROTOCOL
-        and (mode is None or r["mode"] == mode)
-        and r["distilled_with"] in ("sasrec", r["backbone"])
-    )
-    return next(fits, None)
-
-
-def _same(rows: Rows, row: dict[str, Any], protocol: str) -> Any:
-    """The row of the same cell under another protocol."""
-    key = ("source", "mode", "backbone", "distilled_with")
-    fits = (r for r in rows if r["protocol"] == protocol and all(r[k] == row[k] for k in key))
-    return next(fits, None)
 
 
 def _mode(row: dict[str, Any]) -> str:

@@ -1,0 +1,40 @@
+"""Rows of the quality study, and which of them a table asks for."""
+
+from collections.abc import Iterable
+from typing import Any
+
+Rows = list[dict[str, Any]]
+METRIC, PROTOCOL = "ndcg@10", "full"
+NAMES = {
+    "full": "**full data**",
+    "prefix": "full data, the paper's prefix rows",
+    "popularity": "popularity",
+    "summary": "**TD3 summary**",
+    "random": "random users",
+    "longest": "longest histories",
+    "recent": "most recent windows",
+    "initial": "summary at initialisation",
+    "zero-steps": "zero steps",
+    "hard-export": "hard export of the summary",
+    "soft-export": "soft export of the summary",
+}
+
+
+def one(rows: Iterable[dict[str, Any]], source: str, mode: str | None = None) -> Any:
+    """The row of this source under the main protocol, if there is one."""
+    fits = (
+        r
+        for r in rows
+        if r["source"] == source
+        and r["protocol"] == PROTOCOL
+        and (mode is None or r["mode"] == mode)
+        and r["distilled_with"] in ("sasrec", r["backbone"])
+    )
+    return next(fits, None)
+
+
+def same(rows: Rows, row: dict[str, Any], protocol: str) -> Any:
+    """The row of the same cell under another protocol."""
+    key = ("source", "mode", "backbone", "distilled_with")
+    fits = (r for r in rows if r["protocol"] == protocol and all(r[k] == row[k] for k in key))
+    return next(fits, None)
