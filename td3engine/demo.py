@@ -111,13 +111,15 @@ def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Consol
     device = pick_device(config)
     benchmark = prepare_for(bundle, read_log(log), device)
     distilled = bundle.summary.to(device)
-    of_job = ("full data", "popularity", "initial summary")
-    rows: list[Row] = [row for row in job_metrics["rows"] if row["name"] in of_job]
+    of_job: list[Row] = job_metrics["rows"]
+    rows = [row for row in of_job if row["name"] in ("full data", "popularity")]
     with console.status("zero steps") as status:
         rows += zero_step_rows(benchmark, distilled.V, RESULT_SEEDS)
         for mode in MODES:
             status.update(f"random users, {mode}")
             rows += random_user_rows(benchmark, mode, distilled.V, RESULT_SEEDS)
+            start = [row for row in of_job if row["name"] == "initial summary"]
+            rows += [row for row in start if row["mode"] == mode]
             status.update(f"TD3 summary, {mode}")
             rows += summary_rows(benchmark, "TD3 summary", distilled, mode, RESULT_SEEDS)
     return rows
