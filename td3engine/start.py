@@ -85,7 +85,7 @@ def expected_queries(
     """Queries (mu, zeta, d) of what the teacher expects after the items before each position.
 
     They are its hidden states h, since it scores by h V^T (the item bias of a backbone that has one
-    is left out). Nobody predicts the first position, which keeps its query.
+    is left out). No causal learner predicts the first position, which keeps its query.
     """
     users, length = items_UT.shape
     before = torch.arange(1, length).repeat(users)
