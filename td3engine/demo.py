@@ -118,8 +118,8 @@ def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Consol
         for mode in MODES:
             status.update(f"random users, {mode}")
             rows += random_user_rows(benchmark, mode, distilled.V, RESULT_SEEDS)
-            start = [row for row in of_job if row["name"] == "initial summary"]
-            rows += [row for row in start if row["mode"] == mode]
+            at = "initial summary", mode
+            rows += [row for row in of_job if (row["name"], row["mode"]) == at]
             status.update(f"TD3 summary, {mode}")
             rows += summary_rows(benchmark, "TD3 summary", distilled, mode, RESULT_SEEDS)
     return rows
