@@ -1,7 +1,7 @@
 """Tables and plots of docs/performance.md: python -m benchmarks.performance_report
 
-Writes what stands between the page's markers, and the pictures, from docs/results/speed.json and
-docs/results/memory.json. No figure is typed by hand.
+Writes what stands between the page's markers, and the pictures, from speed.json, memory.json and
+gpu.json in docs/results. No figure is typed by hand.
 """
 
 import json
@@ -39,6 +39,9 @@ def main() -> None:
     put(PAGE, "end to end", end_table(ends))
     put(PAGE, "memory", catalogue_table(memory))
     put(PAGE, "window", window_table(memory))
+    gpu = json.loads((RESULTS / "gpu.json").read_text())
+    put(PAGE, "gpu", gpu_table(gpu))
+    gpu_picture(gpu, RESULTS / "gpu.svg")
     catalogue_picture(memory["rows"], RESULTS / "memory.svg")
     if _of(memory["rows"], "window"):
         window_picture(memory["rows"], RESULTS / "window.svg")
@@ -134,6 +137,50 @@ def engine_seconds(run: Run) -> str:
         return "no time"
     first = " (its first look)" if seconds == run["engine"]["looks"][0][0] else ""
     return f"{seconds:.0f} s{first}"
+
+
+def gpu_table(found: Run) -> str:
+    lines = [
+        "| learners | ms an outer step (lowest) | window and way back, ms | one real batch, ms "
+        "| rest, ms | kernels | GPU busy, ms | starts from Python | recordings | peak, MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, way in found["ways"].items():
+        parts, trace = way["parts"], way["trace"]
+        unrolled = 1000 * (parts["window"] + parts["reverse"])
+        rest = 1000 * (parts["soft sequences"] + parts["rest"])
+        one = 1000 * parts["real batch"] / way["outer"]["learners"]
+        lines.append(
+            f"| {name} | {1000 * way['seconds_per_outer_step']:.0f} "
+            f"({1000 * way['lowest_and_highest'][0]:.0f}) | **{unrolled:.0f}** | {one:.0f} | "
+            f"{rest:.0f} | {trace['kernels']:,.0f} | {1000 * trace['busy_seconds']:.0f} | "
+            f"{trace['started_by_themselves']:,.0f} | {trace['recordings_started']:.0f} | "
+            f"{way['peak_mib']:,.0f} |"
+        )
+    machine = found["machine"]
+    what = f"{machine['accelerator']}, torch {machine['torch']}, Python {machine['python']}"
+    return "\n".join([*lines, "", f"Machine: {what}; {found['dataset']}; code: {found['commit']}."])
+
+
+def gpu_picture(found: Run, path: Path) -> None:
+    """How busy the GPU was in the course of a traced outer step, a strip a way."""
+    ways = found["ways"]
+    figure, axes = plt.subplots(len(ways), 1, figsize=(8, 1.1 * len(ways) + 0.6), sharex=True)
+    longest = max(1000 * way["trace"]["seconds_per_outer_step"] for way in ways.values())
+    for axis, (name, way) in zip(axes, ways.items(), strict=True):
+        trace = way["trace"]
+        shares = trace["busy_by_part_of_a_step"]
+        width = 1000 * trace["seconds_per_outer_step"] / len(shares)
+        at = [nth * width for nth in range(len(shares))]
+        axis.fill_between(at, shares, step="post", color=COLOURS["shared-items"], linewidth=0)
+        axis.set_ylim(0, 1)
+        axis.set_yticks([0, 1], ["0", "1"])
+        axis.set_title(name, loc="left", fontsize=9)
+    axes[-1].set_xlim(0, longest)
+    axes[-1].set_xlabel("milliseconds of an outer step; height: share of the time a kernel runs")
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
 
 
 def catalogue_table(memory: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{time.perf_counter() - began:7.0f} s  {text}", flush=True)
 
     for dataset in options.dataset:
-        study = Study(dataset, options.data, options.work, say)
+        study = Study(dataset, options.data, options.work, say, torch.device(options.device))
         for cell in cells(dataset, options):
             if results.has(cell):
                 continue
@@ -75,6 +75,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--distilled-with", choices=BACKBONES, default="sasrec")
     parser.add_argument("--mode", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--source", nargs="+", choices=SOURCES, default=list(SOURCES))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--seeds", type=int, default=3, help="models or learners a row")
     parser.add_argument("--json", type=Path, default=Path("docs/results/quality.json"))
     parser.add_argument("--work", type=Path, default=Path("quality-work"))

@@ -114,10 +114,18 @@ class Study:
         logs: folder of the logs.
         work: folder where models and summaries are kept.
         say: told what is being done.
+        device: where to compute.
     """
 
-    def __init__(self, dataset: str, logs: Path, work: Path, say: Callable[[str], None]) -> None:
-        self.dataset, self.logs, self.say = dataset, logs, say
+    def __init__(
+        self,
+        dataset: str,
+        logs: Path,
+        work: Path,
+        say: Callable[[str], None],
+        device: torch.device = CPU,
+    ) -> None:
+        self.dataset, self.logs, self.say, self.device = dataset, logs, say, device
         self.work = work / dataset
         self.work.mkdir(parents=True, exist_ok=True)
 
@@ -155,7 +163,7 @@ class Study:
                 lambda rng: training_windows(self.split, history, rng),
                 questions(self.split, "validation", history, config.data.validation_users),
                 seed=seed,
-                device=CPU,
+                device=self.device,
             )
 
         return self._trained(f"full-{backbone}-{seed}", config, train)
@@ -182,7 +190,7 @@ class Study:
                     self.split, "validation", config.data.max_history, config.data.validation_users
                 ),
                 seed=seed,
-                device=CPU,
+                device=self.device,
             )
 
         return self._trained(f"prefix-{backbone}-{seed}", config, train)
@@ -202,13 +210,13 @@ class Study:
                 questions(
                     self.split, "validation", config.learner_history, config.data.validation_users
                 ),
-                CPU,
+                self.device,
             )
             for best in distillation.steps():
                 if distillation.done % config.outer.validate_every == 0:
                     self.say(f"{path.stem}: step {distillation.done}, validation {best:.4f}")
             _save(path, list(distillation.result()[0].learned))
-        return start.with_learned(*torch.load(path, weights_only=True))
+        return start.with_learned(*self._load(path))
 
     def start(self, config: DistillConfig, teacher: Trained) -> Summary:
         """A summary before distilling."""
@@ -251,7 +259,7 @@ class Study:
         return summary_rows(benchmark, cell.source, summary, cell.mode, [seed])
 
     def _benchmark(self, cell: Cell) -> Benchmark:
-        return Benchmark.prepare(self.split, self.config(cell.backbone, cell.mode), CPU)
+        return Benchmark.prepare(self.split, self.config(cell.backbone, cell.mode), self.device)
 
     def _recommender(self, config: DistillConfig) -> Recommender:
         backbone = build_backbone(config.teacher_backbone, config.data.max_history)
@@ -269,7 +277,10 @@ class Study:
                     spent = f"{training.seconds:.0f} s"
                     self.say(f"{name}: epoch {training.epoch}, validation {best:.4f}, {spent}")
             _save(path, vars(training.result()))
-        return Trained(**torch.load(path, weights_only=True))
+        return Trained(**self._load(path))
+
+    def _load(self, path: Path) -> Any:
+        return torch.load(path, map_location=self.device, weights_only=True)
 
     def _named(self, cell: Cell, row: Row) -> dict[str, Any]:
         return {
@@ -307,7 +318,12 @@ def soft_export_rows(benchmark: Benchmark, summary: Summary, mode: Mode, seed: i
         leaf = leaf @ summary.V
 
     def train_one(nth: int) -> Learned:
-        return learn_from(training, leaf, generator(nth, Purpose.LEARNER), benchmark.validate)
+        return learn_from(
+            training,
+            leaf,
+            generator(nth, Purpose.LEARNER, device=benchmark.device.type),
+            benchmark.validate,
+        )
 
     stored = 2 * top.values.numel() + (summary.V.numel() if mode == "shared-items" else 0)
     return rows_of(

@@ -122,13 +122,21 @@ def log_sum_exp(hidden_KD: Tensor, table_ND: Tensor, log_weight_N: Tensor | None
     return value
 
 
-def mean_log_sum_exp(hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
+def mean_log_sum_exp(
+    hidden_KD: Tensor, table_ND: Tensor, weight_K1: Tensor | None = None
+) -> Tensor:
     """The mean over rows of `log_sum_exp`, once differentiable in h and E.
 
-    A real batch's thousands of rows need no second derivative, and all weigh the same: their
-    gradients are taken as soon as a chunk's scores are there, while those are still in the cache.
+    A real batch's thousands of rows need no second derivative, and what each weighs is known:
+    their gradients are taken as soon as a chunk's scores are there, while those are still in the
+    cache.
+
+    Args:
+        hidden_KD: hidden states h.
+        table_ND: the scoring table E.
+        weight_K1: each row's share of the mean, (K, 1); None: all the same.
     """
-    value: Tensor = _MeanLogSumExp.apply(hidden_KD, table_ND)  # type: ignore[no-untyped-call]
+    value: Tensor = _MeanLogSumExp.apply(hidden_KD, table_ND, weight_K1)  # type: ignore[no-untyped-call]
     return value
 
 
@@ -143,10 +151,10 @@ class _WithGradients(torch.autograd.Function):
 
 class _MeanLogSumExp(_WithGradients):
     @staticmethod
-    def forward(ctx: Any, hidden_KD: Tensor, table_ND: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden_KD: Tensor, table_ND: Tensor, weight_K1: Tensor | None) -> Tensor:
         to_hidden = torch.empty_like(hidden_KD) if ctx.needs_input_grad[0] else None
         to_table = torch.zeros_like(table_ND) if ctx.needs_input_grad[1] else None
-        weight, sum_of_values = 1 / max(1, len(hidden_KD)), hidden_KD.new_zeros(())
+        weights, value = _weights(hidden_KD, weight_K1), hidden_KD.new_zeros(())
         at_once = _rows_at_once(hidden_KD, table_ND)
         for first in range(0, len(hidden_KD), at_once):
             rows = slice(first, first + at_once)
@@ -154,22 +162,28 @@ class _MeanLogSumExp(_WithGradients):
             scores = h @ table_ND.T
             peak = scores.amax(-1, keepdim=True)
             total = scores.sub_(peak).exp_().sum(-1, keepdim=True)
-            sum_of_values += (total.log() + peak).sum()
+            weight = _of_rows(weights, rows)
+            value += ((total.log() + peak) * weight).sum()
             share = weight / total
             if to_hidden is not None:
                 torch.mul(scores @ table_ND, share, out=to_hidden[rows])
             if to_table is not None:
                 to_table.addmm_(scores.T, h * share)
-        ctx.gradients = to_hidden, to_table
-        return sum_of_values * weight
+        ctx.gradients = to_hidden, to_table, None
+        return value
 
 
 def mean_expected_score(
-    hidden_KF: Tensor, table_NF: Tensor, given_KG: Tensor, keys_NG: Tensor
+    hidden_KF: Tensor,
+    table_NF: Tensor,
+    given_KG: Tensor,
+    keys_NG: Tensor,
+    weight_K1: Tensor | None = None,
 ) -> Tensor:
     """The mean over rows of h . (Q F) with Q = softmax(g K^T): the score that another model, of
-    states g and table K, expects an item to have. Once differentiable in h and F."""
-    theirs = given_KG.detach(), keys_NG.detach()
+    states g and table K, expects an item to have. Once differentiable in h and F. Weights are
+    those of `mean_log_sum_exp`."""
+    theirs = given_KG.detach(), keys_NG.detach(), weight_K1
     value: Tensor = _MeanExpectedScore.apply(hidden_KF, table_NF, *theirs)  # type: ignore[no-untyped-call]
     return value
 
@@ -177,11 +191,16 @@ def mean_expected_score(
 class _MeanExpectedScore(_WithGradients):
     @staticmethod
     def forward(
-        ctx: Any, hidden_KF: Tensor, table_NF: Tensor, given_KG: Tensor, keys_NG: Tensor
+        ctx: Any,
+        hidden_KF: Tensor,
+        table_NF: Tensor,
+        given_KG: Tensor,
+        keys_NG: Tensor,
+        weight_K1: Tensor | None,
     ) -> Tensor:
         expected = torch.empty_like(hidden_KF)
         to_table = torch.zeros_like(table_NF) if ctx.needs_input_grad[1] else None
-        weight = 1 / max(1, len(hidden_KF))
+        weights = _weights(hidden_KF, weight_K1)
         at_once = _rows_at_once(hidden_KF, table_NF)
         for first in range(0, len(hidden_KF), at_once):
             rows = slice(first, first + at_once)
@@ -190,10 +209,14 @@ class _MeanExpectedScore(_WithGradients):
             Q.div_(Q.sum(-1, keepdim=True))
             torch.mm(Q, table_NF, out=expected[rows])
             if to_table is not None:
-                to_table.addmm_(Q.T, hidden_KF[rows] * weight)
-        value = (hidden_KF * expected).sum() * weight
-        ctx.gradients = expected.mul_(weight), to_table, None, None
-        return value
+                to_table.addmm_(Q.T, hidden_KF[rows] * _of_rows(weights, rows))
+        to_hidden = expected.mul_(weights)
+        ctx.gradients = to_hidden, to_table, None, None, None
+        return (hidden_KF * to_hidden).sum()
+
+
+def _weights(hidden_KD: Tensor, weight_K1: Tensor | None) -> Tensor | float:
+    return 1 / max(1, len(hidden_KD)) if weight_K1 is None else weight_K1
 
 
 def _rows_at_once(hidden_KD: Tensor, table_ND: Tensor) -> int:

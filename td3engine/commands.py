@@ -149,10 +149,10 @@ def train_on_summary(
         pydantic.ValidationError: `over` has no such learner setting, or a value outside its limits.
         (and what `prepare_for` raises)
     """
-    settle()
     bundle = load_bundle(folder)
     config = learner_of(bundle.manifest.config, backbone, over)
     device = pick_device(config)
+    settle(device)
     benchmark = prepare_for(bundle, read_log(log), device, config)
     summary = bundle.summary.to(device)
     rows = []
@@ -203,10 +203,11 @@ def export_hard(
 ) -> None:
     """Write sampled sequences; `guidance` None samples every position by itself."""
     refuse_unwritable(out)
-    settle()
     bundle = load_bundle(folder)
     config = bundle.manifest.config
-    summary = bundle.summary.to(pick_device(config))
+    device = pick_device(config)
+    settle(device)
+    summary = bundle.summary.to(device)
     with console.status(f"sampling {copies} sequences for each of {len(summary.U)} users"):
         guide = None
         if guidance is not None:

@@ -195,10 +195,11 @@ class OuterConfig(_Part):
     )
     vectorised: bool = Field(
         default=False,
-        description="Unroll a step's learners together, each kernel serving all of them; on a GPU "
-        "the window and the way back are replayed as CUDA graphs (not run yet: there was no GPU). "
-        "The draws are the same, so results are too, but for rounding. Memory grows with "
-        "`learners`. Applies where `compiled` does, and goes with it; others run as they are.",
+        description="Unroll a step's learners together, each kernel serving all of them. On a GPU "
+        "the window and the way back are replayed as CUDA graphs, and so are real batches and "
+        "learners' other steps (these two have not run on a GPU yet). The draws are the same, so "
+        "results are too, but for rounding. Memory grows with `learners`. Applies where "
+        "`compiled` does, and goes with it; others run as they are.",
     )
     lr: PositiveFloat = Field(default=0.06, description="Rate of outer steps.")
     scratch_lr: PositiveFloat | None = Field(

@@ -105,10 +105,10 @@ def _follow(client: Client, log: Path, config: DistillConfig, console: Console) 
 
 def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Console) -> list[Row]:
     """Every row of the demo's table: what needs the teacher from the job, the rest trained here."""
-    settle()
     bundle = load_bundle(summary)
     config = bundle.manifest.config
     device = pick_device(config)
+    settle(device)
     benchmark = prepare_for(bundle, read_log(log), device)
     distilled = bundle.summary.to(device)
     of_job: list[Row] = job_metrics["rows"]

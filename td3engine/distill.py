@@ -46,7 +46,7 @@ from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, gather, training_windows
 from td3engine.start import initial_summary
 from td3engine.summary import Summary, query
-from td3engine.surrogate import RealBatch, Surrogate
+from td3engine.surrogate import RealBatch, RecordedSurrogate, Surrogate
 from td3engine.teacher import Trained
 from td3engine.unroll import LearnerState
 from td3engine.windows import Alone, Together, Window
@@ -158,6 +158,7 @@ class Distillation:
             reader,
             self.config.summary.length,
             compiled=compiled and not together,
+            recorded=together,
         )
         self.together: Together | None = None
         if together:
@@ -167,6 +168,10 @@ class Distillation:
         if sampled:
             self.sampler = Sampler(self.split, self.model, outer.negatives)
         self.surrogate = Surrogate(self.model, self.teacher, outer, self.sampler)
+        self.recorded: RecordedSurrogate | None = None
+        if together and outer.among == "all" and self.device.type == "cuda":
+            most = outer.batch, self.history + 1
+            self.recorded = RecordedSurrogate(self.surrogate, self.device, *most)
         trained = [factor for factor in self.factors if factor.requires_grad]
         rate, decay = outer.lr_in(mode), outer.weight_decay
         self.optimizer = torch.optim.Adam(trained, lr=rate, weight_decay=decay)
@@ -346,6 +351,8 @@ class Distillation:
         chosen = rng.choice(len(index), min(self.config.outer.batch, len(index)), replace=False)
         rows = gather(self.split, index.start[chosen], index.end[chosen])
         items, lengths = (part.to(self.device) for part in rows)
+        if self.recorded is not None:
+            return self.recorded.gradient(theta, items, lengths)
         draws = Draws(self.backbone.asked(lengths, draw), dropout=None)
         return self.surrogate.gradient(theta, RealBatch(items, lengths, draws, rng))
 
@@ -371,7 +378,8 @@ class Distillation:
     def _learned(self, current: Summary, draw: torch.Generator) -> Learned:
         """A learner trained on the summary, as its user does it or over a sample of the items."""
         if self.sampler is None:
-            return learn(current, self.backbone, self.config.learner, self.config.mode, draw)
+            given = self.backbone, self.config.learner, self.config.mode, draw
+            return learn(current, *given, recorded=self.together is not None)
         X_UTD = self.training.reader.leaf(query(*current.learned))
         return replace(learn_from(self.training, X_UTD, draw), table=self.V_ND)
 

@@ -5,8 +5,6 @@ replayed they are one start. A recording works on fixed memory, so inputs are co
 and outputs are overwritten by the next call. Without a GPU the function is called on the same
 buffers, and its results are copied into outputs that stay, so that code which keeps a result for
 too long goes wrong, and is found out, everywhere.
-
-**The recording itself has never run**: no GPU was to be had. What has run is all around it.
 """
 
 from collections.abc import Callable

@@ -15,6 +15,7 @@ from td3engine.inner import ByHand
 from td3engine.model import Draws, Recommender, cross_entropy
 from td3engine.ranking import Scorer
 from td3engine.reading import Reader, reader_for
+from td3engine.recorded import RecordedSteps
 from td3engine.summary import Summary, query
 from td3engine.traced import TracedTake
 from td3engine.unroll import (
@@ -65,6 +66,7 @@ class SummaryTraining:
         reader: how a batch of the summary is read.
         length: zeta.
         compiled: compile a step, if its derivatives are written out (`td3engine.traced`).
+        recorded: on a GPU, replay steps outside windows, likewise (`td3engine.recorded`).
 
     Raises:
         CompilerError: nothing can be compiled here.
@@ -79,6 +81,7 @@ class SummaryTraining:
         length: int,
         *,
         compiled: bool = False,
+        recorded: bool = False,
     ) -> None:
         self.model, self.config, self.count = model, config, steps
         self.reader, self.length = reader, length
@@ -87,6 +90,9 @@ class SummaryTraining:
         self.take: Take[Draws] = self.take_one
         if compiled and model.written_out:
             self.take = TracedTake(self.take_one, compiled=True, stacked=False)
+        self.recorded: RecordedSteps | None = None
+        if recorded and model.written_out:
+            self.recorded = RecordedSteps(self.take_one)
 
     def over(self, part: Recommender) -> "SummaryTraining":
         """The same with learners that score other items; X is read as before."""
@@ -107,18 +113,25 @@ class SummaryTraining:
         batch = min(self.config.batch, users)
         taken = torch.arange(age * batch, (age + count) * batch, device=generator.device) % users
         rows_WB = taken.view(count, batch)
-        return [InnerStep(rows, self._draws(batch, generator)) for rows in rows_WB]
+        asked = self._asked(count, batch, generator)
+        few = asked[0].few if asked else None
+        backbone, size = self.model.backbone, (batch, self.length)
+        flat = backbone.dropout(*size, generator, few, passes=count)
+        masks = [None] * count if flat is None else flat.view(count, -1)
+        return [
+            InnerStep(rows, Draws(*drawn))
+            for rows, *drawn in zip(rows_WB, asked, masks, strict=True)
+        ]
 
-    def _draws(self, batch: int, generator: Generator) -> Draws:
+    def _asked(self, count: int, batch: int, generator: Generator) -> list[Asked]:
+        """What so many steps ask for: drawn for each step, or the same for all."""
         backbone = self.model.backbone
         if backbone.causal and self.config.objective == "last-and-augmented":
-            asked = self._last_and_augmented(batch, generator)
-        else:
-            lengths = torch.full((batch,), self.length, device=generator.device)
-            asked = backbone.asked(lengths, generator)
-            if backbone.causal:
-                asked = replace(asked, whole=True)
-        return Draws(asked, backbone.dropout(batch, self.length, generator, asked.few))
+            return [self._last_and_augmented(batch, generator) for _ in range(count)]
+        lengths = torch.full((batch,), self.length, device=generator.device)
+        if backbone.causal:
+            return [replace(backbone.asked(lengths, generator), whole=True)] * count
+        return [backbone.asked(lengths, generator) for _ in range(count)]
 
     def _last_and_augmented(self, batch: int, generator: Generator) -> Asked:
         """The last event of each row and some drawn ones (section 4)."""
@@ -149,8 +162,15 @@ def advance(
     training: SummaryTraining, leaf: Tensor, start: LearnerState, draw: Generator, count: int
 ) -> LearnerState:
     """`count` more steps of a learner; `leaf` is what its batches are cut from."""
-    steps = training.steps(start.age, count, len(leaf), draw)
-    return train(start, leaf, steps, training.take, training.rule)[-1]
+    state, until = start, start.age + count
+    while state.age < until:
+        at_once = min(VALIDATE_EVERY, until - state.age)  # draws take memory
+        steps = training.steps(state.age, at_once, len(leaf), draw)
+        if training.recorded and leaf.is_cuda:
+            state = training.recorded(leaf, state, steps, training.rule)
+        else:
+            state = train(state, leaf, steps, training.take, training.rule)[-1]
+    return state
 
 
 def learn(
@@ -160,6 +180,8 @@ def learn(
     mode: Mode,
     draw: Generator,
     validate: Validate | None = None,
+    *,
+    recorded: bool = False,
 ) -> Learned:
     """Train a fresh learner on a summary, as its user does.
 
@@ -172,11 +194,12 @@ def learn(
         draw: of the initial weights, dropout and augmentation.
         validate: if given, asked every `VALIDATE_EVERY` steps, and the best state is returned;
             its time is not counted. Without it, the last state.
+        recorded: see `SummaryTraining`.
 
     Raises:
         DivergedError: the learner's parameters are no longer finite.
     """
-    training, leaf = training_on(summary, backbone, config, mode)
+    training, leaf = training_on(summary, backbone, config, mode, recorded=recorded)
     return learn_from(training, leaf, draw, validate)
 
 
@@ -206,13 +229,19 @@ def learn_from(
 
 
 def training_on(
-    summary: Summary, backbone: Backbone, config: LearnerConfig, mode: Mode
+    summary: Summary,
+    backbone: Backbone,
+    config: LearnerConfig,
+    mode: Mode,
+    *,
+    recorded: bool = False,
 ) -> tuple[SummaryTraining, Tensor]:
     """The recipe of learners on this summary, and what their batches are cut from."""
     C_UTD = query(*summary.learned)
     model = recommender(backbone, summary.V, mode)
     reader = reader_for(summary.V, summary.positions, fixed=model.scores_are_fixed)
-    training = SummaryTraining(model, config, config.steps_in(mode), reader, len(summary.T))
+    steps, length = config.steps_in(mode), len(summary.T)
+    training = SummaryTraining(model, config, steps, reader, length, recorded=recorded)
     return training, reader.leaf(C_UTD)
 
 

@@ -141,9 +141,12 @@ def mean_cross_entropy(hidden_KF: Tensor, targets_KF: Tensor, table_NF: Tensor) 
     return mean_log_sum_exp(hidden_KF, table_NF) - mean_score(hidden_KF, targets_KF)
 
 
-def mean_score(hidden_KF: Tensor, targets_KF: Tensor) -> Tensor:
-    """The mean over rows of h . F_target."""
-    return (hidden_KF * targets_KF).sum() / max(1, len(hidden_KF))
+def mean_score(hidden_KF: Tensor, targets_KF: Tensor, weight_K1: Tensor | None = None) -> Tensor:
+    """The mean over rows of h . F_target; each weighs the same, or as it is told to, (K, 1)."""
+    scores_KF = hidden_KF * targets_KF
+    if weight_K1 is None:
+        return scores_KF.sum() / max(1, len(hidden_KF))
+    return (scores_KF * weight_K1).sum()
 
 
 def real_loss(

@@ -9,9 +9,13 @@ by MKL, which does not use all vector instructions of processors that are not In
 EPYC with AVX-512, oneDNN (which torch carries too) takes half of the time. torch offers it for
 float32 only as the way that *may* round inputs to bfloat16; a processor without AMX has no such
 way, and its results are those of float32. Where they are not, the offer is declined.
+
+On a GPU sums are taken in a fixed order: several numbers that are added to one place (`index_add_`)
+would be added as they come, and a run with the same seed would not give the same bytes.
 """
 
 import ctypes
+import os
 import platform
 from typing import Any
 
@@ -26,10 +30,23 @@ TAKEN_AHEAD = 64 * 2**20
 LARGEST_ERROR = 1e-4  # of a product of 64 x 64 unit normals: float32 1e-5, from bfloat16 0.1
 
 
-def settle() -> None:
-    """Both of the module's docstring, as far as they apply here."""
+def settle(device: torch.device | None = None) -> None:
+    """All of the module's docstring, as far as it applies here."""
     keep_freed_memory()
     quick_products()
+    if device is not None and device.type == "cuda":
+        fixed_order()
+
+
+def fixed_order() -> None:
+    """Has torch take sums on a GPU in a fixed order, in this process.
+
+    To be called before the first product there: cuBLAS reads its setting once.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # An operation that has no such way is a warning: bytes that may differ, but a summary.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_freed_memory() -> bool:

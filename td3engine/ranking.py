@@ -48,18 +48,21 @@ def rank_among_unseen(hidden_QD: Tensor, table_ND: Tensor, asked: Questions) -> 
     as "not below", it does the same to a model whose scores are NaN.
     """
     ranks = torch.empty(len(asked.targets), dtype=torch.int64)
+    device = table_ND.device
     at_once = max(1, SCORES_AT_ONCE // asked.n_items)
     starts = torch.searchsorted(asked.seen_rows, torch.arange(0, len(ranks) + at_once, at_once))
     for chunk, first in enumerate(range(0, len(ranks), at_once)):
         rows = slice(first, first + at_once)
         seen = slice(int(starts[chunk]), int(starts[chunk + 1]))
-        scores = (hidden_QD[rows] @ table_ND.T).cpu()
-        target = scores.gather(1, asked.targets[rows, None])
-        scores[asked.seen_rows[seen] - first, asked.seen_items[seen]] = -torch.inf
+        seen_rows, seen_items = asked.seen_rows[seen] - first, asked.seen_items[seen]
+        targets = asked.targets[rows, None].to(device)
+        scores = hidden_QD[rows] @ table_ND.T
+        target = scores.gather(1, targets)
+        scores[seen_rows.to(device), seen_items.to(device)] = -torch.inf
         # The target's own column is masked too, whether or not it was met before: it is counted
         # once, as the target.
-        scores.scatter_(1, asked.targets[rows, None], -torch.inf)
-        ranks[rows] = (~(scores < target)).sum(1)
+        scores.scatter_(1, targets, -torch.inf)
+        ranks[rows] = (~(scores < target)).sum(1).cpu()
     return ranks
 
 

@@ -150,7 +150,7 @@ class Run:
         self._distilled()
 
     def _distilled(self) -> Distilled:
-        settle()
+        settle(self.device)
         self._refuse_unlike_ranks()
         if self.config.threads:
             torch.set_num_threads(self.config.threads)

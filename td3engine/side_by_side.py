@@ -14,6 +14,10 @@ from torch.fx import GraphModule
 
 aten = torch.ops.aten
 
+SMALL_MATRIX = 2**14
+SHORTEST_PIECE = 16
+MOST_PIECES = 256  # of all learners: some two for each multiprocessor
+
 
 def side_by_side(one: GraphModule) -> Callable[..., Any]:
     """`one` of K learners: each tensor it is given and gives has a leading dimension of K.
@@ -51,18 +55,46 @@ def _apart(learners: int, flat: Tensor) -> Tensor:
     return found
 
 
+def pieces_of(x_KAR: Tensor, y_KRB: Tensor) -> int:
+    """Into how many pieces to cut the rows of a product (K, A, B).
+
+    A weight's gradient is a small matrix made of long rows: whole, one multiprocessor of a GPU
+    would make it while the others have nothing to do.
+    """
+    learners, height, long = x_KAR.shape
+    if not x_KAR.is_cuda or learners == 1 or height * y_KRB.shape[2] > SMALL_MATRIX:
+        return 1
+    most = min(long // SHORTEST_PIECE, MOST_PIECES // learners)
+    return max((each for each in range(1, most + 1) if long % each == 0), default=1)
+
+
+def _in_pieces(x_KAR: Tensor, y_KRB: Tensor, pieces: int) -> Tensor:
+    """A product of matrices a learner, (K, A, B)."""
+    left = x_KAR.unflatten(2, (pieces, -1)).transpose(1, 2).flatten(0, 1)
+    right = y_KRB.unflatten(1, (pieces, -1)).flatten(0, 1)
+    found: Tensor = torch.bmm(left, right).unflatten(0, (-1, pieces)).sum(1)
+    return found
+
+
 def _mm(learners: int, x: _Stacked, y: _Stacked) -> Tensor:
     if y.shared:
         return _apart(learners, x.flat(learners) @ y.tensor)
-    return torch.bmm(x.each(learners), y.each(learners))
+    factors = x.each(learners), y.each(learners)
+    pieces = pieces_of(*factors)
+    return torch.bmm(*factors) if pieces == 1 else _in_pieces(*factors, pieces)
 
 
 def _addmm(
     learners: int, to: _Stacked, x: _Stacked, y: _Stacked, *, beta: float = 1, alpha: float = 1
 ) -> Tensor:
     added = to.each(learners)
-    added = added[:, None] if added.dim() == 2 else added  # a bias, for every row
-    return torch.baddbmm(added, x.each(learners), y.each(learners), beta=beta, alpha=alpha)
+    factors = x.each(learners), y.each(learners)
+    pieces = pieces_of(*factors)
+    if pieces == 1 or added.dim() == 2:
+        added = added[:, None] if added.dim() == 2 else added  # a bias, for every row
+        return torch.baddbmm(added, *factors, beta=beta, alpha=alpha)
+    scaled = added if beta == 1 else added * beta
+    return torch.add(scaled, _in_pieces(*factors, pieces), alpha=alpha)
 
 
 def _bmm(learners: int, x: _Stacked, y: _Stacked) -> Tensor:

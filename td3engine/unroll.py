@@ -72,6 +72,24 @@ class AdamRule:
 
 
 @dataclass(frozen=True)
+class GivenRates:
+    """A `Rule` whose numbers have been computed: the learners' ages are not in its own count.
+
+    Attributes:
+        weight_decay: L2 penalty.
+        rates: `Rates` of the first steps, (W, 2); of K learners side by side, each of its own age,
+            (W, 2, K, 1).
+    """
+
+    weight_decay: float
+    rates: Tensor
+
+    def at(self, age: int) -> Rates:
+        """See `Rule`."""
+        return Rates(*self.rates[age])
+
+
+@dataclass(frozen=True)
 class LearnerState:
     """A learner in training: flat parameters, Adam's two moments (all (P)), steps taken.
 
@@ -158,7 +176,7 @@ def _adam_reverse(
     to_first = adjoint.first - scaled
     # d(1/denominator)/d(second). Where the second moment is zero so was every gradient, and the
     # parameter does not move for a small change either way: the one-sided limit taken is zero.
-    slope = torch.where(root > 0, 0.5 / (rates.unbias * root * denominator), 0.0)
+    slope = (0.5 / (rates.unbias * root * denominator)).masked_fill_(root == 0, 0.0)
     to_second = adjoint.second + scaled * after.first * slope
     to_gradient = to_first * (1 - BETA1) + to_second * g * (2 * (1 - BETA2))
     return to_gradient, _Adjoint(
@@ -246,7 +264,11 @@ def meta_gradient(
     """
     zeros = torch.zeros_like(outer_gradient_P)
     adjoint = _Adjoint(outer_gradient_P, zeros, zeros)
-    to_leaf = torch.zeros_like(leaf)
+    # Each learner has rows of its own to add to: no two are the same, so the order in which a GPU
+    # adds them changes nothing.
+    learners = outer_gradient_P.shape[:-1].numel()
+    to_leaves = leaf.new_zeros(learners * len(leaf), *leaf.shape[1:])
+    first = torch.arange(0, len(to_leaves), len(leaf), device=leaf.device)[:, None]
     for before, after, step in zip(
         reversed(states[:-1]), reversed(states[1:]), reversed(steps), strict=True
     ):
@@ -257,5 +279,6 @@ def meta_gradient(
         to_gradient, adjoint = _adam_reverse(before, after, taken.gradient, rule, adjoint)
         to_parameters, to_batch = taken.along(to_gradient)
         adjoint = _Adjoint(adjoint.parameters + to_parameters, adjoint.first, adjoint.second)
-        to_leaf.index_add_(0, step.rows.flatten(), to_batch.flatten(0, step.rows.dim() - 1))
-    return to_leaf
+        rows = (step.rows.view(learners, -1) + first).flatten()
+        to_leaves.index_add_(0, rows, to_batch.flatten(0, step.rows.dim() - 1))
+    return to_leaves if learners == 1 else to_leaves.view(learners, *leaf.shape).sum(0)

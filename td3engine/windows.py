@@ -6,7 +6,7 @@ each learner's own.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -17,9 +17,9 @@ from td3engine.learner import SummaryTraining
 from td3engine.model import Draws
 from td3engine.traced import TracedTake
 from td3engine.unroll import (
+    GivenRates,
     InnerStep,
     LearnerState,
-    Rates,
     Rule,
     Taken,
     meta_gradient,
@@ -76,22 +76,6 @@ class Alone:
         return states[-1:], back
 
 
-@dataclass(frozen=True)
-class _OwnRates:
-    """The `Rule` of learners side by side, by the steps that they have taken together.
-
-    Attributes:
-        weight_decay: L2 penalty.
-        rates: `Rates` of each learner's own age, (W, 2, K, 1).
-    """
-
-    weight_decay: float
-    rates: Tensor
-
-    def at(self, age: int) -> Rates:
-        return Rates(*self.rates[age])
-
-
 class Together:
     """`Unroll` of always as many learners, side by side; on a GPU in two recorded pieces.
 
@@ -143,7 +127,7 @@ class Together:
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """The states at the windows' ends. What the way back needs stays where it is."""
         self._leaf = leaf
-        self._rule: Rule = _OwnRates(self.recipe.rule.weight_decay, rates)
+        self._rule: Rule = GivenRates(self.recipe.rule.weight_decay, rates)
         self._steps = [
             InnerStep(
                 rows[nth],

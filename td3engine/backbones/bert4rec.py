@@ -34,10 +34,15 @@ class BERT4Rec(FlatParameters):
         self.history = history
 
     def dropout(
-        self, sequences: int, events: int, generator: Generator, _each: int | None = None
+        self,
+        sequences: int,
+        events: int,
+        generator: Generator,
+        _each: int | None = None,
+        passes: int = 1,
     ) -> Tensor | None:
         shapes = mask_shapes(self.config, sequences, events)
-        return draw_masks(shapes, self.config.dropout, generator)
+        return draw_masks(shapes * passes, self.config.dropout, generator)
 
     def asked(self, lengths_B: Tensor, generator: Generator) -> Asked:
         """The cloze rule: a row asks for its last event only, or for each event with probability

@@ -26,10 +26,15 @@ class GRU4Rec(FlatParameters, Causal):
         self.history = history
 
     def dropout(
-        self, sequences: int, events: int, generator: Generator, _each: int | None = None
+        self,
+        sequences: int,
+        events: int,
+        generator: Generator,
+        _each: int | None = None,
+        passes: int = 1,
     ) -> Tensor | None:
         shape = (sequences, events - 1, self.config.hidden)
-        return draw_masks([shape], self.config.dropout, generator)
+        return draw_masks([shape] * passes, self.config.dropout, generator)
 
     def encode(self, parameters_P: Tensor, input_BLD: Tensor, dropout: Tensor | None) -> Tensor:
         p = self.named(parameters_P)

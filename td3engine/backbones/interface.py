@@ -81,11 +81,16 @@ class Backbone(Protocol):
         """Views of the flat vector by name, each in its own shape."""
 
     def dropout(
-        self, sequences: int, events: int, generator: Generator, each: int | None = None
+        self,
+        sequences: int,
+        events: int,
+        generator: Generator,
+        each: int | None = None,
+        passes: int = 1,
     ) -> Tensor | None:
-        """Scaled dropout masks of one training pass over rows of so many events, one flat tensor;
-        None when dropout is zero. With `Asked.each` a backbone may leave out what is not asked
-        for; an event that is asked for twice then has two masks."""
+        """Scaled dropout masks of training passes over rows of so many events, one flat tensor, a
+        pass after the other; None when dropout is zero. With `Asked.each` a backbone may leave out
+        what is not asked for; an event that is asked for twice then has two masks."""
 
     def asked(self, lengths_B: Tensor, generator: Generator) -> Asked:
         """What a training pass over rows of these lengths predicts by the model's own rule."""

@@ -36,10 +36,15 @@ class NARM(FlatParameters, Causal):
         self.history = history
 
     def dropout(
-        self, sequences: int, events: int, generator: Generator, _each: int | None = None
+        self,
+        sequences: int,
+        events: int,
+        generator: Generator,
+        _each: int | None = None,
+        passes: int = 1,
     ) -> Tensor | None:
         shapes = self._mask_shapes(sequences, events - 1)
-        return draw_masks(shapes, self.config.dropout, generator)
+        return draw_masks(shapes * passes, self.config.dropout, generator)
 
     def encode(self, parameters_P: Tensor, input_BLD: Tensor, dropout: Tensor | None) -> Tensor:
         sequences, positions, _ = input_BLD.shape

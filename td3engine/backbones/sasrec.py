@@ -26,10 +26,15 @@ class SASRec(FlatParameters, Causal):
         self.history = history
 
     def dropout(
-        self, sequences: int, events: int, generator: Generator, each: int | None = None
+        self,
+        sequences: int,
+        events: int,
+        generator: Generator,
+        each: int | None = None,
+        passes: int = 1,
     ) -> Tensor | None:
         shapes = mask_shapes(self.config, sequences, events - 1, each)
-        return draw_masks(shapes, self.config.dropout, generator)
+        return draw_masks(shapes * passes, self.config.dropout, generator)
 
     def encode(self, parameters_P: Tensor, input_BLD: Tensor, dropout: Tensor | None) -> Tensor:
         shapes = mask_shapes(self.config, *input_BLD.shape[:2])

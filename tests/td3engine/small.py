@@ -46,6 +46,8 @@ SMALL: dict[str, Any] = {
         "validate_every": 2,
     },
     "threads": 1,
+    # Bytes are compared, and a GPU has its own: tests that are about one ask for it.
+    "device": "cpu",
 }
 
 

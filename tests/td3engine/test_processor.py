@@ -1,5 +1,6 @@
 """Whatever a process settles with its machine, products stay those of float32."""
 
+import os
 import platform
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +9,13 @@ import pytest
 import torch
 
 from td3engine import processor
-from td3engine.processor import LARGEST_ERROR, keep_freed_memory, largest_error, quick_products
+from td3engine.processor import (
+    LARGEST_ERROR,
+    keep_freed_memory,
+    largest_error,
+    quick_products,
+    settle,
+)
 
 SETTINGS: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its stubs
 
@@ -54,3 +61,19 @@ def test_only_where_the_usual_library_is_slow(
 
 def test_freed_memory_is_kept_with_glibc() -> None:
     assert keep_freed_memory() == (platform.libc_ver()[0] == "glibc")
+
+
+def test_a_gpu_adds_in_a_fixed_order_and_a_cpu_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is as before in the end
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    settle(torch.device("cpu"))
+    assert not torch.are_deterministic_algorithms_enabled()
+    try:
+        settle(torch.device("cuda"))
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)

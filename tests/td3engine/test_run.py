@@ -433,9 +433,22 @@ CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device 
 
 
 @CUDA
-def test_a_run_on_cuda(log: Interactions, tmp_path: Path) -> None:
-    outcome = run(log, tmp_path, small_config(device="cuda"))
-    assert load_bundle(tmp_path).manifest == outcome.manifest
+@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
+@pytest.mark.parametrize("vectorised", [False, True])
+def test_a_run_on_cuda_gives_the_same_bytes_again_and_when_stopped(
+    log: Interactions, tmp_path: Path, mode: str, vectorised: bool
+) -> None:
+    outer = {"learners": 2, "vectorised": vectorised}
+    config = small_config(device="cuda", mode=mode, outer=outer)
+    outcome = run(log, tmp_path / "whole", config)
+    assert load_bundle(tmp_path / "whole").manifest == outcome.manifest
+    run(log, tmp_path / "again", config)
+    stops = iter(range(1, 8))
+    with pytest.raises(Interrupted):
+        run(log, tmp_path / "stopped", config, stop=lambda: next(stops) == 7)
+    run(log, tmp_path / "stopped", config)
+    for folder in ("again", "stopped"):
+        assert bytes_of(tmp_path / folder) == bytes_of(tmp_path / "whole")
 
 
 def test_the_teacher_may_have_a_dropout_of_its_own(

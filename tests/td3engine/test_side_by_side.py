@@ -6,10 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from td3engine.side_by_side import RULES, side_by_side
+from td3engine import side_by_side as module
+from td3engine.side_by_side import RULES, pieces_of, side_by_side
 from tests.td3engine.oracles import distance, normal, seeded
 
 K, N, M, D, B = 3, 5, 4, 2, 6
@@ -65,8 +67,17 @@ def traced(function: Callable[..., Any], inputs: list[Tensor]) -> Any:
     return make_fx(functionalize(function))(*(each[0] for each in inputs))
 
 
+@pytest.mark.parametrize("in_pieces", [False, True])
 @pytest.mark.parametrize(("function", "inputs"), CASES)
-def test_each_learner_gets_its_own(function: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+def test_each_learner_gets_its_own(
+    function: Callable[..., Tensor],
+    inputs: list[Tensor],
+    in_pieces: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also with products whose long side is cut into pieces, as on a GPU."""
+    if in_pieces:
+        monkeypatch.setattr(module, "pieces_of", lambda x, _: x.shape[2])
     found = side_by_side(traced(function, inputs))(*inputs)
     wanted = torch.stack([function(*(each[nth] for each in inputs)) for nth in range(K)])
     assert found.shape == wanted.shape
@@ -90,3 +101,18 @@ def test_one_kernel_for_all_learners(function: Callable[..., Tensor], inputs: li
     alone = traced(function, inputs)
     expected = count(alone)
     assert count(make_fx(side_by_side(alone))(*inputs)) == expected == 1
+
+
+def test_long_products_of_small_matrices_are_cut_on_a_gpu_only() -> None:
+    def pieces(learners: int, long: int, height: int = 32, device: str = "cuda") -> int:
+        with FakeTensorMode():
+            x = torch.empty(learners, height, long, device=device)
+            y = torch.empty(learners, long, 32, device=device)
+            return pieces_of(x, y)
+
+    assert pieces(4, 1225, device="cpu") == 1
+    assert pieces(1, 1225) == 1  # cuBLAS cuts those itself
+    assert pieces(4, 1225) == 49
+    assert pieces(16, 1225) == 7
+    assert pieces(4, 1225, height=3416) == 1  # enough to do as it is
+    assert pieces(4, 31) == 1

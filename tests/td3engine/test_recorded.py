@@ -1,0 +1,194 @@
+"""What a GPU replays outside windows: single steps of a learner, and the gradient of a real batch.
+
+Each against the same without a recording, which has its own oracles. On the CPU nothing is
+recorded, but what a recording depends on is the same: fixed buffers and fixed shapes.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from td3engine.catalogue import mean_expected_score, mean_log_sum_exp
+from td3engine.config import Mode
+from td3engine.distill import Distillation
+from td3engine.learner import SummaryTraining, advance, learn_from, recommender
+from td3engine.model import Draws, mean_score
+from td3engine.reading import reader_for
+from td3engine.recorded import RecordedSteps
+from td3engine.surrogate import RealBatch, RecordedSurrogate, Surrogate
+from td3engine.unroll import LearnerState, train
+from tests.td3engine.devices import CPU, DEVICES
+from tests.td3engine.oracles import default_double, distance, leaves, normal, seeded
+from tests.td3engine.test_distill import config_of, make
+from tests.td3engine.test_unroll import MU, Objective, World, make_world, warm
+from tests.td3engine.test_windows import moved
+
+EXACT = 1e-11
+
+
+def training_on(world: World, device: torch.device, recorded: bool = True) -> SummaryTraining:
+    own, V = world.training, world.V.to(device)
+    mode: Mode = "from-scratch" if own.model.frozen is None else "shared-items"
+    reader = reader_for(V, 1, fixed=mode == "shared-items")
+    model = recommender(world.backbone, V, mode)
+    sizes = own.count, reader, own.length
+    return SummaryTraining(model, own.config, *sizes, recorded=recorded)
+
+
+def on(device: torch.device, state: LearnerState) -> LearnerState:
+    names = ("parameters", "first", "second")
+    p, m, v = (getattr(state, name).to(device) for name in names)
+    return LearnerState(p, m, v, state.age)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("mode", "objective", "dropout"),
+    [
+        ("shared-items", "all-positions", 0.3),
+        ("shared-items", "last-and-augmented", 0.0),
+        ("from-scratch", "last-and-augmented", 0.3),
+        ("from-scratch", "all-positions", 0.0),
+    ],
+)
+def test_recorded_steps_are_those_of_training(
+    mode: Mode, objective: Objective, dropout: float, device: torch.device
+) -> None:
+    """Of two learners in turn, of other ages; one goes on past the end of its schedule."""
+    world = make_world(mode=mode, objective=objective, dropout=dropout, weight_decay=0.02)
+    training, leaf = training_on(world, device), world.leaf(world.factors)
+    assert training.recorded is not None
+    kept = []
+    for start in (warm(world, 3), warm(world, 39), warm(world, 5)):
+        steps = world.steps(start.age, 3)
+        wanted = train(start, leaf, steps, world.training.take, world.training.rule)[-1]
+        there = [moved(step, device) for step in steps]
+        given = on(device, start)
+        found = training.recorded(leaf.to(device), given, there, training.rule)
+        assert found.age == wanted.age
+        kept.append((found, wanted))
+    for found, wanted in kept:  # after all of them: none's memory was used again
+        for name in ("parameters", "first", "second"):
+            assert distance(getattr(found, name).cpu(), getattr(wanted, name)) < EXACT
+
+
+def test_a_learner_is_recorded_where_that_is_asked_for_and_its_step_stays_the_same() -> None:
+    world = make_world()
+    assert world.training.recorded is None
+    training = training_on(world, CPU)
+    assert isinstance(training.recorded, RecordedSteps)
+    part = replace(training.model, log_weight=torch.zeros(1))
+    assert training.over(part).recorded is None
+    assert training_on(make_world(biased=True), CPU).recorded is None  # goes by autograd
+
+
+def test_advancing_in_pieces_is_training() -> None:
+    """More steps than are drawn at once; and the CPU records nothing."""
+    world = make_world(dropout=0.2)
+    leaf, draw = world.leaf(world.factors), seeded(5)
+    state = start = LearnerState.fresh(world.start)
+    for count in (20, 5):
+        steps = world.training.steps(state.age, count, MU, draw)
+        state = train(state, leaf, steps, world.training.take, world.training.rule)[-1]
+    found = advance(world.training, leaf, start, seeded(5), 25)
+    assert found.age == 25
+    assert torch.equal(found.parameters, state.parameters)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
+def test_a_learner_on_a_gpu_is_that_of_plain_steps(mode: Mode) -> None:
+    """Trained to the end with the GPU's own draws, recorded and not."""
+    device = torch.device("cuda")
+    world = make_world(mode=mode, dropout=0.2)
+    leaf = world.leaf(world.factors).to(device)
+    found = []
+    with default_double():
+        for recorded in (True, False):
+            training = training_on(world, device, recorded)
+            learned = learn_from(training, leaf, torch.Generator(device).manual_seed(1))
+            found.append(learned.parameters)
+    assert distance(*found) < 1e-6
+
+
+# --- the real batch -----------------------------------------------------------------------------
+
+
+def surrogate_of(mode: Mode, **outer: Any) -> tuple[Distillation, Surrogate]:
+    with default_double():
+        distillation = make(config_of(mode, feature_weight=0.7, **outer), False)
+    return distillation, distillation.surrogate
+
+
+def on_device(surrogate: Surrogate, device: torch.device) -> Surrogate:
+    own = surrogate.teacher
+    teacher = replace(own, parameters=own.parameters.to(device), table=own.table.to(device))
+    frozen = surrogate.model.frozen
+    model = replace(surrogate.model, frozen=None if frozen is None else frozen.to(device))
+    return replace(surrogate, model=model, teacher=teacher)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("mode", "share"), [("shared-items", 0.3), ("from-scratch", 0.3), ("from-scratch", 1.0)]
+)
+def test_padding_weighs_nothing(mode: Mode, share: float, device: torch.device) -> None:
+    """Batches of other lengths and numbers of rows, one after the other in the same buffers."""
+    distillation, surrogate = surrogate_of(mode, teacher_share=share)
+    length = distillation.history + 1
+    there = on_device(surrogate, device)
+    recorded = RecordedSurrogate(there, device, 5, length)
+    found, wanted = [], []
+    for nth, lengths in enumerate(([2, length, 3], [4, 2, 2, 3, length - 1], [length])):
+        rng = np.random.default_rng(nth)
+        lengths_B = torch.tensor(lengths)
+        longest = max(lengths)
+        items = torch.from_numpy(
+            rng.integers(distillation.split.n_items, size=(len(lengths), longest))
+        )
+        items[torch.arange(longest) >= lengths_B[:, None]] = 0
+        theta = normal(nth, surrogate.model.n_parameters, std=0.3)
+        asked = distillation.backbone.asked(lengths_B, seeded(0))
+        batch = RealBatch(items, lengths_B, Draws(asked, None))
+        wanted.append(surrogate.gradient(theta, batch))
+        given = (theta, items, lengths_B)
+        found.append(recorded.gradient(*(each.to(device) for each in given)))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert theirs.norm() > 1e-3
+        assert distance(ours.cpu(), theirs) < EXACT
+
+
+def test_means_whose_rows_weigh_unlike() -> None:
+    """Value and gradients against the definition, in one chunk of rows and in several."""
+    rows, items, width = 6, 7, 3
+    weight = torch.tensor([0.5, 0.0, 0.1, 0.2, 0.0, 0.2], dtype=torch.float64)[:, None]
+    given, keys = normal(2, rows, 4), normal(3, items, 4)
+    hidden, table = leaves(normal(0, rows, width), normal(1, items, width))
+    theirs = (given @ keys.T).softmax(-1)
+    scores = hidden @ table.T
+    of_row = {
+        "log-sum-exp": scores.logsumexp(-1),
+        "expected": (theirs * scores).sum(-1),
+        "score": (hidden * table[:rows]).sum(-1),
+    }
+    found = {
+        "log-sum-exp": mean_log_sum_exp(hidden, table, weight),
+        "expected": mean_expected_score(hidden, table, given, keys, weight),
+        "score": mean_score(hidden, table[:rows], weight),
+    }
+    for name, each in of_row.items():
+        wanted = (each * weight[:, 0]).sum()
+        assert distance(found[name], wanted) < EXACT
+        ours = torch.autograd.grad(3 * found[name], [hidden, table])
+        for one, other in zip(
+            ours, torch.autograd.grad(3 * wanted, [hidden, table], retain_graph=True), strict=True
+        ):
+            assert distance(one, other) < EXACT
+
+
+def test_a_distillation_records_its_real_batches_on_a_gpu_only() -> None:
+    distillation, _ = surrogate_of("shared-items")
+    assert distillation.recorded is None
