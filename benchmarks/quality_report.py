@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.datasets import DATASETS
 from benchmarks.quality_pictures import draw_ablations, draw_shares
-from benchmarks.quality_rows import METRIC, NAMES, PROTOCOL, Rows, one, same
+from benchmarks.quality_rows import METRIC, NAMES, PROTOCOL, Rows, one, other_targets, same
 from td3engine.config import MODES, Mode
 
 RESULTS = Path("docs/results")
@@ -92,22 +92,7 @@ def _introduction(content: dict[str, Any]) -> str:
         f"{machine['torch']}, Python {machine['python']}. All rows: docs/results/quality.json; "
         "`python -m benchmarks.quality` makes them. Seconds were taken while several studies and "
         "test runs shared two cores: they are a multiple of what an idle machine needs, and "
-        f"compare only roughly with each other.{_other_targets(content['configs'])}"
-    )
-
-
-def _other_targets(configs: dict[str, Any]) -> str:
-    """Which summaries are of a release whose positions were their own targets."""
-    found = []
-    for name, config in configs.items():
-        dataset, _, mode = name.split()
-        if mode != "log" and "targets" not in config["summary"]:
-            found.append(f"{dataset} ({mode})")
-    if not found:
-        return ""
-    return (
-        f"\n\nOf an earlier release, without targets of their own (`summary.targets: next`): "
-        f"{', '.join(found)}."
+        f"compare only roughly with each other.{other_targets(content['configs'])}"
     )
 
 

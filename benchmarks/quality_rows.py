@@ -38,3 +38,18 @@ def same(rows: Rows, row: dict[str, Any], protocol: str) -> Any:
     key = ("source", "mode", "backbone", "distilled_with")
     fits = (r for r in rows if r["protocol"] == protocol and all(r[k] == row[k] for k in key))
     return next(fits, None)
+
+
+def other_targets(configs: dict[str, Any]) -> str:
+    """Which summaries are of a release whose positions were their own targets."""
+    found = []
+    for name, config in configs.items():
+        dataset, _, mode = name.split()
+        if mode != "log" and "targets" not in config["summary"]:
+            found.append(f"{dataset} ({mode})")
+    if not found:
+        return ""
+    return (
+        f"\n\nOf an earlier release, without targets of their own (`summary.targets: next`): "
+        f"{', '.join(found)}."
+    )

@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from td3engine.bundle import MEDIA_TYPES
 from td3engine.config import DistillConfig
 from td3engine.errors import CheckpointMismatchError, Interrupted, UnusableError
-from td3engine.events import Event, Note, Phase, PhaseStarted, Progress
+from td3engine.events import Event, Note, Phase, PhaseStarted, Progress, throttled
 from td3engine.interactions import LogError, read_normalised
-from td3engine.run import CHECKPOINT_FILE, Control, Outcome, Run, throttled
+from td3engine.run import CHECKPOINT_FILE, Control, Outcome, Run
 
 EXIT_UNUSABLE = 65  # EX_DATAERR: a retry cannot help
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: stopped after a checkpoint

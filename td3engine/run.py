@@ -24,7 +24,7 @@ from td3engine.errors import (
     RanksError,
 )
 from td3engine.evaluation import Benchmark, popularity_rows, summary_rows, teacher_rows
-from td3engine.events import Event, Listener, Note, Phase, PhaseStarted, Progress
+from td3engine.events import Listener, Note, Phase, PhaseStarted, Progress
 from td3engine.interactions import Interactions, Split, split
 from td3engine.model import Recommender
 from td3engine.parallel import World
@@ -377,30 +377,3 @@ class Run:
         if kept and any(kept[name] != value for name, value in self.identity.items()):
             raise CheckpointMismatchError(f"{path} belongs to another log or configuration")
         return kept
-
-
-def throttled(listener: Listener, every_seconds: float = 1.0) -> Listener:
-    """A listener that passes on at most one progress event in so many seconds, and all others.
-
-    The last progress before another event always passes, so that what is shown of a phase ends
-    where the phase did (a teacher's may be any epoch).
-    """
-    last = -every_seconds
-    held: Progress | None = None
-
-    def listen(event: Event) -> None:
-        nonlocal last, held
-        now = time.monotonic()
-        if isinstance(event, Progress):
-            if event.step < event.total and now - last < every_seconds:
-                held = event
-                return
-            last = now
-        else:
-            if held is not None:
-                listener(held)
-            last = -every_seconds
-        held = None
-        listener(event)
-
-    return listen

@@ -8,7 +8,9 @@ import pytest
 
 from benchmarks import datasets, quality
 from benchmarks.datasets import Dataset
-from benchmarks.study import prefix_windows
+from benchmarks.quality_rows import other_targets
+from benchmarks.study import Study, prefix_windows
+from td3engine.backbones.sasrec import SASRec
 from td3engine.presets import merge
 from tests.td3engine.oracles import make_split
 from tests.td3engine.small import SMALL, write_small_log
@@ -65,3 +67,21 @@ def small_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_small_log(tmp_path / "small.csv")
     settings = merge(SMALL, {"outer": {"shared_steps": 2}})
     monkeypatch.setitem(datasets.DATASETS, "ml-100k", Dataset("small.csv", settings))
+
+
+@pytest.mark.usefixtures("small_study")
+def test_the_teacher_of_a_study_has_its_own_dropout(tmp_path: Path) -> None:
+    study = Study("ml-100k", tmp_path, tmp_path, print)
+    config = study.config("sasrec", "shared-items")
+    own = config.teacher.model_copy(update={"dropout": 0.35})
+    for teacher, rate in ((config.teacher, config.backbone.dropout), (own, 0.35)):
+        model = study._recommender(config.model_copy(update={"teacher": teacher}))
+        assert isinstance(model.backbone, SASRec)
+        assert model.backbone.config.dropout == rate
+
+
+def test_the_page_says_which_summaries_have_no_targets_of_their_own() -> None:
+    old, own = {"summary": {"users": 5}}, {"summary": {"users": 5, "targets": "own"}}
+    found = other_targets({"a sasrec log": old, "a sasrec shared-items": old, "b x y": own})
+    assert "a (shared-items)." in found
+    assert other_targets({"b x y": own}) == ""

@@ -22,10 +22,10 @@ from td3engine.errors import (
     Interrupted,
 )
 from td3engine.evaluation import summary_rows
-from td3engine.events import Event, Note, Phase, PhaseStarted, Progress
+from td3engine.events import Event, Note, Phase, PhaseStarted, Progress, throttled
 from td3engine.interactions import Interactions, LogError, read_log
 from td3engine.report import Row
-from td3engine.run import CHECKPOINT_FILE, RESULT_SEEDS, Control, Outcome, Run, throttled
+from td3engine.run import CHECKPOINT_FILE, RESULT_SEEDS, Control, Outcome, Run
 from tests.td3engine.small import small_config, write_small_log
 
 
