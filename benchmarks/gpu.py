@@ -8,10 +8,12 @@ outer steps is kept with it: when the GPU ran a kernel, and when the processor s
 """
 
 import argparse
+import gc
 import json
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.datasets import DATASETS
 from benchmarks.speed import LOGS, Clock
 from benchmarks.work import Work, machine
-from td3engine.distill import Distillation
+from td3engine.distill import Distillation, Pooled
 from td3engine.presets import merge
+from td3engine.processor import settle
 
 Figures = dict[str, Any]
 STARTS = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
@@ -45,8 +48,9 @@ def measured(work: Work, outer: Figures, steps: int) -> Figures:
     torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     distillation = work.engine(config)
+    owe_nothing(distillation)
     seconds = []
-    for _ in range(2):  # traces and records; first learners are brought to their ages
+    for _ in range(2):  # the first one traces and records
         _step(distillation)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
@@ -71,6 +75,14 @@ def measured(work: Work, outer: Figures, steps: int) -> Figures:
         "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
         "trace": traced(distillation),
     }
+
+
+def owe_nothing(distillation: Distillation) -> None:
+    """Have first learners be of the ages that they were to be brought to: no time depends on what
+    they have learnt."""
+    for pool in distillation.pools.values():
+        for nth, pooled in enumerate(pool):
+            pool[nth] = Pooled(replace(pooled.state, age=pooled.owed), owed=0)
 
 
 def _step(distillation: Distillation, mark: Any = lambda _part: None) -> None:
@@ -164,16 +176,20 @@ def main() -> None:
     parser.add_argument("--way", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--note", default="", help="kept with the figures: of which code, say")
     options = parser.parse_args()
+    settle(torch.device("cuda"))
     config = DATASETS[options.dataset].config("sasrec", options.mode)
     split = DATASETS[options.dataset].read(options.data, config)
     work = Work.untrained(split, config, torch.device("cuda"))
-    found: Figures = {"machine": machine(work.device), "dataset": options.dataset, "ways": {}}
+    asked = {"dataset": options.dataset, "mode": options.mode, "steps": options.steps}
+    found: Figures = {"machine": machine(work.device), **asked, "note": options.note, "ways": {}}
     for name in options.way:
         found["ways"][name] = measured(work, WAYS[name], options.steps)
         print(told(name, found["ways"][name]), flush=True)
         if options.json:
             options.json.write_text(json.dumps(found, indent=1) + "\n")
+        gc.collect()  # recordings
         torch.cuda.empty_cache()
 
 

@@ -141,9 +141,10 @@ def engine_seconds(run: Run) -> str:
 
 def gpu_table(found: Run) -> str:
     lines = [
-        "| learners | ms an outer step (lowest) | window and way back, ms | one real batch, ms "
-        "| rest, ms | kernels | GPU busy, ms | starts from Python | recordings | peak, MiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| learners | median of an outer step, ms (lowest) | means: window and way back, ms "
+        "| one real batch, ms | learners' draws and other steps, ms | rest, ms "
+        "| traced: kernels | GPU busy, ms | starts from Python | recordings | peak, MiB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, way in found["ways"].items():
         parts, trace = way["parts"], way["trace"]
@@ -153,13 +154,14 @@ def gpu_table(found: Run) -> str:
         lines.append(
             f"| {name} | {1000 * way['seconds_per_outer_step']:.0f} "
             f"({1000 * way['lowest_and_highest'][0]:.0f}) | **{unrolled:.0f}** | {one:.0f} | "
-            f"{rest:.0f} | {trace['kernels']:,.0f} | {1000 * trace['busy_seconds']:.0f} | "
-            f"{trace['started_by_themselves']:,.0f} | {trace['recordings_started']:.0f} | "
-            f"{way['peak_mib']:,.0f} |"
+            f"{1000 * parts['warm-up']:,.0f} | {rest:.0f} | {trace['kernels']:,.0f} | "
+            f"{1000 * trace['busy_seconds']:.0f} | {trace['started_by_themselves']:,.0f} | "
+            f"{trace['recordings_started']:.0f} | {way['peak_mib']:,.0f} |"
         )
     machine = found["machine"]
     what = f"{machine['accelerator']}, torch {machine['torch']}, Python {machine['python']}"
-    return "\n".join([*lines, "", f"Machine: {what}; {found['dataset']}; code: {found['commit']}."])
+    work = f"{found['dataset']}, {found['mode']}, {found['steps']} outer steps"
+    return "\n".join([*lines, "", f"Machine: {what}; {work}. Note: {found['note']}."])
 
 
 def gpu_picture(found: Run, path: Path) -> None:

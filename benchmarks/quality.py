@@ -28,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Answer all cells that the options name; see the module's docstring."""
     options = _options(arguments)
     torch.set_num_threads(options.threads)
-    settle()
+    device = torch.device(options.device)
+    settle(device)
     results = Results(options.json)
     began = time.perf_counter()
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{time.perf_counter() - began:7.0f} s  {text}", flush=True)
 
     for dataset in options.dataset:
-        study = Study(dataset, options.data, options.work, say, torch.device(options.device))
+        study = Study(dataset, options.data, options.work, say, device)
         for cell in cells(dataset, options):
             if results.has(cell):
                 continue

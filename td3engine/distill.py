@@ -33,12 +33,12 @@ from td3engine.learner import (
     SummaryTraining,
     advance,
     encode_last,
-    learn,
     learn_from,
     recommender,
 )
 from td3engine.model import Draws
 from td3engine.parallel import World
+from td3engine.processor import strict_order
 from td3engine.ranking import evaluate
 from td3engine.reading import Reader, ReadQueries, reader_for
 from td3engine.sampled import Sampler
@@ -215,7 +215,8 @@ class Distillation:
         groups = [mine] if self.together else [[learner] for learner in mine]
         to_leaf = reduce(Tensor.add_, (self._meta_gradient(each, leaf, mark) for each in groups))
         self.optimizer.zero_grad()
-        read_from.backward(to_leaf.div_(outer.learners))
+        with strict_order():
+            read_from.backward(to_leaf.div_(outer.learners))
         self.world.add_up(self._gradients())
         self._scale_gradient()
         for group in self.optimizer.param_groups:
@@ -376,12 +377,11 @@ class Distillation:
             }
 
     def _learned(self, current: Summary, draw: torch.Generator) -> Learned:
-        """A learner trained on the summary, as its user does it or over a sample of the items."""
-        if self.sampler is None:
-            given = self.backbone, self.config.learner, self.config.mode, draw
-            return learn(current, *given, recorded=self.together is not None)
-        X_UTD = self.training.reader.leaf(query(*current.learned))
-        return replace(learn_from(self.training, X_UTD, draw), table=self.V_ND)
+        """A learner trained on the summary: as its user does it, or over a sample of the items."""
+        learned = learn_from(
+            self.training, self.training.reader.leaf(query(*current.learned)), draw
+        )
+        return learned if self.sampler is None else replace(learned, table=self.V_ND)
 
 
 def _kept(pooled: Pooled) -> dict[str, Any]:

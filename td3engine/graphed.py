@@ -7,7 +7,9 @@ buffers, and its results are copied into outputs that stay, so that code which k
 too long goes wrong, and is found out, everywhere.
 """
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -38,13 +40,18 @@ class Graphed:
         self._again: Callable[[], None] | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What the function gives; valid until the next call."""
+        """What the function gives; valid until the next call.
+
+        Raises:
+            ValueError: other shapes or types than at the first call.
+        """
         if self._again is None:
             self._inputs = [each.clone() for each in inputs]
             self._again = self._recorded() if self.device.type == "cuda" else self._called()
         for buffer, given in zip(self._inputs, inputs, strict=True):
-            if buffer.shape != given.shape:
-                raise ValueError(f"recorded with {buffer.shape}, called with {given.shape}")
+            if (buffer.shape, buffer.dtype) != (given.shape, given.dtype):
+                kinds = [f"{each.dtype} {tuple(each.shape)}" for each in (buffer, given)]
+                raise ValueError(f"recorded with {kinds[0]}, called with {kinds[1]}")
             buffer.copy_(given)
         self._again()
         return self._outputs
@@ -59,8 +66,14 @@ class Graphed:
         torch.cuda.current_stream(self.device).wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         # Other threads (NCCL's) may go on as they like meanwhile.
-        with torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"):
+        with (
+            _no_collection(),
+            torch.cuda.graph(graph, self.pool, capture_error_mode="thread_local"),
+        ):
             self._outputs = self.function(*self._inputs)
+        # Not needed any more, and often part of what holds this object: a recording would live on
+        # until Python finds the cycle.
+        self.function = _recorded_already
         return graph.replay
 
     def _called(self) -> Callable[[], None]:
@@ -71,3 +84,20 @@ class Graphed:
                 output.copy_(found)
 
         return again
+
+
+def _recorded_already(*_: Tensor) -> tuple[Tensor, ...]:
+    raise RuntimeError("a recording is replayed, its function is not called again")
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python's collector would free another recording in the midst of this one, which ends it."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -66,7 +66,7 @@ class SummaryTraining:
         reader: how a batch of the summary is read.
         length: zeta.
         compiled: compile a step, if its derivatives are written out (`td3engine.traced`).
-        recorded: on a GPU, replay steps outside windows, likewise (`td3engine.recorded`).
+        recorded: replay steps outside windows, likewise (`td3engine.recorded`).
 
     Raises:
         CompilerError: nothing can be compiled here.
@@ -109,14 +109,13 @@ class SummaryTraining:
     def steps(
         self, age: int, count: int, users: int, generator: Generator
     ) -> list[InnerStep[Draws]]:
-        """The next `count` steps of a learner of this age: rows in fixed cyclic order."""
+        """The next `count` steps, one at least, of a learner of this age: rows in cyclic order."""
         batch = min(self.config.batch, users)
         taken = torch.arange(age * batch, (age + count) * batch, device=generator.device) % users
         rows_WB = taken.view(count, batch)
         asked = self._asked(count, batch, generator)
-        few = asked[0].few if asked else None
-        backbone, size = self.model.backbone, (batch, self.length)
-        flat = backbone.dropout(*size, generator, few, passes=count)
+        size = batch, self.length
+        flat = self.model.backbone.dropout(*size, generator, asked[0].few, passes=count)
         masks = [None] * count if flat is None else flat.view(count, -1)
         return [
             InnerStep(rows, Draws(*drawn))
@@ -166,7 +165,7 @@ def advance(
     while state.age < until:
         at_once = min(VALIDATE_EVERY, until - state.age)  # draws take memory
         steps = training.steps(state.age, at_once, len(leaf), draw)
-        if training.recorded and leaf.is_cuda:
+        if training.recorded is not None:
             state = training.recorded(leaf, state, steps, training.rule)
         else:
             state = train(state, leaf, steps, training.take, training.rule)[-1]
@@ -180,8 +179,6 @@ def learn(
     mode: Mode,
     draw: Generator,
     validate: Validate | None = None,
-    *,
-    recorded: bool = False,
 ) -> Learned:
     """Train a fresh learner on a summary, as its user does.
 
@@ -194,12 +191,11 @@ def learn(
         draw: of the initial weights, dropout and augmentation.
         validate: if given, asked every `VALIDATE_EVERY` steps, and the best state is returned;
             its time is not counted. Without it, the last state.
-        recorded: see `SummaryTraining`.
 
     Raises:
         DivergedError: the learner's parameters are no longer finite.
     """
-    training, leaf = training_on(summary, backbone, config, mode, recorded=recorded)
+    training, leaf = training_on(summary, backbone, config, mode)
     return learn_from(training, leaf, draw, validate)
 
 
@@ -229,19 +225,13 @@ def learn_from(
 
 
 def training_on(
-    summary: Summary,
-    backbone: Backbone,
-    config: LearnerConfig,
-    mode: Mode,
-    *,
-    recorded: bool = False,
+    summary: Summary, backbone: Backbone, config: LearnerConfig, mode: Mode
 ) -> tuple[SummaryTraining, Tensor]:
     """The recipe of learners on this summary, and what their batches are cut from."""
     C_UTD = query(*summary.learned)
     model = recommender(backbone, summary.V, mode)
     reader = reader_for(summary.V, summary.positions, fixed=model.scores_are_fixed)
-    steps, length = config.steps_in(mode), len(summary.T)
-    training = SummaryTraining(model, config, steps, reader, length, recorded=recorded)
+    training = SummaryTraining(model, config, config.steps_in(mode), reader, len(summary.T))
     return training, reader.leaf(C_UTD)
 
 

@@ -17,6 +17,8 @@ would be added as they come, and a run with the same seed would not give the sam
 import ctypes
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,6 +76,19 @@ def quick_products() -> bool:
         return True
     settings.fp32_precision = before
     return False
+
+
+@contextmanager
+def strict_order() -> Iterator[None]:
+    """Where sums are taken in a fixed order, have operations keep to it that only warn otherwise:
+    attention's gradient (`scaled_dot_product_attention`) splits its keys unless it is forced."""
+    settled = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(settled)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(settled, warn_only=warns)
 
 
 def largest_error() -> float:

@@ -1,7 +1,8 @@
 """A learner's steps outside windows, on a GPU: one step is recorded, and replayed for each.
 
-So a learner is brought to the age of its first window, and so are trained those that a look at
-validation, a report and a summary's user train. Windows have recordings of their own (`windows`).
+So a learner is brought to the age of its first window, and so are those trained that a look at
+validation asks. Windows have recordings of their own (`windows`); learners of a report and of a
+summary's user are not recorded.
 """
 
 from collections.abc import Sequence

@@ -14,7 +14,6 @@ from torch.fx import GraphModule
 
 aten = torch.ops.aten
 
-SMALL_MATRIX = 2**14
 SHORTEST_PIECE = 16
 MOST_PIECES = 256  # of all learners: some two for each multiprocessor
 
@@ -61,8 +60,8 @@ def pieces_of(x_KAR: Tensor, y_KRB: Tensor) -> int:
     A weight's gradient is a small matrix made of long rows: whole, one multiprocessor of a GPU
     would make it while the others have nothing to do.
     """
-    learners, height, long = x_KAR.shape
-    if not x_KAR.is_cuda or learners == 1 or height * y_KRB.shape[2] > SMALL_MATRIX:
+    (learners, height, long), width = x_KAR.shape, y_KRB.shape[2]
+    if not x_KAR.is_cuda or learners == 1 or long < 4 * max(height, width):
         return 1
     most = min(long // SHORTEST_PIECE, MOST_PIECES // learners)
     return max((each for each in range(1, most + 1) if long % each == 0), default=1)

@@ -110,12 +110,14 @@ class RecordedSurrogate:
     how long its rows are but numbers.
 
     Args:
-        surrogate: of a causal backbone, over all items.
+        surrogate: of a causal backbone; real targets compete with all items.
         device: where to compute.
         rows, length: of a batch, the most.
     """
 
     def __init__(self, surrogate: Surrogate, device: torch.device, rows: int, length: int) -> None:
+        assert surrogate.sampler is None  # a sample is another one each time
+        assert surrogate.outer.among == "all"  # others know no weights
         self.surrogate, self.rows, self.length = surrogate, rows, length
         self._graphed = Graphed(self._gradient, device)
 

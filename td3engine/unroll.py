@@ -264,11 +264,7 @@ def meta_gradient(
     """
     zeros = torch.zeros_like(outer_gradient_P)
     adjoint = _Adjoint(outer_gradient_P, zeros, zeros)
-    # Each learner has rows of its own to add to: no two are the same, so the order in which a GPU
-    # adds them changes nothing.
-    learners = outer_gradient_P.shape[:-1].numel()
-    to_leaves = leaf.new_zeros(learners * len(leaf), *leaf.shape[1:])
-    first = torch.arange(0, len(to_leaves), len(leaf), device=leaf.device)[:, None]
+    to_leaf = torch.zeros_like(leaf)
     for before, after, step in zip(
         reversed(states[:-1]), reversed(states[1:]), reversed(steps), strict=True
     ):
@@ -279,6 +275,5 @@ def meta_gradient(
         to_gradient, adjoint = _adam_reverse(before, after, taken.gradient, rule, adjoint)
         to_parameters, to_batch = taken.along(to_gradient)
         adjoint = _Adjoint(adjoint.parameters + to_parameters, adjoint.first, adjoint.second)
-        rows = (step.rows.view(learners, -1) + first).flatten()
-        to_leaves.index_add_(0, rows, to_batch.flatten(0, step.rows.dim() - 1))
-    return to_leaves if learners == 1 else to_leaves.view(learners, *leaf.shape).sum(0)
+        to_leaf.index_add_(0, step.rows.flatten(), to_batch.flatten(0, step.rows.dim() - 1))
+    return to_leaf

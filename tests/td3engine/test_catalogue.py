@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from td3engine import catalogue
 from td3engine.catalogue import log_sum_exp, mean_expected_score, mean_log_sum_exp
+from td3engine.model import mean_score
 from tests.td3engine.oracles import distance, leaves, normal
 
 ROWS, WIDTH, ITEMS = 7, 6, 11
@@ -254,3 +255,34 @@ def test_no_more_of_another_models_scores_at_once_either(way: str) -> None:
         torch.autograd.grad(value, inputs)
     rows = {"kept": ROWS, "recomputed": ROWS, "chunks": 3, "rows": 1}[way]
     assert seen.most == rows * ITEMS
+
+
+@pytest.mark.parametrize("cache", [2 * ITEMS, 1000])
+def test_means_whose_rows_weigh_unlike(cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradients against the definition, in one chunk of rows and in several."""
+    monkeypatch.setattr(catalogue, "SCORES_IN_CACHE", cache)
+    monkeypatch.setattr(catalogue, "FEWEST_ROWS", 1)
+    weight = normal(6, ROWS, 1).square()
+    weight[1] = 0.0
+    given, keys = normal(2, ROWS, 4), normal(3, ITEMS, 4)
+    hidden, table = leaves(normal(0, ROWS, WIDTH), normal(1, ITEMS, WIDTH))
+    theirs = (given @ keys.T).softmax(-1)
+    scores = hidden @ table.T
+    of_row = {
+        "log-sum-exp": scores.logsumexp(-1),
+        "expected": (theirs * scores).sum(-1),
+        "score": (hidden * table[:ROWS]).sum(-1),
+    }
+    found = {
+        "log-sum-exp": mean_log_sum_exp(hidden, table, weight),
+        "expected": mean_expected_score(hidden, table, given, keys, weight),
+        "score": mean_score(hidden, table[:ROWS], weight),
+    }
+    for name, each in of_row.items():
+        wanted = (each * weight[:, 0]).sum()
+        assert distance(found[name], wanted) < EXACT
+        ours = torch.autograd.grad(3 * found[name], [hidden, table])
+        for one, other in zip(
+            ours, torch.autograd.grad(3 * wanted, [hidden, table], retain_graph=True), strict=True
+        ):
+            assert distance(one, other) < EXACT

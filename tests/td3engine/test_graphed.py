@@ -41,11 +41,13 @@ def test_inputs_are_copied_and_outputs_overwritten(device: torch.device) -> None
     assert seen[0] != given.data_ptr()
 
 
-def test_other_shapes_are_refused() -> None:
+def test_other_shapes_and_types_are_refused() -> None:
     graphed = Graphed(both, CPU)
     graphed(torch.ones(3), torch.ones(3))
     with pytest.raises(ValueError, match=r"recorded with .*3.*called with .*1"):
         graphed(torch.ones(3), torch.ones(1))
+    with pytest.raises(ValueError, match=r"recorded with .*float.*called with .*int64"):
+        graphed(torch.ones(3), torch.ones(3, dtype=torch.int64))
     with pytest.raises(ValueError, match="zip"):
         graphed(torch.ones(3))
 

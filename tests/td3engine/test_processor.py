@@ -15,8 +15,10 @@ from td3engine.processor import (
     largest_error,
     quick_products,
     settle,
+    strict_order,
 )
 
+FILLING: Any = torch.utils.deterministic
 SETTINGS: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its stubs
 
 
@@ -70,8 +72,15 @@ def test_a_gpu_adds_in_a_fixed_order_and_a_cpu_is_left_alone(
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     settle(torch.device("cpu"))
     assert not torch.are_deterministic_algorithms_enabled()
+    monkeypatch.setattr(FILLING, "fill_uninitialized_memory", True)
+    with strict_order():  # where no order is settled there is none to keep to
+        assert not torch.are_deterministic_algorithms_enabled()
     try:
         settle(torch.device("cuda"))
+        assert not FILLING.fill_uninitialized_memory
+        with strict_order():
+            assert torch.are_deterministic_algorithms_enabled()
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"

@@ -5,23 +5,23 @@ recorded, but what a recording depends on is the same: fixed buffers and fixed s
 """
 
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from td3engine.catalogue import mean_expected_score, mean_log_sum_exp
 from td3engine.config import Mode
 from td3engine.distill import Distillation
 from td3engine.learner import SummaryTraining, advance, learn_from, recommender
-from td3engine.model import Draws, mean_score
+from td3engine.model import Draws
 from td3engine.reading import reader_for
 from td3engine.recorded import RecordedSteps
 from td3engine.surrogate import RealBatch, RecordedSurrogate, Surrogate
 from td3engine.unroll import LearnerState, train
 from tests.td3engine.devices import CPU, DEVICES
-from tests.td3engine.oracles import default_double, distance, leaves, normal, seeded
+from tests.td3engine.oracles import default_double, distance, normal, seeded
 from tests.td3engine.test_distill import config_of, make
 from tests.td3engine.test_unroll import MU, Objective, World, make_world, warm
 from tests.td3engine.test_windows import moved
@@ -85,17 +85,20 @@ def test_a_learner_is_recorded_where_that_is_asked_for_and_its_step_stays_the_sa
     assert training_on(make_world(biased=True), CPU).recorded is None  # goes by autograd
 
 
-def test_advancing_in_pieces_is_training() -> None:
-    """More steps than are drawn at once; and the CPU records nothing."""
+@pytest.mark.parametrize("recorded", [False, True])
+def test_advancing_in_pieces_is_training(recorded: bool) -> None:
+    """More steps than are drawn at once."""
     world = make_world(dropout=0.2)
     leaf, draw = world.leaf(world.factors), seeded(5)
     state = start = LearnerState.fresh(world.start)
     for count in (20, 5):
         steps = world.training.steps(state.age, count, MU, draw)
         state = train(state, leaf, steps, world.training.take, world.training.rule)[-1]
-    found = advance(world.training, leaf, start, seeded(5), 25)
+    training = training_on(world, CPU, recorded)
+    found = advance(training, leaf, start, seeded(5), 25)
     assert found.age == 25
-    assert torch.equal(found.parameters, state.parameters)
+    assert (training.recorded is not None) == recorded
+    assert distance(found.parameters, state.parameters) < EXACT
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -161,34 +164,21 @@ def test_padding_weighs_nothing(mode: Mode, share: float, device: torch.device) 
         assert distance(ours.cpu(), theirs) < EXACT
 
 
-def test_means_whose_rows_weigh_unlike() -> None:
-    """Value and gradients against the definition, in one chunk of rows and in several."""
-    rows, items, width = 6, 7, 3
-    weight = torch.tensor([0.5, 0.0, 0.1, 0.2, 0.0, 0.2], dtype=torch.float64)[:, None]
-    given, keys = normal(2, rows, 4), normal(3, items, 4)
-    hidden, table = leaves(normal(0, rows, width), normal(1, items, width))
-    theirs = (given @ keys.T).softmax(-1)
-    scores = hidden @ table.T
-    of_row = {
-        "log-sum-exp": scores.logsumexp(-1),
-        "expected": (theirs * scores).sum(-1),
-        "score": (hidden * table[:rows]).sum(-1),
-    }
-    found = {
-        "log-sum-exp": mean_log_sum_exp(hidden, table, weight),
-        "expected": mean_expected_score(hidden, table, given, keys, weight),
-        "score": mean_score(hidden, table[:rows], weight),
-    }
-    for name, each in of_row.items():
-        wanted = (each * weight[:, 0]).sum()
-        assert distance(found[name], wanted) < EXACT
-        ours = torch.autograd.grad(3 * found[name], [hidden, table])
-        for one, other in zip(
-            ours, torch.autograd.grad(3 * wanted, [hidden, table], retain_graph=True), strict=True
-        ):
-            assert distance(one, other) < EXACT
-
-
-def test_a_distillation_records_its_real_batches_on_a_gpu_only() -> None:
-    distillation, _ = surrogate_of("shared-items")
-    assert distillation.recorded is None
+@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
+def test_outer_steps_with_recorded_real_batches_are_those_without(mode: Mode) -> None:
+    """Recorded as on a GPU: factors after steps of learners together, and one by one."""
+    with default_double():
+        plain, recorded = (
+            make(config_of(mode, learners=2, vectorised=v), False) for v in (False, True)
+        )
+        assert recorded.together is not None
+        assert recorded.training.recorded is not None
+        assert plain.training.recorded is None
+        assert recorded.recorded is None  # on a CPU
+        most = recorded.config.outer.batch, recorded.history + 1
+        recorded.recorded = RecordedSurrogate(recorded.surrogate, CPU, *most)
+        for distillation in (plain, recorded):
+            for _ in islice(distillation.steps(), 3):
+                pass
+    for mine, theirs in zip(recorded.factors, plain.factors, strict=True):
+        assert distance(mine, theirs) < 1e-8
