@@ -74,22 +74,14 @@ DATASETS: dict[str, Dataset] = {
         {
             "backbone": {"dropout": 0.1},
             "summary": _size(50, 50, 16),
-            "learner": {"batch": 25},
+            "learner": {"batch": 25, "steps": 800},
+            "outer": {"steps": 2000, "validate_every": 250},
         },
         {
-            "shared-items": {
-                "learner": {"batch": 40, "steps": 1600},
-                "outer": {
-                    "steps": 2400,
-                    "window": 25,
-                    "validate_every": 480,
-                    "validation_learners": 1,
-                },
-            },
             "from-scratch": {
                 "learner": {"scratch_steps": 400},
                 "outer": {"steps": 450, "validate_every": 75},
-            },
+            }
         },
     ),
     "amazon2018-magazine": Dataset(
