@@ -39,7 +39,7 @@ def outer_step(config: DistillConfig, n_items: int, real_targets: int) -> Arithm
     Args:
         config: the settings.
         n_items: n.
-        real_targets: events of the real batch that are predicted.
+        real_targets: events of a learner's real batch that are predicted.
     """
     backbone, summary, learner, outer = (
         config.backbone,
@@ -59,11 +59,11 @@ def outer_step(config: DistillConfig, n_items: int, real_targets: int) -> Arithm
     return Arithmetic(
         soft_sequences=2 * reading,
         # The log-sum-exp gives P = softmax(h E^T) with its value; its gradient is P E.
-        window=outer.window * ((1 + GRADIENT) * encoder + 2 * scores),
+        window=outer.learners * outer.window * ((1 + GRADIENT) * encoder + 2 * scores),
         # The teacher's states are one more forward pass.
-        real_batch=(1 + GRADIENT + 1) * real_encoder + 2 * real_scores,
+        real_batch=outer.learners * ((1 + GRADIENT + 1) * real_encoder + 2 * real_scores),
         # Along v: Z = v E^T, then Q E (td3engine.catalogue).
-        reverse=outer.window * (HESSIAN * encoder + 2 * scores),
+        reverse=outer.learners * outer.window * (HESSIAN * encoder + 2 * scores),
         # To the queries of X = softmax(C V^T) V alone: dX V^T, then that times V.
         rest=2 * reading,
     )

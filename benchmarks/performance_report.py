@@ -314,9 +314,12 @@ def _processor_seconds(row: dict[str, Any]) -> str:
 
 
 def _log(run: Run) -> str:
-    settings = run["settings"]
-    compiled = ", compiled" if settings["outer"]["compiled"] else ""
-    return f"{settings['items']:,} ({settings['dataset'] or 'random'}{compiled})"
+    settings, outer = run["settings"], run["settings"]["outer"]
+    compiled = ", compiled" if outer["compiled"] else ""
+    learners = f", {outer['learners']} learners" if outer["learners"] > 1 else ""
+    together = " together" if outer["vectorised"] else ""
+    log = settings["dataset"] or "random"
+    return f"{settings['items']:,} ({log}{learners}{together}{compiled})"
 
 
 def _spread(side: dict[str, Any]) -> str:

@@ -1,12 +1,14 @@
 """The yardstick: seconds, memory and parts of an outer step, the engine against the textbook.
 
     python -m benchmarks.speed [--dataset ml-100k | --items 20000] [--threads 1] [--json]
+    python -m benchmarks.speed --learners 16 --vectorised --steps 1
     python -m benchmarks.speed --end-to-end --budget 1800
 
 Both do the same work: same summary, same learners, same window, as many inner and as many real
 targets. They take turns in one process, and each repeat gives a ratio; memory is the peak of a
-process of its own each. Table and teacher are random, because no time depends on them; only
-`--end-to-end` trains a teacher.
+process of its own each. With several learners an outer step, the textbook's is as many of its
+outer steps (one Adam step on the factors more for each). Table and teacher are random, because no
+time depends on them; only `--end-to-end` trains a teacher.
 """
 
 import argparse
@@ -114,7 +116,8 @@ def textbook_step(work: Work) -> Step:
     torch.manual_seed(0)
 
     def step(mark: Mark) -> None:
-        textbook.step(work.real_rows(rng), mark)
+        for _ in range(work.config.outer.learners):
+            textbook.step(work.real_rows(rng), mark)
 
     step(lambda _part: None)  # the first one pays for page faults
     textbook.done = 0
@@ -219,8 +222,8 @@ def peak(side: str, work: Work) -> Figures:
 
 def prepare(options: argparse.Namespace) -> Work:
     """Log, settings and a random teacher."""
-    outer = {"recompute": options.recompute, "compiled": options.compiled}
-    over: dict[str, Any] = {"outer": outer}
+    knobs = ("recompute", "compiled", "vectorised", "learners")
+    over: dict[str, Any] = {"outer": {knob: getattr(options, knob) for knob in knobs}}
     if options.window:
         over = merge(over, {"outer": {"window": options.window}})
     config = published(options.dataset, over)
@@ -233,15 +236,16 @@ def prepare(options: argparse.Namespace) -> Work:
 
 def settings(work: Work, options: argparse.Namespace) -> Figures:
     config = work.engine_config
+    learners = config.outer.learners
     return {
         "dataset": None if options.items else options.dataset,
         "items": work.split.n_items,
         "repeats": options.repeats,
         "steps_a_repeat": {"textbook": options.steps, "engine": options.steps * ENGINE_STEPS},
         "targets_an_outer_step": {
-            "inner, each": 2 * config.learner.batch * config.outer.window,
-            "real, engine (mean)": config.outer.batch * work.targets_per_window,
-            "real, textbook": REAL_TARGETS,
+            "inner, each": learners * 2 * config.learner.batch * config.outer.window,
+            "real, engine (mean)": learners * config.outer.batch * work.targets_per_window,
+            "real, textbook": learners * REAL_TARGETS,
         },
         **_shown(config),
     }
@@ -308,6 +312,8 @@ def parser() -> argparse.ArgumentParser:
     add("--window", type=int, help="W, in place of 40")
     add("--recompute", action="store_true", help="the engine's outer.recompute")
     add("--compiled", action="store_true", help="the engine's outer.compiled")
+    add("--vectorised", action="store_true", help="the engine's outer.vectorised")
+    add("--learners", type=int, default=1, help="an outer step, of the textbook one by one")
     add("--engine-only", action="store_true")
     add("--end-to-end", action="store_true", help="a log in, a summary of equal quality out")
     add("--budget", type=float, default=1800, help="seconds of distilling, of each, end to end")

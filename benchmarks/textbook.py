@@ -21,7 +21,7 @@ from td3engine.config import BackboneConfig, DistillConfig
 from td3engine.distill import Mark
 
 FIRST_AUGMENTED = 5
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+BETA1, EPSILON = 0.9, 1e-8
 INITIAL_STD = 0.02
 
 
@@ -210,14 +210,15 @@ class TextbookTD3:
 
     def _adam(self, learner: Learner, gradients: tuple[Tensor, ...]) -> Learner:
         settings, age = self.config.learner, learner.age + 1
+        beta2 = settings.beta2
         parameters, firsts, seconds = {}, {}, {}
         for (name, p), gradient in zip(learner.parameters.items(), gradients, strict=True):
             g = gradient + settings.weight_decay * p
             first = BETA1 * learner.first[name] + (1 - BETA1) * g
-            second = BETA2 * learner.second[name] + (1 - BETA2) * g * g
+            second = beta2 * learner.second[name] + (1 - beta2) * g * g
             # sqrt has no derivative at zero, where a gradient has never been anything else.
             moved = second > 0
-            root = torch.where(moved, second, 1.0).div(1 - BETA2**age).sqrt()
+            root = torch.where(moved, second, 1.0).div(1 - beta2**age).sqrt()
             root = torch.where(moved, root, 0.0)
             parameters[name] = p - self._rate(learner.age) / (1 - BETA1**age) * first / (
                 root + EPSILON

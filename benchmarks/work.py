@@ -31,6 +31,7 @@ PUBLISHED: dict[str, Any] = {
         "batch": 15,
         "lr": 0.005,
         "schedule": "constant",
+        "beta2": 0.999,
         "objective": "last-and-augmented",
         "augmented": 1,
     },

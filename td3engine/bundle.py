@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from td3engine import __version__
 from td3engine.config import DistillConfig, Mode
 from td3engine.errors import BundleError
+from td3engine.presets import merge
 from td3engine.summary import Summary
 
 FACTORS_FILE = "summary.safetensors"
@@ -64,14 +65,15 @@ class Manifest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _first_format_has_no_own_targets(cls, said: Any) -> Any:
-        """Its settings do not know of them, and would get today's default."""
-        if isinstance(said, dict) and said.get("format") == 1:
-            config = said.get("config")
-            if isinstance(config, dict) and isinstance(config.get("summary"), dict):
-                summary = config["summary"] | {"targets": "next"}
-                return said | {"config": config | {"summary": summary}}
-        return said
+    def _settings_of_earlier_releases(cls, said: Any) -> Any:
+        """What earlier ones had no setting for was so; it is not today's default."""
+        config = said.get("config") if isinstance(said, dict) else None
+        if not isinstance(config, dict):
+            return said
+        before: dict[str, Any] = {"learner": {"beta2": 0.999}}
+        if said.get("format") == 1:
+            before["summary"] = {"targets": "next"}
+        return said | {"config": merge(before, config)}
 
 
 @dataclass(frozen=True)

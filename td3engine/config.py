@@ -100,6 +100,7 @@ class TeacherConfig(_Part):
     )
     lr: PositiveFloat = 0.003
     weight_decay: NonNegativeFloat = 0.0
+    beta2: Probability = Field(default=0.999, description="Decay of Adam's second moment.")
     dropout: Probability | None = Field(
         default=None, description="While the teacher trains; by default `backbone.dropout`."
     )
@@ -157,6 +158,11 @@ class LearnerConfig(_Part):
         default="linear", description="Learning rate over a learner's steps; linear ends at zero."
     )
     weight_decay: NonNegativeFloat = 5e-5
+    beta2: Probability = Field(
+        default=0.95,
+        description="Decay of Adam's second moment; the paper's scripts have 0.999, which is long "
+        "for a few hundred steps.",
+    )
     objective: Literal["all-positions", "last-and-augmented"] = Field(
         default="all-positions",
         description="Targets of a step: every position, or the last and some random ones.",

@@ -314,6 +314,7 @@ def _as_epochs(learner: LearnerConfig, mode: Mode, windows: int) -> TeacherConfi
         batch=learner.batch,
         lr=learner.lr,
         weight_decay=learner.weight_decay,
+        beta2=learner.beta2,
         patience=epochs,
         validate_every=look,
         softmax="full",  # as learners on a summary have it

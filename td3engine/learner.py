@@ -53,7 +53,7 @@ def summary_loss(
 def adam_rule(config: LearnerConfig, steps: int) -> AdamRule:
     """The configured Adam of a learner that takes so many steps."""
     decay_steps = steps if config.schedule == "linear" else None
-    return AdamRule(config.lr, config.weight_decay, decay_steps)
+    return AdamRule(config.lr, config.weight_decay, decay_steps, config.beta2)
 
 
 class SummaryTraining:

@@ -34,7 +34,7 @@ class RecordedSteps:
         if self._graphed is None:
             self._graphed = Graphed(self._step, leaf.device)
         # The same of every step, and no tensors: part of what is recorded.
-        self._asked, self._weight_decay = steps[0].noise.asked, rule.weight_decay
+        self._asked, self._rule = steps[0].noise.asked, rule
         ages = range(start.age, start.age + len(steps))
         rates = torch.tensor([rule.at(age) for age in ages], dtype=torch.float64).to(leaf)
         state = torch.stack([start.parameters, start.first, start.second])
@@ -57,6 +57,6 @@ class RecordedSteps:
     ) -> tuple[Tensor]:
         asked = replace(self._asked, rows=rows, at=at)
         taken = self.take(state[0], batch, Draws(asked, dropout[0] if dropout else None), False)
-        rule = GivenRates(self._weight_decay, rate[None])
+        rule = GivenRates(self._rule.weight_decay, self._rule.beta2, rate[None])
         after = adam(LearnerState(state[0], state[1], state[2], 0), taken.gradient, rule)
         return (torch.stack([after.parameters, after.first, after.second]),)

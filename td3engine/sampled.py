@@ -145,7 +145,7 @@ class SampledSteps:
         self, split: Split, model: Recommender, config: TeacherConfig, theta_P: Tensor
     ) -> None:
         self.model, self.theta = model, theta_P
-        self.rule = AdamRule(config.lr, config.weight_decay)
+        self.rule = AdamRule(config.lr, config.weight_decay, beta2=config.beta2)
         self.draws = NegativeDraws(split, min(config.negatives, model.n_items))
         self.first, self.second = torch.zeros_like(theta_P), torch.zeros_like(theta_P)
         self.taken = 0

@@ -24,6 +24,7 @@ from td3engine.ranking import evaluate
 from td3engine.sampled import SampledSteps
 from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.sequences import Questions, WindowIndex, batches_of_like_length, gather
+from td3engine.unroll import BETA1
 
 WindowsOfEpoch = Callable[[np.random.Generator], WindowIndex]
 EARLY_EPOCHS = 30  # the teacher's first epochs, whose encoders learners may start from (section 5)
@@ -58,7 +59,10 @@ class FullSteps:
     def __init__(self, model: Recommender, config: TeacherConfig, theta_P: Tensor) -> None:
         self.model, self.theta = model, theta_P.requires_grad_()
         self.optimizer = torch.optim.Adam(
-            [self.theta], lr=config.lr, weight_decay=config.weight_decay
+            [self.theta],
+            lr=config.lr,
+            betas=(BETA1, config.beta2),
+            weight_decay=config.weight_decay,
         )
 
     def step(

@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
+BETA1, EPSILON = 0.9, 1e-8
 
 Noise = TypeVar("Noise")
 
@@ -36,10 +36,14 @@ class Rule(Protocol):
 
     Attributes:
         weight_decay: L2 penalty.
+        beta2: decay of the second moment.
     """
 
     @property
     def weight_decay(self) -> float: ...
+
+    @property
+    def beta2(self) -> float: ...
 
     def at(self, age: int) -> Rates:
         """Of the step that follows a state of this age."""
@@ -47,18 +51,20 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class AdamRule:
-    """A learner's Adam: rate, L2 penalty, schedule (the rest is at Adam's defaults).
+    """A learner's Adam: rate, L2 penalty, schedule, beta2 (the rest is at Adam's defaults).
 
     Attributes:
         lr: learning rate of the first step.
         weight_decay: L2 penalty.
         decay_steps: the rate falls linearly and would reach zero after so many steps; None keeps
             it constant.
+        beta2: decay of the second moment.
     """
 
     lr: float
     weight_decay: float
     decay_steps: int | None = None
+    beta2: float = 0.999
 
     def lr_at(self, age: int) -> float:
         """Learning rate of the step that follows `age` steps."""
@@ -68,7 +74,7 @@ class AdamRule:
 
     def at(self, age: int) -> Rates:
         """See `Rule`."""
-        return Rates(self.lr_at(age) / (1 - BETA1 ** (age + 1)), 1 - BETA2 ** (age + 1))
+        return Rates(self.lr_at(age) / (1 - BETA1 ** (age + 1)), 1 - self.beta2 ** (age + 1))
 
 
 @dataclass(frozen=True)
@@ -77,11 +83,13 @@ class GivenRates:
 
     Attributes:
         weight_decay: L2 penalty.
+        beta2: decay of the second moment.
         rates: `Rates` of the first steps, (W, 2); of K learners side by side, each of its own age,
             (W, 2, K, 1).
     """
 
     weight_decay: float
+    beta2: float
     rates: Tensor
 
     def at(self, age: int) -> Rates:
@@ -143,7 +151,7 @@ def adam(state: LearnerState, gradient_P: Tensor, rule: Rule) -> LearnerState:
     rates = rule.at(state.age)
     g = gradient_P.add(state.parameters, alpha=rule.weight_decay)
     first = torch.lerp(state.first, g, 1 - BETA1)
-    second = (state.second * BETA2).addcmul_(g, g, value=1 - BETA2)
+    second = (state.second * rule.beta2).addcmul_(g, g, value=1 - rule.beta2)
     denominator = (second / rates.unbias).sqrt_().add_(EPSILON)
     parameters = torch.addcdiv(state.parameters, first * rates.step, denominator, value=-1)
     return LearnerState(parameters, first, second, state.age + 1)
@@ -178,11 +186,11 @@ def _adam_reverse(
     # parameter does not move for a small change either way: the one-sided limit taken is zero.
     slope = (0.5 / (rates.unbias * root * denominator)).masked_fill_(root == 0, 0.0)
     to_second = adjoint.second + scaled * after.first * slope
-    to_gradient = to_first * (1 - BETA1) + to_second * g * (2 * (1 - BETA2))
+    to_gradient = to_first * (1 - BETA1) + to_second * g * (2 * (1 - rule.beta2))
     return to_gradient, _Adjoint(
         parameters=adjoint.parameters.add(to_gradient, alpha=rule.weight_decay),
         first=to_first * BETA1,
-        second=to_second * BETA2,
+        second=to_second * rule.beta2,
     )
 
 

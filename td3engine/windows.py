@@ -126,8 +126,8 @@ class Together:
         rows: Tensor, at_rows: Tensor, at: Tensor, *dropout: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """The states at the windows' ends. What the way back needs stays where it is."""
-        self._leaf = leaf
-        self._rule: Rule = GivenRates(self.recipe.rule.weight_decay, rates)
+        self._leaf, rule = leaf, self.recipe.rule
+        self._rule: Rule = GivenRates(rule.weight_decay, rule.beta2, rates)
         self._steps = [
             InnerStep(
                 rows[nth],

@@ -163,15 +163,15 @@ class TapeAdam:
     v: Tensor
     age: int
 
-    def step(self, loss: Tensor, lr: float, weight_decay: float) -> "TapeAdam":
+    def step(self, loss: Tensor, lr: float, weight_decay: float, beta2: float) -> "TapeAdam":
         (g,) = torch.autograd.grad(loss, self.theta, create_graph=True)
         g = g + weight_decay * self.theta
         age = self.age + 1
         m = 0.9 * self.m + 0.1 * g
-        v = 0.999 * self.v + 0.001 * g**2
+        v = beta2 * self.v + (1 - beta2) * g**2
         # sqrt() has no derivative at zero: where no gradient has ever come, nothing flows back.
         moved = v > 0
-        root = torch.where(moved, torch.where(moved, v, 1.0) / (1 - 0.999**age), 0.0)
+        root = torch.where(moved, torch.where(moved, v, 1.0) / (1 - beta2**age), 0.0)
         root = torch.where(moved, torch.where(moved, root, 1.0).sqrt(), 0.0)
         theta = self.theta - lr * (m / (1 - 0.9**age)) / (root + 1e-8)
         return TapeAdam(theta, m, v, age)

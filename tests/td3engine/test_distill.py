@@ -198,7 +198,7 @@ def textbook_step(
         rows = S[step.rows], masks, places, targets[step.rows]
         loss = textbook.summary_loss(learner.theta, *rows)
         lr = config.learner.lr * (1 - learner.age / learner_steps)
-        learner = learner.step(loss, lr, config.learner.weight_decay)
+        learner = learner.step(loss, lr, config.learner.weight_decay, config.learner.beta2)
     judged = textbook.real_loss(learner.theta, real, config.outer.among == "unseen")
     teacher, share = distillation.teacher, config.outer.teacher_share
     if not textbook.own_table:  # from scratch there is no common space to align in

@@ -341,6 +341,16 @@ def test_a_bundle_of_the_first_format_has_no_targets_of_its_own(
         load_bundle(tmp_path)
 
 
+def test_a_bundle_of_before_beta2_says_what_its_learners_had(whole: Path, tmp_path: Path) -> None:
+    for file, content in bytes_of(whole).items():
+        (tmp_path / file).write_bytes(content)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert load_bundle(tmp_path).manifest.config.learner.beta2 == 0.95
+    del manifest["config"]["learner"]["beta2"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert load_bundle(tmp_path).manifest.config.learner.beta2 == 0.999
+
+
 @pytest.mark.parametrize("name", sorted(MEDIA_TYPES))
 def test_a_damaged_or_incomplete_bundle_is_refused(whole: Path, tmp_path: Path, name: str) -> None:
     for file, content in bytes_of(whole).items():

@@ -86,6 +86,7 @@ def make_world(
     augmented: int = 1,
     dropout: float = 0.0,
     weight_decay: float = 5e-5,
+    beta2: float = 0.95,
     layers: int = 1,
     heads: int = 1,
     history: int = ZETA - 1,
@@ -101,6 +102,7 @@ def make_world(
         lr=0.01,
         schedule=schedule,
         weight_decay=weight_decay,
+        beta2=beta2,
         objective=objective,
         augmented=augmented,
     )
@@ -183,7 +185,7 @@ def textbook_gradients(world: World, state: LearnerState, steps: Steps) -> tuple
         rows = S[step.rows], dropout, places, targets[step.rows]
         loss = world.textbook.summary_loss(learner.theta, *rows)
         left = 1 - learner.age / LEARNER_STEPS if config.schedule == "linear" else 1
-        learner = learner.step(loss, config.lr * left, config.weight_decay)
+        learner = learner.step(loss, config.lr * left, config.weight_decay, config.beta2)
     return torch.autograd.grad(world.real_loss(learner.theta), factors)
 
 
@@ -199,7 +201,8 @@ def assert_same_meta_gradient(world: World, state: LearnerState, steps: Steps) -
 @pytest.mark.parametrize("window", [1, 3, 8])
 @pytest.mark.parametrize("age", [0, 3])
 @pytest.mark.parametrize(
-    ("weight_decay", "own_targets"), [(0.0, False), (0.05, False), (0.05, True)]
+    ("weight_decay", "beta2", "own_targets"),
+    [(0.0, 0.999, False), (0.05, 0.95, False), (0.05, 0.95, True)],
 )
 def test_meta_gradient_is_the_textbooks(
     objective: Objective,
@@ -207,10 +210,15 @@ def test_meta_gradient_is_the_textbooks(
     window: int,
     age: int,
     weight_decay: float,
+    beta2: float,
     own_targets: bool,
 ) -> None:
     world = make_world(
-        objective=objective, dropout=dropout, weight_decay=weight_decay, own_targets=own_targets
+        objective=objective,
+        dropout=dropout,
+        weight_decay=weight_decay,
+        beta2=beta2,
+        own_targets=own_targets,
     )
     state = warm(world, age) if age else LearnerState.fresh(world.start)
     assert_same_meta_gradient(world, state, world.steps(age, window))
@@ -421,13 +429,14 @@ def test_positions_that_are_never_trained_change_nothing() -> None:
     assert torch.equal(states[-1].parameters[used : used + len(extra)], extra)
 
 
-@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adam_is_torchs(weight_decay: float) -> None:
+@pytest.mark.parametrize(("weight_decay", "beta2"), [(0.0, 0.999), (0.1, 0.999), (0.1, 0.95)])
+def test_adam_is_torchs(weight_decay: float, beta2: float) -> None:
     """Seven steps, with a gradient that is now and then zero or tiny."""
     start = normal(0, 20)
-    state, rule = LearnerState.fresh(start), AdamRule(0.01, weight_decay)
+    state, rule = LearnerState.fresh(start), AdamRule(0.01, weight_decay, beta2=beta2)
     theirs = torch.nn.Parameter(start.clone())
-    optimizer = torch.optim.Adam([theirs], lr=0.01, weight_decay=weight_decay)
+    betas = (0.9, beta2)
+    optimizer = torch.optim.Adam([theirs], lr=0.01, betas=betas, weight_decay=weight_decay)
     for step in range(7):
         gradient = normal(step + 1, 20)
         gradient[:3] *= torch.tensor([0.0, 1e-9, float(step % 2)])
