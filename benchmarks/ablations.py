@@ -29,6 +29,8 @@ from td3engine.summary import query
 # `quality` is what the quality tables are made with.
 FAMILIES = ("base", "parts", "preset", "window", "users", "steps", "scratch")
 FEW_TARGETS_RATE = 0.03
+BASE_BETA2 = 0.999  # as in the paper; the default is a row
+DEFAULT_BETA2: dict[str, Any] = {"learner": {"beta2": 0.95}}
 PRESETS: tuple[Preset, ...] = ("fast", "balanced")
 
 
@@ -75,6 +77,7 @@ def variants(base: DistillConfig) -> list[Variant]:
         Variant("parts", "gradients clipped, not normalised", {"outer": {"normalise": False}}),
         Variant("parts", "outer rate 0.03", {"outer": {"lr": 0.03}}),
         Variant("parts", "learners start from the teacher", {"outer": {"start": "teacher"}}),
+        Variant("parts", "second moment decays at 0.95", DEFAULT_BETA2),
         Variant("window", "window at the start", {}, FirstWindow),
         Variant("window", "window at the end", {}, LastWindow),
     ]
@@ -96,6 +99,7 @@ def variants(base: DistillConfig) -> list[Variant]:
     scratch: dict[str, dict[str, Any]] = {
         "from scratch": {},
         "from scratch, targets are what is read next": {"summary": {"targets": "next"}},
+        "from scratch, second moment decays at 0.95": DEFAULT_BETA2,
         "half of a real target is the next item": {"outer": {"teacher_share": 0.5}},
         "real targets are next items": {"outer": {"teacher_share": 0.0}},
     }
@@ -172,7 +176,8 @@ def main() -> None:
         given = DATASETS[dataset].config("sasrec", "shared-items")
         # The sizes of the log, and the windows of `balanced`.
         balanced = {"outer": {"steps": options.steps, "window": 20, "validate_every": 25}}
-        base = merge(given.model_dump(mode="json"), balanced)
+        adam = {"learner": {"beta2": BASE_BETA2}}
+        base = merge(given.model_dump(mode="json"), merge(balanced, adam))
         for variant in variants(DistillConfig.model_validate(base)):
             if variant.family not in options.family:
                 continue
