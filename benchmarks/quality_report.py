@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.datasets import DATASETS
 from benchmarks.quality_pictures import draw_ablations, draw_shares
-from benchmarks.quality_rows import METRIC, NAMES, PROTOCOL, Rows, one, other_targets, same
+from benchmarks.quality_rows import METRIC, NAMES, PROTOCOL, Rows, of_earlier_releases, one, same
 from td3engine.config import MODES, Mode
 
 RESULTS = Path("docs/results")
@@ -93,7 +93,7 @@ def _introduction(content: dict[str, Any]) -> str:
         f"{machine['torch']}, Python {machine['python']}. All rows: docs/results/quality.json; "
         "`python -m benchmarks.quality` makes them. Seconds were taken while several studies and "
         "test runs shared two cores: they are a multiple of what an idle machine needs, and "
-        f"compare only roughly with each other.{other_targets(content['configs'])}"
+        f"compare only roughly with each other.{of_earlier_releases(content['configs'])}"
     )
 
 

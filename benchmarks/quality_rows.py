@@ -18,6 +18,10 @@ NAMES = {
     "hard-export": "hard export of the summary",
     "soft-export": "soft export of the summary",
 }
+LATER_SETTINGS = (
+    ("summary", "targets", "without targets of their own (`summary.targets: next`)"),
+    ("learner", "beta2", "with Adam's second moment at 0.999 (`learner.beta2`)"),
+)
 
 
 def one(rows: Iterable[dict[str, Any]], source: str, mode: str | None = None) -> Any:
@@ -40,16 +44,15 @@ def same(rows: Rows, row: dict[str, Any], protocol: str) -> Any:
     return next(fits, None)
 
 
-def other_targets(configs: dict[str, Any]) -> str:
-    """Which summaries are of a release whose positions were their own targets."""
-    found = []
-    for name, config in configs.items():
-        dataset, _, mode = name.split()
-        if mode != "log" and "targets" not in config["summary"]:
-            found.append(f"{dataset} ({mode})")
-    if not found:
-        return ""
-    return (
-        f"\n\nOf an earlier release, without targets of their own (`summary.targets: next`): "
-        f"{', '.join(found)}."
-    )
+def of_earlier_releases(configs: dict[str, Any]) -> str:
+    """Which summaries were distilled before settings existed that decide much."""
+    said = ""
+    for part, knob, how in LATER_SETTINGS:
+        found = []
+        for name, config in configs.items():
+            dataset, _, mode = name.split()
+            if mode != "log" and knob not in config[part]:
+                found.append(f"{dataset} ({mode})")
+        if found:
+            said += f"\n\nOf an earlier release, {how}: {', '.join(found)}."
+    return said

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import datasets, quality
 from benchmarks.datasets import Dataset
-from benchmarks.quality_rows import other_targets
+from benchmarks.quality_rows import of_earlier_releases
 from benchmarks.study import Study, prefix_windows
 from td3engine.backbones.sasrec import SASRec
 from td3engine.presets import merge
@@ -80,8 +80,12 @@ def test_the_teacher_of_a_study_has_its_own_dropout(tmp_path: Path) -> None:
         assert model.backbone.config.dropout == rate
 
 
-def test_the_page_says_which_summaries_have_no_targets_of_their_own() -> None:
-    old, own = {"summary": {"users": 5}}, {"summary": {"users": 5, "targets": "own"}}
-    found = other_targets({"a sasrec log": old, "a sasrec shared-items": old, "b x y": own})
-    assert "a (shared-items)." in found
-    assert other_targets({"b x y": own}) == ""
+def test_the_page_says_which_summaries_are_of_earlier_releases() -> None:
+    own = {"summary": {"targets": "own"}, "learner": {"beta2": 0.9}}
+    earlier, first = own | {"learner": {}}, {"summary": {}, "learner": {}}
+    found = of_earlier_releases({"a x log": first, "a x m": first, "b x m": earlier, "c x m": own})
+    assert [line.rpartition(": ")[2] for line in found.split("\n\n")[1:]] == [
+        "a (m).",
+        "a (m), b (m).",
+    ]
+    assert of_earlier_releases({"c x m": own}) == ""
