@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,8 +82,9 @@ def test_the_teacher_of_a_study_has_its_own_dropout(tmp_path: Path) -> None:
 
 
 def test_the_page_says_which_summaries_are_of_earlier_releases() -> None:
-    own = {"summary": {"targets": "own"}, "learner": {"beta2": 0.9}}
-    earlier, first = own | {"learner": {}}, {"summary": {}, "learner": {}}
+    own: dict[str, Any] = {"summary": {"targets": "own"}, "learner": {"beta2": 0.9}}
+    earlier: dict[str, Any] = own | {"learner": {}}
+    first: dict[str, Any] = {"summary": {}, "learner": {}}
     found = of_earlier_releases({"a x log": first, "a x m": first, "b x m": earlier, "c x m": own})
     assert [line.rpartition(": ")[2] for line in found.split("\n\n")[1:]] == [
         "a (m).",
