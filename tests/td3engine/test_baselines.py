@@ -45,6 +45,7 @@ def test_real_users_have_as_many_steps_as_a_summary(windows: int, steps: int) ->
     learner = small_config(learner={"batch": 4, "steps": 8}).learner
     budget = _as_epochs(learner, "shared-items", windows)
     assert budget.max_epochs * -(-windows // budget.batch) == steps
+    assert (budget.lr, budget.beta2) == (learner.lr, learner.beta2)
 
 
 def test_a_look_at_validation_asks_a_fixed_sample() -> None:

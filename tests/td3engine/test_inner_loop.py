@@ -59,6 +59,7 @@ def make_config(steps: int, schedule: Schedule = "linear") -> LearnerConfig:
         lr=0.01,
         schedule=schedule,
         weight_decay=0.02,
+        beta2=0.97,
         objective="all-positions",
     )
 
@@ -83,7 +84,7 @@ def textbook(
     if book.biased:
         start.append(torch.zeros(ITEMS))
     trained = torch.cat(start).requires_grad_()
-    optimizer = torch.optim.Adam([trained], lr=0.01, weight_decay=0.02)
+    optimizer = torch.optim.Adam([trained], lr=0.01, betas=(0.9, 0.97), weight_decay=0.02)
     model, reader = recommender(backbone, SUMMARY.V, mode), ReadDense(SUMMARY.V)
     recipe = SummaryTraining(model, make_config(steps), steps, reader, ZETA)
     targets = targets_of(summary)
