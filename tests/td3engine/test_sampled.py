@@ -96,10 +96,11 @@ def test_a_step_with_all_items_is_a_whole_step(
     """BERT4Rec has a bias for each item as well."""
     backbone = build_backbone(BackboneConfig(name=name, hidden=8, dropout=0.0), 12)
     model = Recommender(backbone, 30, 8)
-    config = TeacherConfig(batch=8)
+    config = TeacherConfig(batch=8, beta2=0.9)
     theta = model.initial(torch.Generator().manual_seed(0))
     full = FullSteps(model, config, theta.clone())
     sampled = SampledSteps(split, model, config, theta.clone())
+    assert sampled.rule.beta2 == 0.9  # and full steps do as these
     monkeypatch.setattr(sampled.draws, "draw", lambda _rng: (torch.arange(30), torch.zeros(30)))
     rng, draw = np.random.default_rng(0), torch.Generator().manual_seed(0)
     for _ in range(3):
