@@ -81,12 +81,11 @@ def _introduction(content: dict[str, Any]) -> str:
         "was made on validation. `full` ranks against all items that the user has not met, "
         "`sampled-100` against 100 of them. Mean ± standard deviation over the learners (for full "
         "data: over independently trained models) of one summary. `of full` is the ratio to the "
-        "full-data model's mean under `full`. On ml-100k and magazine teacher and summary were "
-        "made twice and on epinions three times (for learners from scratch twice), with a seed of "
-        "their own each, and learners take turns with them (so the spread holds the teachers' "
-        "too); else once. A cell that is missing has not been run. `summary at initialisation` is "
-        "what distilling starts from: random users' histories in Tucker form, labelled by the "
-        "teacher (docs/method.md).\n\n"
+        "full-data model's mean under `full`. Teacher and summary were made several times, with a "
+        "seed of their own each, and learners take turns with them (so the spread holds the "
+        f"teachers' too), of {_made_again(content['rows'])}; of the others once. A cell that is "
+        "missing has not been run. `summary at initialisation` is what distilling starts from: "
+        "random users' histories in Tucker form, labelled by the teacher (docs/method.md).\n\n"
         "Rows of several releases, which draw other numbers from the same seed, and of several "
         "machines stand here, those of one log mostly of one; "
         f"the last machine: {machine['processor']}, {machine['threads']} thread(s), torch "
@@ -95,6 +94,19 @@ def _introduction(content: dict[str, Any]) -> str:
         "test runs shared two cores: they are a multiple of what an idle machine needs, and "
         f"compare only roughly with each other.{of_earlier_releases(content['configs'])}"
     )
+
+
+def _made_again(rows: Rows) -> str:
+    """Logs with more than one summary: a row has no more of them than learners."""
+    said = []
+    for name, dataset in DATASETS.items():
+        own = [r for r in rows if r["dataset"] == name and r["backbone"] == "sasrec"]
+        found = {mode: one(own, "summary", mode) for mode in MODES}
+        made = {m: min(dataset.replicates, r["seeds"]) for m, r in found.items() if r}
+        if max(made.values(), default=1) > 1:
+            counts = ", ".join(f"{mode}: {count}" for mode, count in made.items())
+            said.append(f"{name} ({counts})")
+    return "; ".join(said)
 
 
 def _dataset_section(dataset: str, rows: Rows) -> str:
