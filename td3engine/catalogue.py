@@ -24,6 +24,8 @@ SCORES_AT_ONCE = 8_000_000  # 32 MiB in float32
 KEPT_SCORES = 8_000_000  # largest P that is kept between the passes
 SCORES_IN_CACHE = 2**18  # 1 MiB in float32: about what a core's own cache holds
 FEWEST_ROWS = 64  # of a chunk that is cut for the cache: with less the products get slow
+ROWS_OF_A_BLOCK = 512  # where the items are cut too
+LARGEST_SCORE = 60.0  # whose exp float32 can hold, and add up over any catalogue: e^88 is too much
 
 
 class Catalogue:
@@ -152,23 +154,29 @@ class _WithGradients(torch.autograd.Function):
 class _MeanLogSumExp(_WithGradients):
     @staticmethod
     def forward(ctx: Any, hidden_KD: Tensor, table_ND: Tensor, weight_K1: Tensor | None) -> Tensor:
-        to_hidden = torch.empty_like(hidden_KD) if ctx.needs_input_grad[0] else None
         to_table = torch.zeros_like(table_ND) if ctx.needs_input_grad[1] else None
-        weights, value = _weights(hidden_KD, weight_K1), hidden_KD.new_zeros(())
-        at_once = _rows_at_once(hidden_KD, table_ND)
+        to_hidden, value = torch.empty_like(hidden_KD), hidden_KD.new_zeros(())
+        weights, small = _weights(hidden_KD, weight_K1), _scores_are_small(hidden_KD, table_ND)
+        # A table's gradient needs a row's whole sum first, so there the items stay together.
+        parts = _cut(table_ND) if small and to_table is None else [table_ND]
+        at_once = ROWS_OF_A_BLOCK if len(parts) > 1 else _rows_at_once(hidden_KD, table_ND)
         for first in range(0, len(hidden_KD), at_once):
             rows = slice(first, first + at_once)
             h = hidden_KD[rows]
-            scores = h @ table_ND.T
-            peak = scores.amax(-1, keepdim=True)
-            total = scores.sub_(peak).exp_().sum(-1, keepdim=True)
+            total, expected, peak = h.new_zeros(len(h), 1), torch.zeros_like(h), h.new_zeros(())
+            for part in parts:
+                P = h @ part.T
+                if not small:
+                    peak = P.amax(-1, keepdim=True)
+                    P.sub_(peak)
+                total += P.exp_().sum(-1, keepdim=True)
+                expected.addmm_(P, part)
             weight = _of_rows(weights, rows)
             value += ((total.log() + peak) * weight).sum()
             share = weight / total
-            if to_hidden is not None:
-                torch.mul(scores @ table_ND, share, out=to_hidden[rows])
+            torch.mul(expected, share, out=to_hidden[rows])
             if to_table is not None:
-                to_table.addmm_(scores.T, h * share)
+                to_table.addmm_(P.T, h * share)
         ctx.gradients = to_hidden, to_table, None
         return value
 
@@ -200,16 +208,17 @@ class _MeanExpectedScore(_WithGradients):
     ) -> Tensor:
         expected = torch.empty_like(hidden_KF)
         to_table = torch.zeros_like(table_NF) if ctx.needs_input_grad[1] else None
-        weights = _weights(hidden_KF, weight_K1)
+        weights, small = _weights(hidden_KF, weight_K1), _scores_are_small(given_KG, keys_NG)
         at_once = _rows_at_once(hidden_KF, table_NF)
         for first in range(0, len(hidden_KF), at_once):
             rows = slice(first, first + at_once)
             Q = given_KG[rows] @ keys_NG.T
-            Q.sub_(Q.amax(-1, keepdim=True)).exp_()
-            Q.div_(Q.sum(-1, keepdim=True))
-            torch.mm(Q, table_NF, out=expected[rows])
+            if not small:
+                Q.sub_(Q.amax(-1, keepdim=True))
+            scale = Q.exp_().sum(-1, keepdim=True).reciprocal_()
+            torch.mul(Q @ table_NF, scale, out=expected[rows])
             if to_table is not None:
-                to_table.addmm_(Q.T, hidden_KF[rows] * _of_rows(weights, rows))
+                to_table.addmm_(Q.T, hidden_KF[rows] * (_of_rows(weights, rows) * scale))
         to_hidden = expected.mul_(weights)
         ctx.gradients = to_hidden, to_table, None, None, None
         return (hidden_KF * to_hidden).sum()
@@ -225,6 +234,24 @@ def _rows_at_once(hidden_KD: Tensor, table_ND: Tensor) -> int:
     if hidden_KD.device.type != "cpu":
         return most
     return min(most, max(FEWEST_ROWS, SCORES_IN_CACHE // len(table_ND)))
+
+
+def _scores_are_small(hidden_KD: Tensor, table_ND: Tensor) -> bool:
+    """Whether exp can take every score as it is: no row's largest need be found and taken off.
+
+    A score is at most the product of two lengths. On a GPU the answer would have to be waited for,
+    so there it is no.
+    """
+    if hidden_KD.device.type != "cpu" or not len(hidden_KD):
+        return False
+    longest = [torch.linalg.vector_norm(each, dim=-1).max() for each in (hidden_KD, table_ND)]
+    return float(longest[0]) * float(longest[1]) <= LARGEST_SCORE
+
+
+def _cut(table_ND: Tensor) -> list[Tensor]:
+    """The items in parts whose scores with a block of rows fit into a core's cache."""
+    at_once = max(1, SCORES_IN_CACHE // ROWS_OF_A_BLOCK)
+    return [table_ND[first : first + at_once] for first in range(0, len(table_ND), at_once)]
 
 
 class _LogSumExp(torch.autograd.Function):

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import Tag, Tensor
+from torch import _inductor as inductor
 from torch._ops import OpOverload
 from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
@@ -81,10 +82,25 @@ class TracedTake:
         first, second = cut(traced, fused=self.compiled)
         if not self.compiled:
             return first, second
-        return (
-            torch.compile(first, fullgraph=True, dynamic=False),
-            torch.compile(second, fullgraph=True, dynamic=False),
-        )
+        return _Compiled(first), _Compiled(second)
+
+
+class _Compiled:
+    """A graph that inductor compiles for the first inputs it is given, and for all like them.
+
+    As `torch.compile` does it, but for what that looks at in every call to find out whether the
+    inputs are still alike: a seventh of an outer step. They are (`TracedTake.__call__`), and
+    compiled code raises an AssertionError where sizes or strides are not its own.
+    """
+
+    def __init__(self, graph: GraphModule) -> None:
+        self._graph = graph
+        self._compiled: Function | None = None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if self._compiled is None:
+            self._compiled = inductor.compile(self._graph, list(inputs))
+        return self._compiled(*inputs)
 
 
 class _Taken:

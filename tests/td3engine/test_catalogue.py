@@ -109,13 +109,17 @@ def test_nothing_trained_has_no_graph() -> None:
 
 
 @pytest.mark.parametrize("trained", TRAINED)
-@pytest.mark.parametrize("cache", [2 * ITEMS, 1000])
+@pytest.mark.parametrize("cache", [12, 2 * ITEMS, 1000])
+@pytest.mark.parametrize("largest", [0.0, 60.0])
 def test_mean_and_its_gradient(
-    trained: str, cache: int, monkeypatch: pytest.MonkeyPatch, way: str
+    trained: str, cache: int, largest: float, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    """In chunks of one row and of more, the last of them not full."""
+    """In chunks of one row and of more, and in blocks of items where scores are small; the last
+    ones not full. And with every score taken for a large one."""
     monkeypatch.setattr(catalogue, "SCORES_IN_CACHE", cache)
     monkeypatch.setattr(catalogue, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(catalogue, "ROWS_OF_A_BLOCK", 3)
+    monkeypatch.setattr(catalogue, "LARGEST_SCORE", largest)
     hidden, table, inputs = arguments(trained)
     values = [mean_log_sum_exp(hidden, table), plain(hidden, table).mean()]
     assert distance(*values) < EXACT
@@ -133,6 +137,33 @@ def test_mean_of_huge_scores_and_of_no_rows() -> None:
     nothing = mean_log_sum_exp(hidden[:0], table)
     assert nothing == 0
     assert not any(first.any() for first in torch.autograd.grad(nothing, [hidden, table]))
+
+
+@pytest.mark.parametrize("largest", [1.0, 59.0, 61.0, 1e4])
+@pytest.mark.parametrize("trained", TRAINED)
+def test_float32_means_keep_their_digits(largest: float, trained: str) -> None:
+    """Scores that exp can take as they are, just so and not, of both signs."""
+    hidden, table = normal(0, ROWS, WIDTH), normal(1, ITEMS, WIDTH)
+    hidden *= largest / (hidden.norm(dim=1).max() * table.norm(dim=1).max())
+    found, wanted = [hidden.float(), table.float()], [hidden, table]
+    which = [nth for nth in range(2) if trained in (("hidden", "table")[nth], "both")]
+    for nth in which:
+        found[nth].requires_grad_()
+        wanted[nth].requires_grad_()
+    value = mean_log_sum_exp(*found)
+    assert value.dtype == torch.float32
+    assert distance(value.double(), plain(*wanted).mean()) < 1e-6
+    ours = torch.autograd.grad(value, [found[nth] for nth in which])
+    theirs = torch.autograd.grad(plain(*wanted).mean(), [wanted[nth] for nth in which])
+    for one, other in zip(ours, theirs, strict=True):
+        assert distance(one.double(), other) < 2e-6 * max(1.0, largest / 60)
+
+
+def test_a_mean_of_what_is_no_number_is_none() -> None:
+    hidden, table = leaves(normal(0, ROWS, WIDTH), normal(1, ITEMS, WIDTH))
+    with torch.no_grad():
+        hidden[2, 1] = float("nan")
+    assert mean_log_sum_exp(hidden, table).isnan()
 
 
 def test_mean_has_one_derivative() -> None:
@@ -195,8 +226,12 @@ def test_no_rows_at_all() -> None:
 
 
 @pytest.mark.parametrize("trained", TRAINED)
-def test_the_score_that_another_model_expects(trained: str) -> None:
+@pytest.mark.parametrize("largest", [0.0, 60.0])
+def test_the_score_that_another_model_expects(
+    trained: str, largest: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of other width than ours; value and gradients, and none to the other model."""
+    monkeypatch.setattr(catalogue, "LARGEST_SCORE", largest)
     hidden, table, inputs = arguments(trained)
     given, keys = leaves(normal(4, ROWS, WIDTH + 1), normal(5, ITEMS, WIDTH + 1))
     found = mean_expected_score(hidden, table, given, keys)

@@ -270,11 +270,11 @@ def test_together_and_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traced, "demand_compiler", lambda: None)
     compiled = list[object]()
 
-    def compiled_is(part: object, **_: object) -> object:
+    def compiled_is(part: object, _: object) -> object:
         compiled.append(part)
         return part
 
-    monkeypatch.setattr(torch, "compile", compiled_is)
+    monkeypatch.setattr("torch._inductor.compile", compiled_is)
     with default_double():
         distillation = distilled("shared-items", True, compiled=True)
         plain = distilled("shared-items", False)
