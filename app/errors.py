@@ -64,6 +64,7 @@ ServiceCode = Literal[
     "storage_full",
     "too_large",
     "too_many_active_jobs",
+    "too_many_jobs",
     "unsupported_media_type",
     "validation_error",
 ]

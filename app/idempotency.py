@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.errors import ApiError, field_error
+from app.route_path import route_path
 from app.store import idempotency
 from app.store.engine import Store
 from app.store.idempotency import Answer, Asked, Hold
@@ -71,7 +72,7 @@ async def once(
     if not _SANE_KEY.fullmatch(key):
         message = "It must have 1 to 255 printable ASCII characters and no space"
         raise field_error(HEADER, "string_pattern_mismatch", message)
-    asked = Asked(tenant_id, key, _digest([request.method, request.url.path, content]))
+    asked = Asked(tenant_id, key, _digest([request.method, route_path(request.scope), content]))
     taken = await run_in_threadpool(_take, store, asked, keep)
     if isinstance(taken, Answer):
         yield Once(replay=respond(taken, replayed=True))

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1
 # Of the service's own, and no business of what reads or computes on clients' data.
-_SECRETS = frozenset({"TD3_DATABASE_URL", "TD3_BROKER_URL", "TD3_KEY_SECRET"})
+_SECRETS = frozenset(
+    {"TD3_DATABASE_URL", "TD3_BROKER_URL", "TD3_KEY_SECRET", "TD3_POSTGRES_PASSWORD"}
+)
 
 
 def launch_command(command: Sequence[str], *, memory_bytes: int | None = None) -> list[str]:

@@ -12,6 +12,7 @@ does if it is started with `contextvars.copy_context().run`.
 
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,8 @@ LogFormat = Literal["auto", "json", "text"]
 _NO_FIELDS: Mapping[str, object] = MappingProxyType({})
 _SECONDS = "%Y-%m-%dT%H:%M:%S"
 _to_json = json.JSONEncoder(default=str).encode
+# What begins a new line, or has a terminal do something: C0, DEL, C1, and Unicode's separators.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _fields: ContextVar[Mapping[str, object]] = ContextVar("td3_log_fields", default=_NO_FIELDS)
 
 
@@ -63,16 +66,24 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """The same for people: a line, the fields at its end, and a traceback below it."""
+    """The same for people: a line, the fields at its end, and a traceback below it.
 
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s%(fields)s")
+    What clients send cannot look like a record of its own: control characters are shown escaped,
+    and the lines of a traceback, which may quote anything, are indented.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The record with its fields as `[job_id=... attempt=1]`."""
         fields = " ".join(f"{name}={value}" for name, value in _fields.get().items())
-        record.fields = f" [{fields}]" if fields else ""
-        return super().format(record)
+        line = f"{self.formatTime(record)} {record.levelname} {record.name}: {record.getMessage()}"
+        lines = [f"{line} [{fields}]" if fields else line]
+        if record.exc_info:
+            lines += [f"  {text}" for text in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(map(_without_controls, lines))
+
+
+def _without_controls(text: str) -> str:
+    return _CONTROLS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 def set_up_logging(form: LogFormat) -> None:

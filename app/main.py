@@ -32,8 +32,8 @@ from app.uploads import UploadFolders, upload_limits
 from td3engine.config import DistillConfig
 
 DESCRIPTION = """\
-Distils an interaction log into a small synthetic summary that trains a sequential recommender as
-well as the whole log does.
+Distils an interaction log into a small synthetic summary that trains a sequential recommender
+nearly as well as the whole log does.
 
 1. `POST /datasets` uploads a log, `POST /jobs` starts to distil it (or both in one call).
 2. `GET /jobs/{id}` with `Prefer: wait=60`, or `GET /jobs/{id}/events` as server-sent events, tells
@@ -110,7 +110,8 @@ def create_app(settings: Settings) -> FastAPI:
         responses=problems(
             _401="`key_required`, `key_invalid`, `key_expired` or `key_revoked`.",
             _403="`insufficient_scope`: the key may not do this.",
-            _429="`rate_limited`, `storage_full` or `too_many_active_jobs`: see `Retry-After`.",
+            _429="`rate_limited`, `storage_full`, `too_many_active_jobs` or `too_many_jobs`: see "
+            "`Retry-After`.",
             _422="`validation_error`: `errors` names each field.",
             _500="`internal_error`: our fault; logged under `request_id`.",
             _503="`database_unavailable` or `disk_full`: try again after `Retry-After` seconds.",

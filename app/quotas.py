@@ -14,7 +14,7 @@ from app.settings import Settings
 from app.store import tenants
 
 _Limit = Annotated[int, Field(ge=0)]
-_RETRY_SECONDS = {"too_many_active_jobs": 30, "storage_full": 600}
+_RETRY_SECONDS = {"too_many_active_jobs": 30, "too_many_jobs": 600, "storage_full": 600}
 
 
 class Quotas(BaseModel):
@@ -28,12 +28,17 @@ class Quotas(BaseModel):
         "them.",
     )
     active_jobs: _Limit = Field(default=10_000, description="Jobs that are not over.")
+    kept_jobs: Annotated[_Limit, Field(le=10**12)] = Field(  # the database counts up to it
+        default=1_000_000, description="Jobs in all, those that are over and not deleted as well."
+    )
     upload_bytes: _Limit = Field(
-        default=2 * 1024**3, description="Size of one uploaded file; also `TD3_MAX_UPLOAD_BYTES`."
+        default=2 * 1024**3,
+        description="Size of one uploaded file; also `TD3_MAX_UPLOAD_BYTES`. 0: no uploads.",
     )
     rows: _Limit = Field(
         default=50_000_000,
-        description="Interactions of one uploaded file; also `max_rows` of `TD3_UPLOAD_LIMITS`.",
+        description="Interactions of one uploaded file; also `max_rows` of `TD3_UPLOAD_LIMITS`. "
+        "0: no uploads.",
     )
     requests_per_minute: Annotated[int, Field(gt=0)] = Field(
         default=6_000, description="Requests with its keys, in any 60 seconds."
@@ -58,7 +63,7 @@ def take_job(session: Session, settings: Settings, tenant_id: str) -> None:
     """Hold the tenant until the transaction ends, in which one more job is made.
 
     Raises:
-        ApiError: 429 `too_many_active_jobs`.
+        ApiError: 429 `too_many_active_jobs`, `too_many_jobs`.
     """
     quotas = quotas_for(settings, tenants.lock(session, tenant_id))
     active = tenants.active_jobs(session, tenant_id)
@@ -66,6 +71,10 @@ def take_job(session: Session, settings: Settings, tenant_id: str) -> None:
         raise _exceeded(
             "too_many_active_jobs",
             f"{active} jobs are not over yet, and {quotas.active_jobs} are allowed.",
+        )
+    if not tenants.has_fewer_jobs(session, tenant_id, quotas.kept_jobs):
+        raise _exceeded(
+            "too_many_jobs", f"{quotas.kept_jobs} jobs are allowed: delete some that are over."
         )
 
 

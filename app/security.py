@@ -27,6 +27,7 @@ from app.apikeys import digest, key_id_of, read_secret
 from app.errors import ApiError, ServiceCode, problem_response
 from app.quotas import quotas_for
 from app.ratelimit import RateLimiter
+from app.route_path import route_path
 from app.settings import Settings
 from app.store import keys
 from app.store import models as rows
@@ -72,6 +73,19 @@ class Caller:
             headers={"WWW-Authenticate": _challenge(error="insufficient_scope", scope=scope)},
         )
 
+    def require_operator(self) -> None:
+        """See that what concerns all tenants may be shown.
+
+        Raises:
+            ApiError: 403 `insufficient_scope`.
+        """
+        if self.tenant_id != DEFAULT_TENANT:
+            raise ApiError(
+                403,
+                "insufficient_scope",
+                f"What concerns all tenants is for keys of the tenant {DEFAULT_TENANT!r}.",
+            )
+
 
 def caller_of(request: Request) -> Caller:
     """Whom `Authentication` recognised."""
@@ -85,6 +99,22 @@ async def _caller(request: Request) -> Caller:
 
 
 CallerDep = Annotated[Caller, Depends(_caller)]
+
+
+async def _admin(caller: CallerDep) -> Caller:
+    caller.require("admin")
+    return caller
+
+
+async def _operator(caller: CallerDep) -> Caller:
+    caller.require_operator()
+    return caller
+
+
+# For routes that need more than the method says. The middleware has refused others already, by the
+# path; a route that asks again does not depend on both of them reading paths alike.
+AdminDep = Annotated[Caller, Depends(_admin)]
+OperatorDep = Annotated[Caller, Depends(_operator)]
 
 
 class Doorkeeper:
@@ -107,7 +137,7 @@ class Doorkeeper:
         self._waits = Together(RateLimiter(settings.broker_url).wait_for)
 
     async def admit(self, method: str, path: str, headers: Headers, local: bool) -> Caller:
-        """Who this is.
+        """Who this is; `path` is that of the route.
 
         Raises:
             ApiError: 401 where that is not known or not good (any more), 403 where it is not
@@ -125,12 +155,8 @@ class Doorkeeper:
                 "machine are served (docs/operations.md).",
             )
         caller.require(_needed_scope(method, path))
-        if path in _OPERATOR_PATHS and caller.tenant_id != DEFAULT_TENANT:
-            raise ApiError(
-                403,
-                "insufficient_scope",
-                f"What concerns all tenants is for keys of the tenant {DEFAULT_TENANT!r}.",
-            )
+        if path in _OPERATOR_PATHS:
+            caller.require_operator()
         return caller
 
     async def check_again(self, caller: Caller) -> None:
@@ -216,14 +242,14 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or refuse it."""
-        if scope["type"] != "http" or scope["path"] in PUBLIC_PATHS:
+        if scope["type"] != "http" or (path := route_path(scope)) in PUBLIC_PATHS:
             await self.app(scope, receive, send)
             return
         doorkeeper: Doorkeeper = scope["app"].state.doorkeeper
         headers = Headers(scope=scope)
         try:
             scope["state"]["caller"] = await doorkeeper.admit(
-                scope["method"], scope["path"], headers, is_local(scope, headers)
+                scope["method"], path, headers, is_local(scope, headers)
             )
         except ApiError as error:
             await problem_response(scope, error)(scope, receive, send)

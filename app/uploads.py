@@ -109,11 +109,14 @@ def upload_limits(settings: Settings, quotas: Quotas | None = None) -> Limits:
 
     Raises:
         pydantic.ValidationError: the setting `upload_limits` has an unknown or impossible limit.
+        ApiError: 413 `too_large`: the quotas leave room for no file at all.
     """
     given = {"max_bytes": settings.max_upload_bytes, **settings.upload_limits}
     limits = Limits.model_validate(given)
     if quotas is None:
         return limits
+    if quotas.upload_bytes == 0 or quotas.rows == 0:  # which `Limits` cannot say
+        raise ApiError(413, "too_large", "This tenant may upload no files.", param=FILE_FIELD)
     smaller = {
         "max_bytes": min(limits.max_bytes, quotas.upload_bytes),
         "max_rows": min(limits.max_rows, quotas.rows),

@@ -27,10 +27,12 @@ from td3engine.sequences import questions
 from td3engine.summary import query
 
 # `quality` is what the quality tables are made with.
-FAMILIES = ("base", "parts", "preset", "window", "users", "steps", "scratch")
+FAMILIES = ("base", "parts", "preset", "window", "users", "steps", "scratch", "learners")
 FEW_TARGETS_RATE = 0.03
 BASE_BETA2 = 0.999  # as in the paper; the default is a row
 DEFAULT_BETA2: dict[str, Any] = {"learner": {"beta2": 0.95}}
+# Learners an outer step, with rates to try; as many windows in all, so as much time.
+WINDOWS, LEARNERS = 400, {1: (0.03, 0.06), 4: (0.06, 0.12), 16: (0.12,)}
 PRESETS: tuple[Preset, ...] = ("fast", "balanced")
 
 
@@ -96,6 +98,17 @@ def variants(base: DistillConfig) -> list[Variant]:
         Variant("steps", f"{steps} outer steps", {"outer": {"steps": steps}})
         for steps in (25, 50, 200, 400)
     ]
+    for learners, rates in LEARNERS.items():
+        steps = WINDOWS // learners
+        taken = {"learners": learners, "steps": steps, "validate_every": max(steps // 8, 5)}
+        found += [
+            Variant(
+                "learners",
+                f"{learners} learner{'s' * (learners > 1)} a step, {steps} outer steps at {rate}",
+                merge(DEFAULT_BETA2, {"outer": taken | {"lr": rate}}),
+            )
+            for rate in rates
+        ]
     scratch: dict[str, dict[str, Any]] = {
         "from scratch": {},
         "from scratch, targets are what is read next": {"summary": {"targets": "next"}},

@@ -26,6 +26,7 @@ from benchmarks.work import Work, machine, published
 from td3engine.config import MODES
 from td3engine.distill import Distillation, Mark, Pooled
 from td3engine.graphed import Graphed
+from td3engine.presets import build_config
 
 
 class Counted(TorchDispatchMode):
@@ -119,23 +120,29 @@ def main() -> None:
     add("--data", type=Path, default=LOGS, help="folder of the logs")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--compiled", action="store_true", help="with outer.compiled, both")
+    add("--all-positions", action="store_true", help="with the targets and windows of `balanced`")
     add("--repeats", type=int, default=0, help="turns of each; none: count only")
     add("--steps", type=int, default=2, help="a turn")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    config = published(options.dataset, {"mode": options.mode})
+    over: dict[str, Any] = {"mode": options.mode}
+    if options.all_positions:
+        own = build_config("balanced")
+        over["learner"] = {"objective": own.learner.objective}
+        over["outer"] = {"window": own.outer.window}
+    config = published(options.dataset, over)
     split = DATASETS[options.dataset].read(options.data, config)
     work = Work.untrained(split, config, torch.device(options.device))
     found: dict[str, Any] = {"machine": machine(work.device), "mode": options.mode}
     for learners in options.learners:
-        own: dict[str, Any] = {}
-        found[f"{learners} learners"] = own
+        figures: dict[str, Any] = {}
+        found[f"{learners} learners"] = figures
         if options.repeats:
-            own |= timed(work, learners, options)
+            figures |= timed(work, learners, options)
             continue
         for name, vectorised in (("one by one", False), ("together", True)):
             outer = {"learners": learners, "vectorised": vectorised}
-            own[name] = counted(distillation_of(work, options, **outer))
+            figures[name] = counted(distillation_of(work, options, **outer))
     print(json.dumps(found, indent=1))
 
 

@@ -10,7 +10,16 @@ from typing import Any
 
 from benchmarks.datasets import DATASETS
 from benchmarks.quality_pictures import draw_ablations, draw_shares
-from benchmarks.quality_rows import METRIC, NAMES, PROTOCOL, Rows, of_earlier_releases, one, same
+from benchmarks.quality_rows import (
+    METRIC,
+    NAMES,
+    PROTOCOL,
+    Rows,
+    of_earlier_releases,
+    one,
+    same,
+    settings_table,
+)
 from td3engine.config import MODES, Mode
 
 RESULTS = Path("docs/results")
@@ -26,6 +35,7 @@ def main() -> None:
     sections = [
         _introduction(content),
         *(_dataset_section(name, rows) for name in dict.fromkeys(r["dataset"] for r in rows)),
+        settings_table(content["configs"]),
         _speed_section(rows),
         _cross_section(rows),
         _reference_section(rows),
@@ -86,13 +96,14 @@ def _introduction(content: dict[str, Any]) -> str:
         f"teachers' too), of {_made_again(content['rows'])}; of the others once. A cell that is "
         "missing has not been run. `summary at initialisation` is what distilling starts from: "
         "random users' histories in Tucker form, labelled by the teacher (docs/method.md).\n\n"
-        "Rows of several releases, which draw other numbers from the same seed, and of several "
-        "machines stand here, those of one log mostly of one; "
-        f"the last machine: {machine['processor']}, {machine['threads']} thread(s), torch "
+        "Rows come from several releases and machines, those of one log mostly from one machine; "
+        "the same seed gives other numbers in another release. "
+        f"The last machine: {machine['processor']}, {machine['threads']} thread(s), torch "
         f"{machine['torch']}, Python {machine['python']}. All rows: docs/results/quality.json; "
         "`python -m benchmarks.quality` makes them. Seconds were taken while several studies and "
         "test runs shared two cores: they are a multiple of what an idle machine needs, and "
-        f"compare only roughly with each other.{of_earlier_releases(content['configs'])}"
+        "compare only roughly with each other. The logs: [logs.md](logs.md)."
+        f"{of_earlier_releases(content['configs'])}"
     )
 
 
@@ -139,7 +150,10 @@ def _speed_section(rows: Rows) -> str:
         "## Time to train",
         "",
         "Seconds to the best validation, without the validation itself, SASRec; how many times "
-        "faster the summary trains (`shared-items`).",
+        "faster the summary trains (`shared-items`). **What it takes to make the summary is not in "
+        "it**: a model of the full data first, as its teacher (the first column), then distilling "
+        "([settings](#settings): from seconds to an hour). So a summary pays where several models "
+        "are trained on one log: searches, ensembles, other architectures, many runs a day.",
         "",
         "| data set | full data | prefix rows | on the summary | against full data "
         "| against prefix rows | NDCG@10 kept |",
@@ -175,11 +189,12 @@ def _cross_section(rows: Rows) -> str:
         "## One summary, other models",
         "",
         "Learners of another architecture on the summary that SASRec distilled, and on sequences "
-        "that were sampled from it (its hard export), each against its own model of the full data.",
+        "that were sampled from it (its hard export), each against its own model of the full "
+        "data; and against RecBole's model of the same kind (below), for GRU4Rec the better one.",
         "",
-        "| data set | learner | mode | NDCG@10 | its full data | of full | hard export, of full "
-        "| random users |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data set | learner | mode | NDCG@10 | its full data | of full | of RecBole's full data "
+        "| hard export, of full | random users |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in found:
         own = [r for r in rows if r["dataset"] == row["dataset"]]
@@ -189,20 +204,27 @@ def _cross_section(rows: Rows) -> str:
             continue
         hard = one(own, "hard-export", row["mode"])
         sampled = f"{_figure(hard)} ({_share(hard, full)})" if hard else "-"
+        theirs = [r for r in _reference() if r["model"].lower() == row["backbone"]]
+        other = _share(row, theirs[0]) if theirs and row["dataset"] == "ml-100k" else "-"
         lines.append(
             f"| {row['dataset']} | {BACKBONES[row['backbone']]} | {row['mode']} | {_figure(row)} | "
-            f"{_figure(full)} | {_share(row, full)} | {sampled} | "
+            f"{_figure(full)} | {_share(row, full)} | {other} | {sampled} | "
             f"{_figure(chance) if chance else '-'} |"
         )
     return "\n".join(lines)
 
 
-def _reference_section(rows: Rows) -> str:
+def _reference() -> Rows:
     path = RESULTS / "reference-recbole.json"
-    if not path.exists():
+    content = json.loads(path.read_text()) if path.exists() else []
+    found: Rows = content["rows"] if isinstance(content, dict) else content
+    return found
+
+
+def _reference_section(rows: Rows) -> str:
+    reference = _reference()
+    if not reference:
         return ""
-    content = json.loads(path.read_text())
-    reference = content["rows"] if isinstance(content, dict) else content
     lines = [
         "## Full data, against an independent library",
         "",
@@ -265,9 +287,10 @@ def _ablation_table(mode: Mode, rows: Rows) -> list[str]:
 
 def _readme_table(rows: Rows) -> str:
     lines = [
-        "| data set | full data | TD3, `shared-items` | random users, `shared-items` "
-        "| zero steps | TD3, `from-scratch` | random users, `from-scratch` |",
-        "|---|---|---|---|---|---|---|",
+        "| data set | full data | TD3, `shared-items` | its start, not distilled "
+        "| random users, `shared-items` | zero steps | TD3, `from-scratch` "
+        "| random users, `from-scratch` |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for dataset in dict.fromkeys(r["dataset"] for r in rows):
         own = [r for r in rows if r["dataset"] == dataset and r["backbone"] == "sasrec"]
@@ -276,6 +299,7 @@ def _readme_table(rows: Rows) -> str:
             continue
         cells = [
             one(own, "summary", "shared-items"),
+            one(own, "initial", "shared-items"),
             one(own, "random", "shared-items"),
             one(own, "zero-steps"),
             one(own, "summary", "from-scratch"),

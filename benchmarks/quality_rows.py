@@ -56,3 +56,36 @@ def of_earlier_releases(configs: dict[str, Any]) -> str:
         if found:
             said += f"\n\nOf an earlier release, {how}: {', '.join(found)}."
     return said
+
+
+def settings_table(configs: dict[str, Any]) -> str:
+    """What SASRec's summaries were made with, log by log."""
+    lines = [
+        "## Settings",
+        "",
+        "Preset `quality` where the table says nothing else (benchmarks/datasets.py; how they were "
+        "chosen: [decisions](decisions.md)). Of a step's targets: all positions of its sequences, "
+        "or the last and some others.",
+        "",
+        "| data set | mode | sequences | dropout | outer steps (of them for shared items) | window "
+        "| outer rate | learner: steps x sequences | targets a sequence |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for key, config in configs.items():
+        dataset, backbone, mode = key.split()
+        if backbone != "sasrec" or mode == "log":
+            continue
+        summary, learner, outer = config["summary"], config["learner"], config["outer"]
+        scratch = mode == "from-scratch"
+        shared = outer.get("shared_steps", 0) if scratch else 0
+        rate = (outer.get("scratch_lr") if scratch else None) or outer["lr"]
+        steps = learner["scratch_steps" if scratch else "steps"]
+        everything = learner["objective"] == "all-positions"
+        lines.append(
+            f"| {dataset} | {mode} | {summary['users']} x {summary['length']} "
+            f"| {config['backbone']['dropout']} | {outer['steps']:,}"
+            f"{f' ({shared:,})' if shared else ''} | {outer['window']} | {rate} "
+            f"| {steps} x {learner['batch']} "
+            f"| {'all' if everything else learner['augmented'] + 1} |"
+        )
+    return "\n".join(lines)

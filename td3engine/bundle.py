@@ -7,6 +7,7 @@ factor of their own (format 2); `items.parquet` the item ids by index;
 
 import hashlib
 import json
+import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,13 @@ def save_bundle(
         }
     )
     text = json.dumps(complete.model_dump(mode="json"), indent=2, sort_keys=True)
-    (folder / MANIFEST_FILE).write_text(text + "\n")
+    # Whole or not at all: a folder with a manifest holds a finished summary.
+    part = folder / f"{MANIFEST_FILE}.part"
+    with part.open("w") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(folder / MANIFEST_FILE)
     return complete
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -16,7 +17,7 @@ from td3engine import __version__
 from td3engine.client import ServiceError
 from td3engine.config import MODES, BackboneName, DistillConfig, Preset
 from td3engine.errors import Interrupted, PeerLostError, UnusableError
-from td3engine.interactions import LogError
+from td3engine.interactions import ColumnNames, Interactions, Limits, LogError, read_log
 from td3engine.presets import build_config
 
 app = typer.Typer(
@@ -39,6 +40,23 @@ LogArgument = Annotated[
 ]
 
 
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE=NAME",
+        help="Which column is the user, item or time, e.g. [b]--columns user=buyer[/]; "
+        "repeatable. Without it columns are found by the usual names.",
+    ),
+]
+LimitsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=NUMBER",
+        help="What the log may cost, e.g. [b]--limits max_rows=200000000[/]; repeatable.",
+    ),
+]
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()
@@ -58,17 +76,20 @@ def distill(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine, same bytes.")] = 0,
+    columns: ColumnsOption = None,
+    limits: LimitsOption = None,
 ) -> None:
     """Distil LOG into a summary, without any service.
 
     Ctrl-C keeps a checkpoint in the folder; the same command goes on from there.
     """
     config = _config(preset, settings or [], seed)
+    read = _reader(columns or [], limits or [])
 
     def work() -> None:
         from td3engine.commands import distill_log
 
-        distill_log(log, config, out, console)
+        distill_log(log, config, out, console, read)
 
     _exit_on_error(work)
 
@@ -95,6 +116,8 @@ def train(
     save: Annotated[
         Path | None, typer.Option(help="Write the first learner of the first mode (.safetensors).")
     ] = None,
+    columns: ColumnsOption = None,
+    limits: LimitsOption = None,
 ) -> None:
     """Train learners on SUMMARY and measure them on the test events of LOG."""
     modes = MODES if mode == "both" else (mode,)
@@ -102,12 +125,13 @@ def train(
     over = given.pop("learner", {})
     if given or not isinstance(over, dict):
         _fail(f"--set: {next(iter(given), 'learner')}: only learner.* can be set for training")
+    read = _reader(columns or [], limits or [])
 
     def work() -> None:
         from td3engine.commands import train_on_summary
 
         try:
-            train_on_summary(summary, log, modes, backbone, over, seeds, save, console)
+            train_on_summary(summary, log, modes, backbone, over, seeds, save, console, read)
         except ValidationError as error:
             _refuse(error, "learner.")
 
@@ -249,6 +273,28 @@ def _config(preset: Preset, settings: list[str], seed: int) -> DistillConfig:
         _refuse(error)
 
 
+def _reader(columns: list[str], limits: list[str]) -> Callable[[Path], Interactions]:
+    """`read_log` with what the command line says of the log."""
+    try:
+        return partial(
+            read_log,
+            columns=ColumnNames.model_validate(_pairs("columns", columns)),
+            limits=Limits.model_validate(_pairs("limits", limits)),
+        )
+    except ValidationError as error:
+        _refuse(error)
+
+
+def _pairs(option: str, given: list[str]) -> dict[str, str]:
+    found = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            _fail(f"--{option} {each}: expected NAME=VALUE")
+        found[name] = value
+    return found
+
+
 def _overrides(settings: list[str], **given: Any) -> dict[str, Any]:
     """KEY=VALUE, KEY with dots, as nested dictionaries, over what is given; `null` is no value."""
     overrides = dict(given)
@@ -281,6 +327,8 @@ def _exit_on_error(command: Callable[[], None]) -> None:
         command()
     except ModuleNotFoundError as error:
         _fail(f"{error.name} is missing: pip install 'td3engine[engine,service,embedded]'", 65)
+    except ValidationError as error:  # what `auto` makes of a log
+        _refuse(error)
     except (LogError, UnusableError, ServiceError, httpx.TransportError, OSError) as error:
         _fail(str(error), 65)
     except PeerLostError as lost:

@@ -109,15 +109,21 @@ class PhaseBars:
                 self.progress.console.print(f"note: {message}", markup=False)
 
 
-def distill_log(log: Path, config: DistillConfig, out: Path, console: Console) -> None:
+def distill_log(
+    log: Path,
+    config: DistillConfig,
+    out: Path,
+    console: Console,
+    read: Callable[[Path], Interactions] = read_log,
+) -> None:
     """Distil with a progress bar, then print the results and where the summary is.
 
     Where a launcher has started several processes they distil together, and the first one speaks.
     """
-    world = join(pick_device(config))
+    world = join(pick_device(config.device))
     if any(world.any(world.leads and (out / MANIFEST_FILE).exists())):
         raise OutputExistsError(f"{out} holds a summary already; take another folder")
-    interactions, fingerprint = read_with_fingerprint(log)
+    interactions, fingerprint = read_with_fingerprint(log, read)
     if not world.leads:
         # A stop is the leader's to tell. (A launcher would kill it, were we to end with an error.)
         with _interrupts() as stop, suppress(Interrupted):
@@ -142,6 +148,7 @@ def train_on_summary(
     seeds: int,
     save: Path | None,
     console: Console,
+    read: Callable[[Path], Interactions] = read_log,
 ) -> None:
     """Train learners on a summary and print their test figures.
 
@@ -149,11 +156,13 @@ def train_on_summary(
         pydantic.ValidationError: `over` has no such learner setting, or a value outside its limits.
         (and what `prepare_for` raises)
     """
+    if save is not None:
+        refuse_unwritable(save)
     bundle = load_bundle(folder)
     config = learner_of(bundle.manifest.config, backbone, over)
-    device = pick_device(config)
+    device = pick_device()
     settle(device)
-    benchmark = prepare_for(bundle, read_log(log), device, config)
+    benchmark = prepare_for(bundle, read(log), device, config)
     summary = bundle.summary.to(device)
     rows = []
     for mode in modes:
@@ -205,7 +214,7 @@ def export_hard(
     refuse_unwritable(out)
     bundle = load_bundle(folder)
     config = bundle.manifest.config
-    device = pick_device(config)
+    device = pick_device()
     settle(device)
     summary = bundle.summary.to(device)
     with console.status(f"sampling {copies} sequences for each of {len(summary.U)} users"):
@@ -247,9 +256,11 @@ def prepare_for(
     return Benchmark.prepare(split, config, device)
 
 
-def read_with_fingerprint(path: Path) -> tuple[Interactions, str]:
+def read_with_fingerprint(
+    path: Path, read: Callable[[Path], Interactions] = read_log
+) -> tuple[Interactions, str]:
     """A log, and the sha256 of its normalised form (what the service calls its fingerprint)."""
-    log = read_log(path)
+    log = read(path)
     with tempfile.TemporaryDirectory() as scratch:
         return log, write_normalised(log, Path(scratch) / "log.parquet")
 

@@ -27,15 +27,16 @@ AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 # use anywhere near it.
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
 Softmax = Literal["auto", "full", "sampled"]
+Device = Literal["auto", "cpu", "cuda"]
 SAMPLED_FROM = 50_000  # items; a step over all of more is slower than many over samples
 Rank = Annotated[int, Field(gt=0, le=256)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def softmax_over(n_items: int, asked: Softmax) -> Literal["full", "sampled"]:
@@ -53,7 +54,7 @@ class DataConfig(_Part):
     iterative_core: bool = Field(
         default=False, description="Repeat the filter until nothing changes (k-core)."
     )
-    max_history: Annotated[int, Field(ge=2, le=1000)] = Field(
+    max_history: Annotated[int, Field(ge=3, le=1000)] = Field(
         default=50, description="L: longest history a model reads."
     )
     validation_users: PositiveInt = Field(
@@ -294,7 +295,7 @@ class DistillConfig(_Part):
     learner: LearnerConfig = LearnerConfig()
     outer: OuterConfig = OuterConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     threads: Annotated[int, Field(ge=0, le=256)] = Field(
         default=0, description="CPU threads of torch; 0 leaves torch's own choice."
     )
@@ -305,7 +306,9 @@ class DistillConfig(_Part):
             self._window_fits("scratch_steps", self.learner.scratch_steps)
         if self.mode == "shared-items" or self.outer.shared_steps:
             self._window_fits("steps", self.learner.steps)
-        if self.mode == "from-scratch" and self.outer.shared_steps >= self.outer.steps:
+        steps_are_given = "outer.steps" not in self.auto
+        too_many = steps_are_given and self.outer.shared_steps >= self.outer.steps
+        if self.mode == "from-scratch" and too_many:
             raise ValueError(
                 f"outer.shared_steps ({self.outer.shared_steps}) must be less than outer.steps "
                 f"({self.outer.steps})"

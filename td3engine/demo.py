@@ -107,7 +107,7 @@ def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Consol
     """Every row of the demo's table: what needs the teacher from the job, the rest trained here."""
     bundle = load_bundle(summary)
     config = bundle.manifest.config
-    device = pick_device(config)
+    device = pick_device(config.device)  # on this machine, as it was asked for
     settle(device)
     benchmark = prepare_for(bundle, read_log(log), device)
     distilled = bundle.summary.to(device)

@@ -31,6 +31,7 @@ from td3engine.unroll import (
 
 FIRST_AUGMENTED = 5  # the augmentation predicts no earlier position than this (section 4)
 ENCODED_AT_ONCE = 1024
+ATTENDED_AT_ONCE = 2**24  # pairs of positions; with histories up to 128 nothing is cut
 VALIDATE_EVERY = 20  # inner steps between two looks at validation, where a caller wants them
 
 
@@ -252,7 +253,9 @@ def encode_last(backbone: Backbone, parameters_P: Tensor, table_NF: Tensor) -> S
     def score(items_BL: Tensor, lengths_B: Tensor) -> Tensor:
         states_BF = table_NF.new_empty(len(items_BL), table_NF.shape[1])
         # Rows of like length together: a chunk is as wide as its longest.
-        for rows in lengths_B.argsort(stable=True).split(ENCODED_AT_ONCE):
+        longest = max(1, items_BL.shape[1])
+        at_once = min(ENCODED_AT_ONCE, max(1, ATTENDED_AT_ONCE // longest**2))
+        for rows in lengths_B.argsort(stable=True).split(at_once):
             lengths = lengths_B[rows].to(table_NF.device)
             items = items_BL[rows, : int(lengths.max())].to(table_NF.device)
             states_BF[rows] = model.last(parameters_P, table_NF[items], lengths)

@@ -14,7 +14,7 @@ import torch
 
 from td3engine.backbones import build_backbone
 from td3engine.bundle import Manifest, save_bundle
-from td3engine.config import DistillConfig, softmax_over
+from td3engine.config import Device, DistillConfig, softmax_over
 from td3engine.distill import Distillation
 from td3engine.errors import (
     CheckpointMismatchError,
@@ -25,7 +25,7 @@ from td3engine.errors import (
 )
 from td3engine.evaluation import Benchmark, popularity_rows, summary_rows, teacher_rows
 from td3engine.events import Listener, Note, Phase, PhaseStarted, Progress
-from td3engine.interactions import Interactions, Split, split
+from td3engine.interactions import Interactions, LogError, Split, split
 from td3engine.model import Recommender
 from td3engine.parallel import World
 from td3engine.presets import sized_by_data
@@ -34,6 +34,7 @@ from td3engine.report import Row
 from td3engine.sequences import questions, training_windows
 from td3engine.summary import Summary
 from td3engine.teacher import LogTraining, Trained
+from td3engine.traced import demand_compiler
 
 CHECKPOINT_FILE = "checkpoint.pt"
 RESULT_SEEDS = (1, 2, 3)  # learners behind the figures that a manifest carries
@@ -85,16 +86,18 @@ class Outcome:
     seconds: dict[str, float]
 
 
-def pick_device(config: DistillConfig) -> torch.device:
-    """The configured device; `auto` is CUDA where there is one.
+def pick_device(asked: Device = "auto") -> torch.device:
+    """The device that is asked for; `auto` is CUDA where there is one.
+
+    A summary's own `config.device` says where it was made, and asks nothing of its users.
 
     Raises:
         DeviceError: `cuda` is asked for and absent.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
+    if asked == "cuda" and not torch.cuda.is_available():
         raise DeviceError("device 'cuda' is asked for, but torch finds none here")
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(automatic if config.device == "auto" else config.device)
+    return torch.device(automatic if asked == "auto" else asked)
 
 
 def split_log(log: Interactions, config: DistillConfig) -> Split:
@@ -105,6 +108,16 @@ def split_log(log: Interactions, config: DistillConfig) -> Split:
         min_item_interactions=config.data.min_item_interactions,
         iterative_core=config.data.iterative_core,
     )
+
+
+def _refuse_nothing_to_train_on(data: Split) -> None:
+    """LogError `too_little_data` where nobody has two events that are not held out."""
+    if (data.training_ends - data.offsets[:-1]).max() < 2:
+        raise LogError(
+            "too_little_data",
+            "there is nothing to train on: with the last two events of each user held out, no "
+            "user has two events left",
+        )
 
 
 class Run:
@@ -123,7 +136,7 @@ class Run:
         # As it was asked for: `auto` is settled by the log, and a resumed run is told the same.
         self.identity = {"fingerprint": fingerprint, "config": config.model_dump_json()}
         self.folder, self.control, self.world = folder, control, world or World()
-        self.device = pick_device(config)
+        self.device = pick_device(config.device)
         self.backbone = build_backbone(config.backbone, config.data.max_history)
         self.seconds: dict[str, float] = {}
         self._phase: Phase = "preparing"
@@ -160,6 +173,7 @@ class Run:
         kept = self._read_checkpoint()
         self.seconds = dict(kept.get("seconds", {}))
         self.split = split_log(self.log, self.config)
+        _refuse_nothing_to_train_on(self.split)
         statistics = self.split.statistics()
         self.config = sized_by_data(
             self.config,
@@ -168,6 +182,7 @@ class Run:
             training_interactions=statistics.training_interactions,
         )
         self._settle_softmax()
+        self._find_compiler()
         return self._distil(self._pretrain(kept), kept)
 
     def _settle_softmax(self) -> None:
@@ -187,6 +202,16 @@ class Run:
             elif asked.softmax == "sampled":
                 why = "these learners train a part of the scoring table"
                 self.control.listener(Note(f"{part}: a softmax over all items, since {why}"))
+
+    def _find_compiler(self) -> None:
+        """Where steps are to be compiled: miss the compiler now, and not when there is a teacher.
+
+        Raises:
+            CompilerError: it is not there.
+        """
+        outer = self.config.outer
+        if outer.compiled and self.backbone.written_out and outer.softmax != "sampled":
+            demand_compiler()
 
     def _refuse_unlike_ranks(self) -> None:
         learners = self.config.outer.learners

@@ -23,6 +23,8 @@ from td3engine.seeding import Purpose, generator, numpy_generator
 from td3engine.summary import Summary
 from td3engine.teacher import Trained
 
+PREFIXES_AT_ONCE = 2**22  # numbers of the rows that a teacher reads at a time
+
 
 def initial_summary(
     config: DistillConfig, split: Split, backbone: Backbone, teacher: Trained
@@ -87,12 +89,14 @@ def expected_queries(
     They are its hidden states h, since it scores by h V^T (the item bias of a backbone that has one
     is left out). No causal learner predicts the first position, which keeps its query.
     """
-    users, length = items_UT.shape
-    before = torch.arange(1, length).repeat(users)
-    rows_KT = items_UT.repeat_interleave(length - 1, 0)
-    states_KF = encode_last(backbone, teacher.parameters, teacher.table)(rows_KT, before)
-    expected_UTD = states_KF.view(users, length - 1, -1)[..., : C_UTD.shape[-1]]
-    return torch.cat([C_UTD[:, :1], expected_UTD], 1)
+    length = items_UT.shape[1]
+    encode = encode_last(backbone, teacher.parameters, teacher.table)
+    found = []
+    for some_UT in items_UT.split(max(1, PREFIXES_AT_ONCE // length**2)):
+        before = torch.arange(1, length).repeat(len(some_UT))
+        states_KF = encode(some_UT.repeat_interleave(length - 1, 0), before)
+        found.append(states_KF.view(len(some_UT), length - 1, -1)[..., : C_UTD.shape[-1]])
+    return torch.cat([C_UTD[:, :1], torch.cat(found)], 1)
 
 
 def factored(C_UTD: Tensor, noise: Summary, std: float) -> Summary:

@@ -13,6 +13,7 @@ ways to start less:
 
 import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Callable
 from dataclasses import replace
@@ -179,8 +180,9 @@ def demand_compiler() -> None:
     Raises:
         CompilerError: there is no C++ compiler, or Python's headers are missing.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None and shutil.which("clang++") is None:
+    # The one that inductor takes.
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if shutil.which(compiler) is None:
         raise CompilerError(f"outer.compiled needs a C++ compiler, and there is no {compiler}")
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not headers.exists():

@@ -5,6 +5,7 @@ or may not have children. Ids are acknowledged as they arrive: a job that a dyin
 is found by its lease, not by the broker.
 """
 
+import logging
 import threading
 from functools import cache
 from typing import Any
@@ -14,12 +15,14 @@ from celery.signals import celeryd_init, setup_logging, worker_init, worker_shut
 
 from app.logs import set_up_logging
 from app.queue import TASK, JobQueue, celery_settings
-from app.settings import get_settings
+from app.settings import Settings, get_settings
 from app.store.engine import Store, open_store
 from worker.janitor import Janitor
 from worker.metrics import WorkerMetrics
 from worker.supervisor import run_job
 from worker.webhooks import WebhookSender
+
+logger = logging.getLogger(__name__)
 
 celery_app = Celery("td3")
 celery_app.conf.update(
@@ -87,11 +90,25 @@ def _set_up_logging(**_: Any) -> None:
 
 
 def _start(**_: Any) -> None:
-    settings = get_settings()
-    if settings.worker_metrics_port:
-        _metrics().serve(settings.worker_metrics_host, settings.worker_metrics_port)
     _janitor().start()
     _webhooks().start()
+    _serve_metrics(get_settings())
+
+
+def _serve_metrics(settings: Settings) -> None:
+    """Jobs do not need them: without a port the worker works all the same."""
+    host, port = settings.worker_metrics_host, settings.worker_metrics_port
+    if not port:
+        return
+    try:
+        _metrics().serve(host, port)
+    except OSError as error:
+        logger.error(
+            "no metrics of this worker: TD3_WORKER_METRICS_PORT, %s:%d, cannot be had: %s",
+            host,
+            port,
+            error,
+        )
 
 
 def _stop(**_: Any) -> None:

@@ -3,6 +3,7 @@
 What the job becomes is decided once the engine is gone, and every step is fenced by the lease.
 """
 
+import errno
 import json
 import logging
 import os
@@ -39,6 +40,10 @@ from worker.metrics import WorkerMetrics
 from worker.pulse import LeaseLostError, Pulse
 
 EXIT_PERMANENT = 65
+# The one refusal that says nothing about the job: another worker may have the device.
+_NO_DEVICE = "no_device"
+# No room at all, for this user, or in one file. (That of app.errors comes with the API's schemas.)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _PROGRESS_SECONDS = 1.0  # the store keeps at most one progress event in so long
 _MESSAGE_CHARACTERS = 8000
 
@@ -56,6 +61,8 @@ def run_job(
     metrics: WorkerMetrics,
 ) -> None:
     """Run a job if it is queued; a second delivery of its id finds it taken and does nothing.
+
+    Returns once this worker may take another job: after a trouble of its own only some time later.
 
     Args:
         stopping: set when this worker shuts down: the job then goes back to the queue.
@@ -87,15 +94,22 @@ def run_job(
         finally:
             metrics.ended(outcome)
         logger.info("now %s", outcome)
-        # After a trouble of this worker's own (a full disk?) the janitors send the id, some time
-        # later: sent at once, it would come back here and use up all attempts within a second.
-        if outcome == "queued" and not attempt.worker_failed:
+        if attempt.worker_failed:
+            # Its id is left to the janitors, and nobody else's is taken for as long: else this
+            # worker would use up the attempts of one job, or of all that wait, within seconds.
+            seconds = settings.republish_after_seconds
+            logger.warning("in trouble: no job is taken for %g s", seconds)
+            stopping.wait(seconds)
+        elif outcome == "queued":
             queue.publish(store, job_id)
 
 
 @dataclass(kw_only=True)
 class _Attempt:
-    """The state of an attempt: what the engine said, and whether it was asked to stop."""
+    """The state of an attempt: what the engine said, and whether it was asked to stop.
+
+    `worker_failed`: what went wrong is about this worker rather than about the job.
+    """
 
     store: Store
     lease: jobs.Lease
@@ -105,6 +119,7 @@ class _Attempt:
     asked_to_stop: float | None = None
     hangs: bool = False
     worker_failed: bool = False
+    spoke: bool = False
     result: ResultEvent | None = None
     error: ErrorEvent | None = None
     progress: ProgressEvent | None = None  # the latest, not stored yet
@@ -125,6 +140,8 @@ class _Attempt:
         except Exception as error:  # the engine is dead by now; a job must never hang silently
             logger.exception("the worker failed")
             self.worker_failed = True
+            if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                return self._without_room()
             return self._give_up("worker_error", f"{type(error).__name__}: {error}")
 
     def _prepare(self, folder: Path) -> list[str]:
@@ -200,6 +217,7 @@ class _Attempt:
         if event is None:
             engine_logger.info("%s", line[:2000].decode(errors="replace").rstrip())
             return
+        self.spoke = True
         if not isinstance(event, ProgressEvent):
             self._store_progress(at_once=True)  # events stay in order
         match event:
@@ -274,12 +292,7 @@ class _Attempt:
         if exit_code == 0 and self.result is not None:
             return self._publish(self.result, folder / "out")
         if exit_code == EXIT_PERMANENT:
-            error = self.error
-            return self._give_up(
-                error.code if error else "engine_refused",
-                error.message if error else f"The engine refused the job.\n{tail}",
-                permanent=True,
-            )
+            return self._refused(tail)
         if self.asked_to_stop is not None:
             return self._stopped()
         if self.hangs:
@@ -287,7 +300,17 @@ class _Attempt:
             return self._give_up("engine_hangs", f"The engine said nothing for {seconds:g} s.")
         said = f" {self.error.message[:2000]}" if self.error else ""
         ended = f"The engine ended with {_describe_exit(exit_code)}.{said}"
+        self.worker_failed = not self.spoke  # it cannot even start here
         return self._give_up("engine_crashed", f"{ended}\n{tail}".strip())
+
+    def _refused(self, tail: str) -> str:
+        error = self.error
+        self.worker_failed = error is not None and error.code == _NO_DEVICE
+        return self._give_up(
+            error.code if error else "engine_refused",
+            error.message if error else f"The engine refused the job.\n{tail}",
+            permanent=not self.worker_failed,
+        )
 
     def _publish(self, result: ResultEvent, out: Path) -> str:
         self._record("phase", {"phase": "publishing"})
@@ -309,6 +332,15 @@ class _Attempt:
     def _stopped(self) -> str:
         """Cancelled if that was asked for, else back to the queue: nobody's fault."""
         return self._write(lambda session: jobs.release(session, self.lease, database_now(session)))
+
+    def _without_room(self) -> str:
+        """Back to the queue as well: this start does not count, and the user may read why."""
+        message = "The worker's disk is full: the job waits for room, or for another worker."
+        try:
+            self._record("log", {"level": "warning", "message": message})
+            return self._stopped()
+        except LeaseLostError:
+            return "lost"
 
     def _give_up(self, code: str, message: str, *, permanent: bool = False) -> str:
         error = {"code": code, "message": message[:_MESSAGE_CHARACTERS]}

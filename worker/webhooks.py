@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import httpcore
@@ -76,6 +77,10 @@ class WebhookSender:
             return webhooks.claim(session, message_id, now, again_at=now + _HOLD)
 
     async def _send_all(self, messages: Sequence[Message]) -> None:
+        # Threads resolve names and keep outcomes. A name whose servers hang holds its thread beyond
+        # the message's time, so there are two a message: nobody waits for somebody else's name.
+        threads = ThreadPoolExecutor(2 * len(messages), thread_name_prefix="webhooks")
+        asyncio.get_running_loop().set_default_executor(threads)
         sends = (self._send(message) for message in messages)
         for problem in await asyncio.gather(*sends, return_exceptions=True):
             if problem is not None:  # the database, most likely: it will be sent again

@@ -6,6 +6,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from app.api.context import ContextDep, StrictRoute
 from app.readiness import OK
 from app.schemas.health import Health, Readiness
+from app.security import OperatorDep
 
 router = APIRouter(tags=["health"], route_class=StrictRoute)
 
@@ -43,6 +44,6 @@ async def get_readiness(response: Response, context: ContextDep) -> Readiness:
         }
     },
 )
-def get_metrics(context: ContextDep) -> Response:
+def get_metrics(context: ContextDep, _caller: OperatorDep) -> Response:
     """What this process has served, and the state of the store."""
     return Response(generate_latest(context.registry), media_type=CONTENT_TYPE_LATEST)

@@ -12,7 +12,7 @@ from app.errors import field_error, not_found
 from app.json_body import parse, read_json
 from app.schemas.common import Page
 from app.schemas.keys import Key, KeyRequest, NewKey
-from app.security import Caller, CallerDep
+from app.security import AdminDep, Caller
 from app.store import keys
 
 router = APIRouter(prefix="/keys", tags=["keys"], route_class=StrictRoute)
@@ -44,7 +44,7 @@ router = APIRouter(prefix="/keys", tags=["keys"], route_class=StrictRoute)
     },
 )
 async def create_key(
-    request: Request, response: Response, context: ContextDep, caller: CallerDep
+    request: Request, response: Response, context: ContextDep, caller: AdminDep
 ) -> NewKey:
     """Make a key of your own tenant."""
     asked = parse(KeyRequest, await read_json(request, Patience.of(context.settings)))
@@ -71,7 +71,7 @@ def _create(context: Context, caller: Caller, asked: KeyRequest) -> NewKey:
 
 @router.get("", operation_id="listKeys")
 def list_keys(
-    context: ContextDep, caller: CallerDep, limit: Limit = 20, after: After = None
+    context: ContextDep, caller: AdminDep, limit: Limit = 20, after: After = None
 ) -> Page[Key]:
     """Newest first; those that were revoked or have expired as well."""
     with context.store.read() as session:
@@ -80,7 +80,7 @@ def list_keys(
 
 
 @router.get("/{key_id}", operation_id="getKey", responses=problems(_404="`key_not_found`"))
-def get_key(key_id: str, context: ContextDep, caller: CallerDep) -> Key:
+def get_key(key_id: str, context: ContextDep, caller: AdminDep) -> Key:
     """One key."""
     with context.store.read() as session:
         row = (
@@ -97,7 +97,7 @@ def get_key(key_id: str, context: ContextDep, caller: CallerDep) -> Key:
     operation_id="revokeKey",
     responses=problems(_404="`key_not_found`"),
 )
-def revoke_key(key_id: str, context: ContextDep, caller: CallerDep) -> None:
+def revoke_key(key_id: str, context: ContextDep, caller: AdminDep) -> None:
     """Revoke a key, also the one that you use: its next request is refused. It stays in the list.
     Asking again changes nothing.
     """

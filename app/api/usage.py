@@ -23,6 +23,7 @@ def get_usage(context: ContextDep, caller: CallerDep) -> Usage:
         datasets=found.datasets,
         jobs=found.jobs,
         active_jobs=sum(n for status, n in found.jobs.items() if status not in TERMINAL),
+        kept_jobs=sum(found.jobs.values()),
         stored_bytes=found.stored_bytes,
         quotas=quotas,
     )

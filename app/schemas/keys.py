@@ -2,9 +2,9 @@
 
 from datetime import datetime
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from app.schemas.common import Name, RequestModel
+from app.schemas.common import Name, RequestModel, Time
 from app.store.models import Scope
 
 EXAMPLE_KEY = "td3_01m84jx25zewj3pagw0dhmba0j_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"
@@ -19,7 +19,7 @@ class KeyRequest(RequestModel):
         description="`read`: look and download. `write`: also upload, start, cancel, delete. "
         "`admin`: also make and revoke keys of the tenant.",
     )
-    expires_at: AwareDatetime | None = Field(
+    expires_at: Time | None = Field(
         default=None, description="From then on it is refused; null: never."
     )
 

@@ -13,6 +13,7 @@ class Usage(BaseModel):
     datasets: int
     jobs: dict[JobStatus, int] = Field(description="Jobs by status; those that there are.")
     active_jobs: int = Field(description="Jobs that are not over.")
+    kept_jobs: int = Field(description="Jobs in all: the sum of `jobs`.")
     stored_bytes: int = Field(
         description="Bytes of its datasets, artifacts and checkpoints, counted for each that has "
         "them."

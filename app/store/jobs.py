@@ -295,8 +295,8 @@ def release(
 ) -> Literal["queued", "cancelled", "lost"]:
     """The engine was stopped on purpose, and is gone.
 
-    Cancelling -> cancelled. Running (the worker shuts down) -> queued, as if this attempt had not
-    been started.
+    Cancelling -> cancelled. Running (the worker shuts down, or its disk is full) -> queued, as if
+    this attempt had not been started.
     """
     cancelling = Job.status == "cancelling"
     row = change(

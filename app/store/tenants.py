@@ -58,6 +58,16 @@ def active_jobs(session: Session, tenant_id: str) -> int:
     return session.scalar(query.where(Job.tenant_id == tenant_id, active)) or 0
 
 
+def has_fewer_jobs(session: Session, tenant_id: str, limit: int) -> bool:
+    """Whether there are fewer jobs than `limit`, those that are over as well.
+
+    One statement that reads an index of the tenant's jobs, and of it `limit` entries at most: the
+    job that comes after so many others is looked for, in any order.
+    """
+    last = select(Job.id).where(Job.tenant_id == tenant_id).offset(limit - 1).limit(1)
+    return limit > 0 and session.scalar(last) is None
+
+
 def stored_bytes(session: Session, tenant_id: str) -> int:
     """Bytes of datasets, artifacts and checkpoints; what two of them share counts twice."""
     datasets = select(func.sum(Blob.bytes)).join(Dataset, Dataset.fingerprint == Blob.sha256)

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import and_, select, update
+from sqlalchemy import and_, func, select, update
 from sqlalchemy.orm import Session
 
 from app.store.ids import new_id
@@ -70,11 +70,17 @@ def enqueue(session: Session, job_id: str, now: datetime) -> None:
 
 
 def due(session: Session, now: datetime, *, limit: int) -> list[str]:
-    """Messages to be sent now, longest due first."""
+    """Messages to be sent now: the longest due one of each tenant, then the second ones, ...
+
+    So a tenant with many messages, or with receivers that hang, takes nobody else's place.
+    """
+    longest_due = WebhookDelivery.next_attempt_at
+    turn = func.row_number().over(partition_by=Job.tenant_id, order_by=longest_due)
     query = (
         select(WebhookDelivery.id)
+        .join(Job, Job.id == WebhookDelivery.job_id)
         .where(WebhookDelivery.next_attempt_at <= now)
-        .order_by(WebhookDelivery.next_attempt_at)
+        .order_by(turn, longest_due)
         .limit(limit)
     )
     return list(session.scalars(query))

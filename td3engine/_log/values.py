@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from td3engine._log.model import Limits, LogErrorCode, Times
 
 _ZONE = r"\d{2}:\d{2}.*(Z|[+-]\d{2}(:?\d{2})?)$"
+_FINER = r"(:\d{2}\.\d{6})\d+"  # than a microsecond
 _WHOLE_LIMIT = 2.0**63
 _TICKS_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -209,7 +210,10 @@ def _spread(per_id: Any, indices: Any) -> Any:
 
 
 def _parse_dates(texts: Any) -> Any:
-    """ISO dates and times as moments in microseconds; without a zone they are taken as UTC."""
+    """ISO dates and times as moments in microseconds, what is finer cut off; without a zone they
+    are taken as UTC."""
+    if pc.any(pc.match_substring_regex(texts, _FINER)).as_py():
+        texts = pc.replace_substring_regex(texts, _FINER, r"\1")
     zoned = pc.match_substring_regex(texts, _ZONE)
     if not pc.any(zoned).as_py():
         return texts.cast(pa.timestamp("us"))

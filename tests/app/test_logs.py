@@ -53,6 +53,34 @@ def test_fields_are_those_of_the_block() -> None:
     assert "job_id" not in formatted("x")
 
 
+FORGED = "2026-11-28 12:00:00,000 INFO app.access: GET /forged"
+
+
+@pytest.mark.parametrize(
+    "control", ["\n", "\r", "\r\n", "\0", "\x0b", "\x1b[2K", "\x7f", "\x85", "\u2028", "\u2029"]
+)
+def test_text_from_outside_forges_no_line(control: str) -> None:
+    with log_fields(client=f"c{control}{FORGED}"):
+        text = TextFormatter().format(record("GET %s", f"/jobs{control}{FORGED}"))
+    assert text.isprintable(), ascii(text)
+    assert text.count(FORGED) == 2
+
+
+def test_a_traceback_as_text_is_readable_and_forges_no_line() -> None:
+    try:
+        raise ValueError(f"swordfish\n{FORGED}\r{FORGED}\u2028{FORGED}")
+    except ValueError:
+        failed = record("failed", exc_info=sys.exc_info())
+    failed.exc_text = FORGED  # of another formatter: not ours to trust
+    text = TextFormatter().format(failed)
+    first, *below = text.splitlines()
+    assert first.endswith("INFO room: failed")
+    assert below[0] == "  Traceback (most recent call last):"
+    assert "  ValueError: swordfish" in below
+    assert all(line.startswith("  ") for line in below)
+    assert text.count(FORGED) == 3
+
+
 def test_a_thread_takes_them_along_in_a_copied_context() -> None:
     with log_fields(request_id="r1"), ThreadPoolExecutor(1) as pool:
         assert pool.submit(copy_context().run, current_request_id).result() == "r1"

@@ -90,6 +90,17 @@ def test_from_scratch_keeps_steps_of_its_own_on_a_tiny_log() -> None:
     assert sized(build_config("auto", over), 300, 60).outer.steps == 160
 
 
+def test_shared_steps_are_not_held_to_a_number_that_the_log_sets() -> None:
+    config = build_config("auto", {"mode": "from-scratch", "outer": {"shared_steps": 200}})
+    assert config.outer.shared_steps > config.outer.steps
+    assert sized(config, 99_287, 943).outer.steps == 400
+
+
+def test_the_shortest_history_is_enough_for_auto() -> None:
+    config = build_config("auto", {"data": {"max_history": 3}})
+    assert sized(config, 99_287, 943).summary.length == 4
+
+
 def test_a_run_writes_what_it_settled_on(tmp_path: Path) -> None:
     log = read_log(write_small_log(tmp_path / "log.csv"))
     over = {key: value for key, value in SMALL.items() if key not in ("summary", "learner")}

@@ -184,9 +184,14 @@ def test_initial_parameters() -> None:
     assert abs(float(everything.mean())) < 0.003
 
 
-def test_the_scorer_reads_the_last_real_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Padded rows in chunks give what each history gives alone, without pads."""
-    monkeypatch.setattr(learner, "ENCODED_AT_ONCE", 2)
+@pytest.mark.parametrize(("rows", "pairs"), [(2, 10_000), (100, 2 * HISTORY**2), (100, 1)])
+def test_the_scorer_reads_the_last_real_event(
+    rows: int, pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padded rows in chunks, of few rows or of little attention, give what each history gives
+    alone, without pads."""
+    monkeypatch.setattr(learner, "ENCODED_AT_ONCE", rows)
+    monkeypatch.setattr(learner, "ATTENDED_AT_ONCE", pairs)
     backbone = make_sasrec(2, 2, dropout=0.5)
     parameters, table = make_parameters(backbone), normal(7, 12, WIDTH)
     histories = [[3], [1, 2, 3, 4, 5, 6, 7], [11, 0], [0, 0, 0], [5, 4, 3, 2]]

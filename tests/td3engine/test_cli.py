@@ -1,6 +1,7 @@
 """The command line, and the worker's child process, as their callers see them."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import torch
 from typer.testing import CliRunner
 
 from td3engine import cli
@@ -56,6 +58,59 @@ def test_distil_then_train(log: Path, tmp_path: Path) -> None:
     done = runner.invoke(cli.app, ["train", str(out), "--log", str(other)])
     assert done.exit_code == 65
     assert "not the log" in done.output
+
+
+def test_a_log_with_names_and_limits_of_its_own(log: Path, tmp_path: Path) -> None:
+    """The same summary as from the usual names; and what is wrong with an option is named."""
+    header, *rows = log.read_text().splitlines()
+    other = tmp_path / "other.csv"
+    named = header.replace("user_id", "buyer").replace("timestamp", "when")
+    other.write_text("\n".join([named, *rows, ""]))
+    columns = ["--columns", "user=buyer", "--columns", "time=when"]
+    for path, given in ((log, []), (other, columns)):
+        arguments = ["distill", str(path), "--out", str(tmp_path / path.stem), *settings(), *given]
+        assert runner.invoke(cli.app, arguments).exit_code == 0
+    summaries = [tmp_path / name / "summary.safetensors" for name in (log.stem, other.stem)]
+    assert summaries[0].read_bytes() == summaries[1].read_bytes()
+    train = ["train", str(tmp_path / other.stem), "--log", str(other), "--seeds", "1"]
+    assert runner.invoke(cli.app, train).exit_code == 65  # there is no user_id
+    assert runner.invoke(cli.app, [*train, *columns]).exit_code == 0
+    few = runner.invoke(cli.app, [*train, *columns, "--limits", "max_rows=3"])
+    assert few.exit_code == 65
+    assert "3" in few.output
+    for wrong, why in (("max_rows=none", "max_rows"), ("rows=3", "rows"), ("max_rows", "NAME=")):
+        refused = runner.invoke(cli.app, [*train, "--limits", wrong])
+        assert refused.exit_code == 2
+        assert why in refused.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_summary_made_on_a_gpu_is_for_others_too(
+    log: Path, distilled: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(distilled, tmp_path / "summary")
+    manifest = folder / "manifest.json"
+    made = json.loads(manifest.read_text())
+    made["config"]["device"] = "cuda"
+    manifest.write_text(json.dumps(made))
+    train = ["train", str(folder), "--log", str(log), "--seeds", "1"]
+    assert runner.invoke(cli.app, train).exit_code == 0
+    export = ["export", str(folder), "--out", str(tmp_path / "x.csv"), "--copies", "1"]
+    assert runner.invoke(cli.app, export).exit_code == 0
+
+
+def test_a_model_that_cannot_be_written_is_refused_before_training(
+    log: Path, distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("td3engine.commands.summary_rows", lambda *_: pytest.fail("it trained"))
+    there = tmp_path / "there.safetensors"
+    there.write_bytes(b"mine")
+    for path, why in ((there, "exists already"), (tmp_path / "no" / "x", "no folder")):
+        arguments = ["train", str(distilled), "--log", str(log), "--save", str(path)]
+        done = runner.invoke(cli.app, arguments)
+        assert done.exit_code == 65
+        assert why in done.output
+    assert there.read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize("backbone", ["gru4rec", "narm", "bert4rec"])

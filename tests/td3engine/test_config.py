@@ -1,5 +1,7 @@
 """What a configuration refuses, and in which words; which steps a mode takes."""
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -73,6 +75,23 @@ def test_configurations_that_cannot_work_are_refused(over: dict[str, Any], messa
 def test_configurations_at_their_limits_are_taken(over: dict[str, Any]) -> None:
     config = small_config(**over)
     assert DistillConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def numbers(config: dict[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Where a configuration has floats."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from numbers(value, (*above, name))
+        elif isinstance(value, float):
+            yield (*above, name)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("path", [*numbers(small_config().model_dump())], ids=".".join)
+def test_what_is_no_number_is_refused(path: tuple[str, ...], value: float) -> None:
+    part, name = path
+    with pytest.raises(ValidationError, match=name):
+        small_config(**{part: {name: value}})
 
 
 def test_each_mode_has_its_own_number_of_steps() -> None:

@@ -127,6 +127,9 @@ def test_ties_keep_the_order_of_the_file(tmp_path: Path) -> None:
         (["1970-01-01", "1970-01-02"], [0, 86400]),
         (["1970-01-01T00:00:01Z", "1970-01-01 01:00:02+01:00"], [1, 2]),
         (["1970-01-01 00:00:01", "1970-01-01T00:00:01.25"], [1.0, 1.25]),
+        # Finer than a microsecond, with a zone and without, beside times that are not.
+        (["1970-01-01T00:00:01.2500009Z", "1970-01-01T01:00:02+01:00"], [1.25, 2.0]),
+        (["1970-01-01 00:00:01.250000999", "1970-01-01 00:00:02.5"], [1.25, 2.5]),
     ],
 )
 def test_times(tmp_path: Path, times: list[str], expected: list[int | float]) -> None:

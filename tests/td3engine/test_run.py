@@ -17,6 +17,7 @@ from td3engine.config import BackboneConfig, DistillConfig
 from td3engine.errors import (
     BundleError,
     CheckpointMismatchError,
+    CompilerError,
     DeviceError,
     DivergedError,
     Interrupted,
@@ -382,6 +383,21 @@ def test_a_log_that_the_filter_empties_is_refused(log: Interactions, tmp_path: P
     assert refused.value.code == "too_little_data"
 
 
+def test_a_log_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
+    """Three events a user are a question each, and leave one event: nothing follows it."""
+    rows = [f"u{user},i{item},{item}" for user in range(9) for item in range(3)]
+    for more, enough in ([], False), (["u3,i9,9"], True), (["new,i0,0", "new,i1,1"], True):
+        path = tmp_path / f"{len(more)}.csv"
+        path.write_text("\n".join(["user,item,time", *rows, *more]))
+        folder = tmp_path / f"out-{len(more)}"
+        if enough:
+            run(read_log(path), folder)
+            continue
+        with pytest.raises(LogError, match="nothing to train on") as refused:
+            run(read_log(path), folder)
+        assert refused.value.code == "too_little_data"
+
+
 def test_settings_that_diverge_are_said_so(log: Interactions, tmp_path: Path) -> None:
     wild = small_config(learner={"lr": 1e30}, backbone={"dropout": 0})
     with pytest.raises(DivergedError, match="outer step 1 "):
@@ -407,10 +423,38 @@ def test_a_start_on_which_learners_diverge_spoils_no_job(
     assert any("at initialisation: a learner diverged" in note for note in notes)
 
 
+def test_a_full_disk_leaves_no_half_manifest_and_the_run_goes_on(
+    log: Interactions, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        @staticmethod
+        def fsync(_: int) -> None:
+            raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("td3engine.bundle.os", Full)
+        with pytest.raises(OSError, match="no space"):
+            run(log, tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+    run(log, tmp_path)
+    assert bytes_of(tmp_path) == bytes_of(whole)
+    assert {path.name for path in tmp_path.iterdir()} == set(MEDIA_TYPES)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_cuda_where_there_is_none_is_refused(log: Interactions, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="cuda"):
         run(log, tmp_path, small_config(device="cuda"))
+
+
+def test_a_missing_compiler_is_missed_before_there_is_a_teacher(
+    log: Interactions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    said: list[Event] = []
+    with pytest.raises(CompilerError, match="no-such-compiler"):
+        run(log, tmp_path, small_config(outer={"compiled": True}), listener=said.append)
+    assert {each.phase for each in said if isinstance(each, PhaseStarted)} == {"preparing"}
 
 
 def test_recomputing_graphs_changes_the_cost_and_not_the_summary(

@@ -101,8 +101,12 @@ def test_queries_point_at_their_items() -> None:
 
 
 @pytest.mark.parametrize("name", ["sasrec", "gru4rec", "narm", "bert4rec"])
-def test_targets_begin_as_what_the_teacher_expects(name: BackboneName) -> None:
-    """Position by position, from a row of the items before it alone."""
+@pytest.mark.parametrize("at_once", [2**22, 4 * LENGTH**2, 1])
+def test_targets_begin_as_what_the_teacher_expects(
+    name: BackboneName, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Position by position, from a row of the items before it alone; all users and some at once."""
+    monkeypatch.setattr("td3engine.start.PREFIXES_AT_ONCE", at_once)
     backbone = build_backbone(small_config(backbone={"name": name}).backbone, 8)
     width = 8
     table = normal(5, ITEMS, width + int(backbone.biased))

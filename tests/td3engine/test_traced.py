@@ -102,6 +102,14 @@ def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
         demand_compiler()
 
 
+def test_another_compiler_than_inductors_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "g++" else f"/usr/bin/{name}")
+    with pytest.raises(CompilerError, match=r"there is no g\+\+"):
+        demand_compiler()
+
+
 def test_no_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda _name: "/usr/bin/g++")
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": "/nowhere"})

@@ -175,16 +175,18 @@ def test_a_worker_that_cannot_go_on_says_so(service: Service) -> None:
 
 def test_a_worker_in_trouble_leaves_its_job_to_the_janitors(service: Service) -> None:
     job_id = service.make_job([["result", "lie"]], [["result"]])
+    next_id = service.make_job(SUCCESS)
     worker = service.start_worker(REPUBLISH_AFTER_SECONDS="3600")
-    wait_for(lambda: "worker_error" in service.logs(), "the trouble")
-    job = service.wait_status(job_id, "queued")
-    wait_for(lambda: "now queued" in service.logs(), "the end of the attempt")
+    wait_for(lambda: "no job is taken for 3600 s" in service.logs(), "the trouble")
+    job = service.job(job_id)
     worker.send_signal(signal.SIGTERM)  # it ends when it has done all that it does
-    worker.wait(timeout=20)
-    assert (service.job(job_id).attempt, job.published_at) == (1, None)
-    assert service.queue.depth() == 0
+    assert worker.wait(timeout=20) == 0  # and the pause with it
+    assert (job.status, service.job(job_id).attempt, job.published_at) == ("queued", 1, None)
+    assert service.history(next_id) == ["queued"]
+    assert service.queue.depth() == 1
     service.start_worker()
-    assert service.wait_status(job_id, "succeeded", "failed").status == "succeeded"
+    for waiting in (job_id, next_id):
+        assert service.wait_status(waiting, "succeeded", "failed").status == "succeeded"
 
 
 def test_a_checkpoint_that_is_gone_already_costs_nothing(service: Service) -> None:

@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_network
@@ -235,6 +237,34 @@ def test_one_bad_receiver_holds_up_no_other(
     assert "longer than" in (delivery(service.store, slow).error or "")
 
 
+def test_names_that_are_long_looked_for_hold_up_no_other(
+    service: Service,
+    sender: WebhookSender,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Looking for a name takes a thread, as long as the name's servers like."""
+    found = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def getaddrinfo(host: str, *arguments: Any, **options: Any) -> Any:
+        if host == "slow.invalid":
+            found.wait(timeout=30)
+        return look_up("127.0.0.1", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    for _ in range(15):
+        cancelled_job(service, f"http://slow.invalid:{receiver.server_port}/")
+    good = cancelled_job(service, f"http://good.invalid:{receiver.server_port}/")
+    with ThreadPoolExecutor(1) as pool:
+        round_ = pool.submit(sender.round)
+        try:
+            wait_for(lambda: delivery(service.store, good).status == "delivered", "the good one")
+        finally:
+            found.set()
+        assert round_.result() == 16
+
+
 SENDER = """
 import sys
 from ipaddress import ip_network
@@ -273,3 +303,25 @@ def test_a_worker_tells_the_end_of_its_job(service: Service, receiver: Receiver)
     wait_for(lambda: delivery(service.store, job_id).status == "delivered", service.logs)
     [(headers, body)] = receiver.received
     assert verified(headers, body)["data"]["status"] == "cancelled"
+
+
+def test_a_worker_whose_metrics_port_is_taken_does_all_else(
+    service: Service, receiver: Receiver
+) -> None:
+    over = cancelled_job(service, receiver.url)
+    lost = service.make_job([["result"]], publish=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        worker = service.start_worker(
+            WORKER_METRICS_PORT=str(port),
+            WEBHOOK_NETWORKS='["127.0.0.0/8"]',
+            WEBHOOK_SECONDS="0.1",
+        )
+        wait_for(lambda: "TD3_WORKER_METRICS_PORT" in service.logs(), service.logs)
+        wait_for(lambda: delivery(service.store, over).status == "delivered", service.logs)
+        service.wait_status(lost, "succeeded")  # the janitor sent it
+    [said] = [r for r in service.records() if "TD3_WORKER_METRICS_PORT" in r["message"]]
+    assert said["level"] == "ERROR"
+    assert f"127.0.0.1:{port}" in said["message"]
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(timeout=20) == 0

@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from redis import Redis
 
 from app.apikeys import issue
@@ -139,11 +140,17 @@ class Service:
 
 
 @contextmanager
-def running(settings: Settings) -> Iterator[Service]:
-    """The API on a free port."""
+def running(
+    settings: Settings, *, app: FastAPI | None = None, root_path: str = ""
+) -> Iterator[Service]:
+    """The API (`app`, or a new one) on a free port; uvicorn is told `root_path`."""
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        create_app(settings), log_level="warning", timeout_graceful_shutdown=1, lifespan="on"
+        app or create_app(settings),
+        log_level="warning",
+        timeout_graceful_shutdown=1,
+        lifespan="on",
+        root_path=root_path,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],))

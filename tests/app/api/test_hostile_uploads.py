@@ -112,7 +112,7 @@ def test_the_reader_is_told_no_secret(
     tight: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """It parses what strangers wrote."""
-    for name in ("DATABASE_URL", "BROKER_URL", "KEY_SECRET"):
+    for name in ("DATABASE_URL", "BROKER_URL", "KEY_SECRET", "POSTGRES_PASSWORD"):
         monkeypatch.setenv(f"TD3_{name}", "hush")
     seen = tmp_path / "seen"
     script = f"env > {seen}; kill -6 $$"

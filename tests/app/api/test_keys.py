@@ -135,6 +135,10 @@ def test_a_key_of_the_past_or_unknown_fields_are_refused(service: Service) -> No
     for body, param in [
         ({"name": "x", "expires_at": "2020-01-01T00:00:00Z"}, "expires_at"),
         ({"name": "x", "expires_at": "2030-01-01T00:00:00"}, "expires_at"),
+        # Beyond what a database can hold, or a zone can be added to.
+        ({"name": "x", "expires_at": "9999-12-31T23:59:59-01:00"}, "expires_at"),
+        ({"name": "x", "expires_at": "9999-12-31T23:59:59Z"}, "expires_at"),
+        ({"name": "x", "expires_at": "0001-01-01T00:00:00+01:00"}, "expires_at"),
         ({"name": "x", "scope": "all"}, "scope"),
         ({"name": "x", "tenant_id": "other"}, "tenant_id"),
         ({}, "name"),
@@ -150,6 +154,16 @@ def test_a_key_of_the_past_or_unknown_fields_are_refused(service: Service) -> No
         problem(service.http.post("/keys", content=content, headers=headers), status, code)
     problem(service.http.get("/keys/key_none", headers=admin), 404, "key_not_found")
     problem(service.http.delete("/keys/%00", headers=admin), 404, "key_not_found")
+
+
+def test_the_latest_expiry_can_be_written_and_read(each_service: Service) -> None:
+    admin = bearer(each_service.key("admin"))
+    body = {"name": "x", "expires_at": "9998-12-31T23:59:59-12:00"}
+    made = each_service.http.post("/keys", json=body, headers=admin)
+    assert made.status_code == 201, made.text
+    listed = each_service.http.get("/keys", headers=admin).json()["data"]
+    assert listed[0]["expires_at"] == "9999-01-01T11:59:59Z"
+    assert each_service.http.get("/jobs", headers=bearer(made.json()["key"])).status_code == 200
 
 
 def test_without_keys_this_machine_may_all_but_make_one(service: Service) -> None:
@@ -280,6 +294,10 @@ def test_what_the_command_refuses(folder: Path, capsys: pytest.CaptureFixture[st
         ["create", "x", "--tenant", "A b"],
         ["create", "x", "--scope", "all"],
         ["create", "x", "--expires-in-days", "0"],
+        ["create", "x", "--expires-in-days", "36501"],
+        ["create", "x", "--expires-in-days", "1e300"],
+        ["create", "x", "--expires-in-days", "inf"],
+        ["create", "x", "--expires-in-days", "nan"],
         ["create", "a\nb"],
         [],
     ):

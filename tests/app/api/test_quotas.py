@@ -55,6 +55,35 @@ def test_the_last_place_for_a_job_is_taken_once(
         assert service.http.post("/jobs", json=request, headers=key).status_code == 202
 
 
+def test_jobs_that_are_over_count_until_they_are_deleted(
+    database_url: str, broker_url: str, tmp_path: Path
+) -> None:
+    settings = settings_for(database_url, broker_url, tmp_path, quotas={"kept_jobs": 2})
+    with running(settings) as service:
+        request = {"dataset_id": service.dataset()}
+        answers = []
+        at_once(lambda _: answers.append(service.http.post("/jobs", json=request)))
+        assert sorted(answer.status_code for answer in answers) == [202] * 2 + [429] * 6
+        first, second = (a.json()["id"] for a in answers if a.status_code == 202)
+        for job_id in (first, second):
+            service.http.post(f"/jobs/{job_id}/cancel").raise_for_status()
+        usage = service.http.get("/usage").json()
+        assert (usage["active_jobs"], usage["kept_jobs"]) == (0, 2)
+        assert usage["quotas"]["kept_jobs"] == 2
+        for path, body in (("/jobs", request), (f"/jobs/{first}/retry", None)):
+            refused = service.http.post(path, json=body)
+            problem(refused, 429, "too_many_jobs")
+            assert int(refused.headers["retry-after"]) > 0
+
+        # Another tenant's jobs do not count, and one that is deleted leaves its place.
+        other = bearer(service.key("write", "other"))
+        theirs = {"dataset_id": service.dataset("other")}
+        assert service.http.post("/jobs", json=theirs, headers=other).status_code == 202
+        key = bearer(service.key())
+        service.http.delete(f"/jobs/{second}", headers=key).raise_for_status()
+        assert service.http.post("/jobs", json=request, headers=key).status_code == 202
+
+
 def test_the_last_bytes_are_taken_once(service_store: tuple[Store, str]) -> None:
     store, fingerprint = service_store
     size = len(b"a normalised log")
@@ -154,6 +183,23 @@ def test_size_and_rows_of_a_file(service: Service) -> None:
             problem(answer, status, code)
 
 
+@pytest.mark.parametrize("quota", ["upload_bytes", "rows"])
+def test_a_quota_of_nothing_refuses_all_files(service: Service, quota: str) -> None:
+    with service.store.write() as session:
+        tenants.set_overrides(session, DEFAULT_TENANT, {quota: 0})
+    files = {"file": ("log.csv", LOG)}
+    raw = {"content-type": "text/csv"}
+    for answer in (
+        service.upload(),
+        service.upload(""),
+        service.http.post("/datasets", content=LOG, headers=raw),
+        service.http.post("/jobs", files=files),
+    ):
+        assert problem(answer, 413, "too_large")["param"] == "file"
+    assert service.uploads_in_flight() == []
+    service.new_job()  # of what is there already
+
+
 def test_requests_with_a_key_are_counted_for_the_tenant(service: Service) -> None:
     first, second = (bearer(service.key("read", "busy")) for _ in range(2))
     with service.store.write() as session:
@@ -189,7 +235,7 @@ def test_requests_counted_together_count_one_by_one(broker_url: str) -> None:
 
 
 def test_wrong_quotas_are_told_at_the_start() -> None:
-    for wrong in ({"active_jobs": -1}, {"jobs": 3}):
+    for wrong in ({"active_jobs": -1}, {"jobs": 3}, {"kept_jobs": 10**30}):
         with pytest.raises(ValidationError):
             create_app(Settings(quotas=wrong))
 

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import event, insert, text
 from sqlalchemy.orm import Session
 
-from app.store import job_reads, jobs
+from app.store import job_reads, jobs, tenants
 from app.store.engine import Store
 from app.store.ids import new_id
 from app.store.models import DEFAULT_TENANT, Job, JobStatus
@@ -125,6 +125,20 @@ def test_a_poll_looks_at_one_job(crowded: tuple[Store, str]) -> None:
     job_id = make_job(store, dataset_id)
     plan = plans(store, lambda session: job_reads.versions(session, [job_id]))
     assert not reads_all(plan), plan
+
+
+def test_whether_there_is_room_for_a_job_is_read_from_an_index(
+    crowded: tuple[Store, str],
+) -> None:
+    store, _ = crowded
+    for limit, fewer in ((0, False), (1, False), (MANY, False), (MANY + 1, True)):
+        with store.read() as session:
+            assert tenants.has_fewer_jobs(session, DEFAULT_TENANT, limit) is fewer
+            assert tenants.has_fewer_jobs(session, "other", limit) is (limit > 0)
+    if store.engine.dialect.name == "postgresql":
+        pytest.skip("of a small table PostgreSQL rather reads all than an index")
+    plan = plans(store, lambda session: tenants.has_fewer_jobs(session, DEFAULT_TENANT, MANY))
+    assert "USING COVERING INDEX" in plan, plan
 
 
 def test_a_scrape_reads_no_table(crowded: tuple[Store, str]) -> None:

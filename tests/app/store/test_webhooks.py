@@ -1,26 +1,28 @@
 """The outbox of webhooks: filled with a job's end, emptied by one sender at a time."""
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
-from app.store import jobs, webhooks
+from app.store import jobs, tenants, webhooks
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, WebhookDelivery
 from app.store.retention import remove_job
 from app.store.webhooks import Message, Outcome
-from tests.app.store.conftest import ERROR, MINUTE, NOW, claim, make_job
+from tests.app.store.conftest import ERROR, MINUTE, NOW, claim, make_dataset, make_job
 
 WEBHOOK = {"url": "https://example.com/hook", "secret": "whsec_x"}
 LATER = NOW + MINUTE
 
 
-def make(store: Store, dataset_id: str) -> str:
+def make(store: Store, dataset_id: str, tenant_id: str = DEFAULT_TENANT) -> str:
     with store.write() as session:
         return jobs.create(
             session,
-            tenant_id=DEFAULT_TENANT,
+            tenant_id=tenant_id,
             dataset_id=dataset_id,
             config={},
             preset="fast",
@@ -31,9 +33,9 @@ def make(store: Store, dataset_id: str) -> str:
         ).id
 
 
-def failed(store: Store, dataset_id: str) -> str:
+def failed(store: Store, dataset_id: str, tenant_id: str = DEFAULT_TENANT) -> str:
     """A job that has failed, which is in the outbox."""
-    lease = claim(store, make(store, dataset_id))
+    lease = claim(store, make(store, dataset_id, tenant_id))
     with store.write() as session:
         jobs.give_up_attempt(session, lease, error=ERROR, permanent=True, now=NOW)
     return lease.job_id
@@ -112,6 +114,34 @@ def test_a_message_is_claimed_by_one_sender(store: Store, dataset_id: str) -> No
         again = webhooks.claim(session, message.id, LATER, again_at=LATER + MINUTE)
         assert again is not None
         assert (again.id, again.attempt, again.body) == (message.id, 2, message.body)
+
+
+def due_since(store: Store, dataset_id: str, tenant_id: str, since: datetime) -> str:
+    """A message of this tenant that is due since then; returns its id."""
+    (message,) = messages(store, failed(store, dataset_id, tenant_id))
+    this = WebhookDelivery.id == message.id
+    with store.write() as session:
+        session.execute(update(WebhookDelivery).where(this).values(next_attempt_at=since))
+    return message.id
+
+
+def test_tenants_take_turns(store: Store, dataset_id: str, tmp_path: Path) -> None:
+    """One with many messages, which all may go to a receiver that hangs, holds up no other."""
+    with store.write() as session:
+        tenants.ensure(session, "quiet")
+    theirs = make_dataset(store, tmp_path, b"their log", tenant_id="quiet")
+    loud = [
+        due_since(store, dataset_id, DEFAULT_TENANT, NOW - timedelta(hours=9 - number))
+        for number in range(5)
+    ]
+    quiet = [
+        due_since(store, theirs, "quiet", NOW - timedelta(seconds=2 - number))
+        for number in range(2)
+    ]
+    turns = [loud[0], quiet[0], loud[1], quiet[1], *loud[2:]]
+    with store.read() as session:
+        assert webhooks.due(session, NOW, limit=3) == turns[:3]
+        assert webhooks.due(session, NOW, limit=16) == turns  # nobody else wants the places left
 
 
 def test_outcomes(store: Store, dataset_id: str) -> None:
