@@ -100,7 +100,7 @@ def run_job(
             seconds = settings.republish_after_seconds
             logger.warning("in trouble: no job is taken for %g s", seconds)
             stopping.wait(seconds)
-        elif outcome == "queued":
+        elif outcome == "queued" and not attempt.unsuited:
             queue.publish(store, job_id)
 
 
@@ -108,7 +108,8 @@ def run_job(
 class _Attempt:
     """The state of an attempt: what the engine said, and whether it was asked to stop.
 
-    `worker_failed`: what went wrong is about this worker rather than about the job.
+    `worker_failed`: what went wrong is about this worker rather than about the job. `unsuited`: this
+    worker does well and lacks what this job wants; the janitors send it again, for another worker.
     """
 
     store: Store
@@ -119,6 +120,7 @@ class _Attempt:
     asked_to_stop: float | None = None
     hangs: bool = False
     worker_failed: bool = False
+    unsuited: bool = False
     spoke: bool = False
     result: ResultEvent | None = None
     error: ErrorEvent | None = None
@@ -305,11 +307,11 @@ class _Attempt:
 
     def _refused(self, tail: str) -> str:
         error = self.error
-        self.worker_failed = error is not None and error.code == _NO_DEVICE
+        self.unsuited = error is not None and error.code == _NO_DEVICE
         return self._give_up(
             error.code if error else "engine_refused",
             error.message if error else f"The engine refused the job.\n{tail}",
-            permanent=not self.worker_failed,
+            permanent=not self.unsuited,
         )
 
     def _publish(self, result: ResultEvent, out: Path) -> str:
