@@ -108,8 +108,8 @@ def run_job(
 class _Attempt:
     """The state of an attempt: what the engine said, and whether it was asked to stop.
 
-    `worker_failed`: what went wrong is about this worker rather than about the job. `unsuited`: this
-    worker does well and lacks what this job wants; the janitors send it again, for another worker.
+    `worker_failed`: what went wrong is about this worker rather than about the job. `unsuited`: the
+    worker does well and lacks what this job wants; the janitors send it again, for another one.
     """
 
     store: Store
