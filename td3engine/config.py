@@ -297,7 +297,10 @@ class DistillConfig(_Part):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     device: Device = "auto"
     threads: Annotated[int, Field(ge=0, le=256)] = Field(
-        default=0, description="CPU threads of torch; 0 leaves torch's own choice."
+        default=0,
+        description="CPU threads of torch; 0: as many as there are cores (torch's own choice, "
+        "OMP_NUM_THREADS), or as the container may use. Another number gives other bytes. On a "
+        "machine that computes other things as well, 1 is much the fastest.",
     )
 
     @model_validator(mode="after")

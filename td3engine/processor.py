@@ -10,15 +10,21 @@ EPYC with AVX-512, oneDNN (which torch carries too) takes half of the time. torc
 float32 only as the way that *may* round inputs to bfloat16; a processor without AMX has no such
 way, and its results are those of float32. Where they are not, the offer is declined.
 
+There are no more threads than the control group has processors for: torch counts those of the
+machine, and a container that may use two of sixty-four would have thirty threads wait for each.
+
 On a GPU sums are taken in a fixed order: several numbers that are added to one place (`index_add_`)
 would be added as they come, and a run with the same seed would not give the same bytes.
 """
 
 import ctypes
+import math
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +35,9 @@ LARGEST_KEPT = 32 * 2**20  # glibc takes no more as a threshold; larger blocks a
 KEPT_IN_ALL = 512 * 2**20
 TAKEN_AHEAD = 64 * 2**20
 
+CGROUP = Path("/sys/fs/cgroup")  # of a container its own
+PROBE_NUMBERS, PROBE_OPERATIONS = 2**16, 400  # as an inner step has them
+WAITING = 3  # times as long as with one thread is too long
 LARGEST_ERROR = 1e-4  # of a product of 64 x 64 unit normals: float32 1e-5, from bfloat16 0.1
 
 
@@ -36,6 +45,9 @@ def settle(device: torch.device | None = None) -> None:
     """All of the module's docstring, as far as it applies here."""
     keep_freed_memory()
     quick_products()
+    quota = processors_allowed()
+    if quota is not None and quota < torch.get_num_threads():
+        torch.set_num_threads(quota)
     if device is not None and device.type == "cuda":
         fixed_order()
 
@@ -76,6 +88,54 @@ def quick_products() -> bool:
         return True
     settings.fp32_precision = before
     return False
+
+
+def processors_allowed() -> int | None:
+    """How many processors' time this control group may use, rounded up; None if that is not said.
+
+    Versions 2 (`cpu.max`: quota and period, or `max`) and 1 (two files; a quota of -1 is none).
+    """
+    try:
+        if (file := CGROUP / "cpu.max").exists():
+            quota, period = file.read_text().split()
+        else:
+            names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+            quota, period = ((CGROUP / "cpu" / name).read_text().strip() for name in names)
+        return None if quota in ("max", "-1") else max(1, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # another system, or one that says it otherwise
+        return None
+
+
+def crowded() -> str | None:
+    """Says so where torch's threads wait for each other much longer than they compute.
+
+    Every parallel operation ends when its last thread does: where one of them has no core of its
+    own, because something else computes on this machine, the others wait for it each time. A
+    teacher of MovieLens-100k took 7 times as long with two threads on two cores, of which one was
+    taken, as it takes with one thread there.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return None
+    together = _seconds_of_small_operations()
+    torch.set_num_threads(1)
+    alone = _seconds_of_small_operations()
+    torch.set_num_threads(threads)
+    if together < WAITING * alone:
+        return None
+    return (
+        f"{threads} threads take {together / alone:.0f} times as long as one: this machine has "
+        "something else to do. A run with `threads: 1` may be much faster (another number of "
+        "threads gives other bytes)"
+    )
+
+
+def _seconds_of_small_operations() -> float:
+    x = torch.ones(PROBE_NUMBERS)
+    began = time.perf_counter()
+    for _ in range(PROBE_OPERATIONS):
+        x.mul_(1.0)
+    return time.perf_counter() - began
 
 
 @contextmanager

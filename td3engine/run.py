@@ -29,7 +29,7 @@ from td3engine.interactions import Interactions, LogError, Split, split
 from td3engine.model import Recommender
 from td3engine.parallel import World
 from td3engine.presets import sized_by_data
-from td3engine.processor import settle
+from td3engine.processor import crowded, settle
 from td3engine.report import Row
 from td3engine.sequences import questions, training_windows
 from td3engine.summary import Summary
@@ -168,6 +168,8 @@ class Run:
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self._enter("preparing")
+        if self.device.type == "cpu" and (why := crowded()):
+            self.control.listener(Note(why))
         if self.world.leads:
             self.folder.mkdir(parents=True, exist_ok=True)
         kept = self._read_checkpoint()

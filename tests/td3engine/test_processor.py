@@ -3,6 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +29,65 @@ def as_before() -> Iterator[None]:
     SETTINGS.fp32_precision = "none"  # whatever other tests have settled
     yield
     SETTINGS.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("files", "allowed"),
+    [
+        ({}, None),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "250000 100000\n"}, 3),
+        ({"cpu.max": "1000 100000\n"}, 1),
+        ({"cpu.max": "what is this\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+    ],
+)
+def test_a_control_group_says_how_many_processors(
+    files: dict[str, str], allowed: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(processor, "CGROUP", tmp_path)
+    assert processor.processors_allowed() == allowed
+
+
+@pytest.mark.parametrize(("allowed", "before", "after"), [(2, 3, 2), (3, 2, 2), (None, 2, 2)])
+def test_no_more_threads_than_processors(
+    allowed: int | None, before: int, after: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "processors_allowed", lambda: allowed)
+    was = torch.get_num_threads()
+    torch.set_num_threads(before)
+    try:
+        settle()
+        assert torch.get_num_threads() == after
+    finally:
+        torch.set_num_threads(was)
+
+
+@pytest.mark.parametrize(
+    ("threads", "together", "said"), [(1, 9.0, False), (2, 2.9, False), (2, 3.1, True)]
+)
+def test_threads_that_wait_for_each_other_are_told_of(
+    threads: int, together: float, said: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By how long small operations take with them and with one; their number stays."""
+    was = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    seconds = {1: 1.0, 2: together}
+    monkeypatch.setattr(
+        processor, "_seconds_of_small_operations", lambda: seconds[torch.get_num_threads()]
+    )
+    try:
+        why = processor.crowded()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(was)
+    assert (why is not None) == said
+    assert not said or "2 threads take 3 times as long" in str(why)
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
