@@ -134,6 +134,8 @@ def test_settings_that_compose_gives_exist() -> None:
     known = {f"TD3_{name.upper()}" for name in Settings.model_fields}
     for role in ROLES:
         assert set(services()[role]["environment"]) <= known
+        # All other settings, and nothing is missing where there is no such file.
+        assert services()[role]["env_file"] == [{"path": ".env", "required": False}]
     assert last("api", "ENV").split()[-1].startswith("TD3_DATA_DIR=")
 
 

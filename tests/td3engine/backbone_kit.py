@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -138,3 +139,15 @@ def slow_transform(
             outside = (down @ slow_gelu(up @ middle + up_bias) + down_bias) * output[b, i]
             h[b, i] = slow_norm(middle + outside, *second_norm)
     return torch.stack([torch.stack([h[b, i] for i in range(length)]) for b in range(batch)])
+
+
+def rows_taken(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each call of `last` is given, from now on."""
+    taken, last = list[int](), backbone.last
+
+    def counted(parameters_P: Tensor, events_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+        taken.append(len(events_BLD))
+        return last(parameters_P, events_BLD, lengths_B)
+
+    monkeypatch.setattr(backbone, "last", counted)
+    return taken

@@ -18,6 +18,7 @@ from tests.td3engine.backbone_kit import (
     load,
     make_config,
     make_parameters,
+    rows_taken,
     same_values_and_gradients,
     slow_transform,
 )
@@ -199,7 +200,9 @@ def test_the_scorer_reads_the_last_real_event(
     for row, history in enumerate(histories):
         items[row, : len(history)] = torch.tensor(history)
     lengths = torch.tensor([len(history) for history in histories])
+    taken = rows_taken(backbone, monkeypatch)
     found = encode_last(backbone, parameters, table)(items, lengths)
+    assert max(taken) == min(rows, max(1, pairs // HISTORY**2))
     alone = [
         backbone.encode(parameters, table[None, history], None)[0, -1] for history in histories
     ]

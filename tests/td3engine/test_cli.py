@@ -84,6 +84,15 @@ def test_a_log_with_names_and_limits_of_its_own(log: Path, tmp_path: Path) -> No
         assert why in refused.output
 
 
+def test_what_auto_cannot_size_is_named(log: Path, tmp_path: Path) -> None:
+    own = settings({key: value for key, value in SMALL.items() if key != "outer"})
+    many = ["--set", "mode=from-scratch", "--set", "outer.shared_steps=600000"]
+    given = [*own, *many, "--set", "outer.window=3", "--preset", "auto"]
+    done = runner.invoke(cli.app, ["distill", str(log), "--out", str(tmp_path / "out"), *given])
+    assert done.exit_code == 2
+    assert "outer.steps" in done.output
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_summary_made_on_a_gpu_is_for_others_too(
     log: Path, distilled: Path, tmp_path: Path

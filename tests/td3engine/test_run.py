@@ -383,6 +383,15 @@ def test_a_log_that_the_filter_empties_is_refused(log: Interactions, tmp_path: P
     assert refused.value.code == "too_little_data"
 
 
+def test_threads_without_cores_of_their_own_are_told_of(
+    log: Interactions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("td3engine.run.crowded", lambda: f"{torch.get_num_threads()} is many")
+    said: list[Event] = []
+    run(log, tmp_path, listener=said.append)
+    assert Note("1 is many") in said  # of the threads that the configuration asks for
+
+
 def test_a_log_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
     """Three events a user are a question each, and leave one event: nothing follows it."""
     rows = [f"u{user},i{item},{item}" for user in range(9) for item in range(3)]

@@ -22,6 +22,7 @@ from td3engine.start import (
 )
 from td3engine.summary import Summary, query
 from td3engine.teacher import Trained
+from tests.td3engine.backbone_kit import rows_taken
 from tests.td3engine.oracles import default_double, distance, make_split, normal, seeded
 from tests.td3engine.small import small_config
 
@@ -113,7 +114,10 @@ def test_targets_begin_as_what_the_teacher_expects(
     teacher = teacher_of(backbone, table)
     items = torch.randint(ITEMS, (USERS, LENGTH), generator=seeded(6))
     C = normal(7, USERS, LENGTH, width)
+    taken = rows_taken(backbone, monkeypatch)
     found = expected_queries(items, C, backbone, teacher)
+    users = min(USERS, max(1, at_once // LENGTH**2))
+    assert taken[0] == users * (LENGTH - 1)
     assert torch.equal(found[:, 0], C[:, 0])
     score = encode_last(backbone, teacher.parameters, table)
     for user in range(USERS):
