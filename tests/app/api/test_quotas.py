@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import ValidationError
 
@@ -29,15 +30,22 @@ def at_once(work: Callable[[int], object]) -> None:
         list(pool.map(work, range(AT_ONCE)))
 
 
+def jobs_at_once(service: Service, request: dict[str, str], taken: int) -> list[httpx.Response]:
+    """As many requests at once as there are threads, of which so many get their job."""
+    answers = list[httpx.Response]()
+    at_once(lambda _: answers.append(service.http.post("/jobs", json=request)))
+    expected = [202] * taken + [429] * (AT_ONCE - taken)
+    assert sorted(answer.status_code for answer in answers) == expected
+    return answers
+
+
 def test_the_last_place_for_a_job_is_taken_once(
     database_url: str, broker_url: str, tmp_path: Path
 ) -> None:
     settings = settings_for(database_url, broker_url, tmp_path, quotas={"active_jobs": 3})
     with running(settings) as service:
         request = {"dataset_id": service.dataset()}
-        answers = []
-        at_once(lambda _: answers.append(service.http.post("/jobs", json=request)))
-        assert sorted(answer.status_code for answer in answers) == [202] * 3 + [429] * 5
+        answers = jobs_at_once(service, request, taken=3)
         refused = next(answer for answer in answers if answer.status_code == 429)
         problem(refused, 429, "too_many_active_jobs")
         assert int(refused.headers["retry-after"]) > 0
@@ -61,9 +69,7 @@ def test_jobs_that_are_over_count_until_they_are_deleted(
     settings = settings_for(database_url, broker_url, tmp_path, quotas={"kept_jobs": 2})
     with running(settings) as service:
         request = {"dataset_id": service.dataset()}
-        answers = []
-        at_once(lambda _: answers.append(service.http.post("/jobs", json=request)))
-        assert sorted(answer.status_code for answer in answers) == [202] * 2 + [429] * 6
+        answers = jobs_at_once(service, request, taken=2)
         first, second = (a.json()["id"] for a in answers if a.status_code == 202)
         for job_id in (first, second):
             service.http.post(f"/jobs/{job_id}/cancel").raise_for_status()
