@@ -1,0 +1,1 @@
+"""Golden runs: the bytes of small whole runs, kept from commit to commit."""
