@@ -1,4 +1,4 @@
-"""Runs give the bytes that they gave before (`python -m tests.golden --against REV` for two commits)."""
+"""Runs give the bytes that they gave before (for two commits: `tests.golden --against REV`)."""
 
 import json
 from pathlib import Path
