@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.logs import log_fields
 from app.schemas.problems import FieldError, Problem
 from app.store.engine import UNAVAILABLE
-from td3engine.interactions import LogErrorCode
+from td3engine.data.types import LogErrorCode
 
 # Every code there is, so that the type checker refuses an unregistered one; a test holds the table
 # in docs/api.md against it. A code never changes its meaning, and none is taken away.

@@ -72,7 +72,7 @@ class Settings(BaseSettings):
     )
     upload_limits: dict[str, int | float] = Field(
         default={},
-        description="Limits of an uploaded log, as JSON: fields of td3engine.interactions.Limits "
+        description="Limits of an uploaded log, as JSON: fields of td3engine.data.types.Limits "
         "that differ from their default.",
     )
     normalise_memory_bytes: Annotated[int, Field(gt=0)] = Field(

@@ -31,7 +31,7 @@ from app.settings import Settings
 from app.store import datasets
 from app.store.engine import Store
 from app.store.models import Dataset
-from td3engine.interactions import ColumnNames, Limits, LogErrorCode
+from td3engine.data.types import ColumnNames, Limits, LogErrorCode
 
 logger = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ async def normalise(
     """
     command = launch_command(
         [
-            *(sys.executable, "-m", "td3engine.interactions", str(form.path), str(target)),
+            *(sys.executable, "-m", "td3engine.data.normalise", str(form.path), str(target)),
             f"--name={form.filename}",
             f"--limits={upload_limits(settings, quotas).model_dump_json()}",
             f"--columns={columns.model_dump_json()}",
@@ -171,7 +171,7 @@ async def normalise(
     for number in DISK_FULL:
         if os.strerror(number) in complaints:
             raise OSError(number, os.strerror(number))
-    raise RuntimeError(f"td3engine.interactions ended with {status}: {complaints[-2000:]}")
+    raise RuntimeError(f"td3engine.data.normalise ended with {status}: {complaints[-2000:]}")
 
 
 async def _run(command: Sequence[str], seconds: float) -> tuple[int, str, str]:

@@ -17,14 +17,16 @@ import torch
 
 from benchmarks.datasets import DATASETS
 from benchmarks.study import CPU, Study
-from td3engine.backbones import build_backbone
 from td3engine.config import DistillConfig, Mode, Preset
-from td3engine.distill import Distillation, Pooled
-from td3engine.evaluation import Benchmark, summary_rows
-from td3engine.presets import build_config, merge
-from td3engine.processor import settle
-from td3engine.sequences import questions
-from td3engine.summary import query
+from td3engine.config.presets import build_config, merge
+from td3engine.evaluation.baselines import summary_rows
+from td3engine.evaluation.benchmark import Benchmark
+from td3engine.models.registry import build_backbone
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.outer_loop.learner_pool import Pooled
+from td3engine.ranking.holdout import questions
+from td3engine.runtime.torch_setup import settle
+from td3engine.summary.tucker import query
 
 # `quality` is what the quality tables are made with.
 FAMILIES = ("base", "parts", "preset", "window", "users", "steps", "scratch", "learners")

@@ -62,7 +62,7 @@ def outer_step(config: DistillConfig, n_items: int, real_targets: int) -> Arithm
         window=outer.learners * outer.window * ((1 + GRADIENT) * encoder + 2 * scores),
         # The teacher's states are one more forward pass.
         real_batch=outer.learners * ((1 + GRADIENT + 1) * real_encoder + 2 * real_scores),
-        # Along v: Z = v E^T, then Q E (td3engine.catalogue).
+        # Along v: Z = v E^T, then Q E (td3engine.losses.softmax).
         reverse=outer.learners * outer.window * (HESSIAN * encoder + 2 * scores),
         # To the queries of X = softmax(C V^T) V alone: dX V^T, then that times V.
         rest=2 * reading,

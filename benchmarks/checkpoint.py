@@ -20,13 +20,15 @@ import torch
 
 from benchmarks.work import PUBLISHED, Work, random_log
 from td3engine.config import DistillConfig, Mode
-from td3engine.distill import Distillation
-from td3engine.interactions import Interactions, Split
-from td3engine.model import Recommender
-from td3engine.presets import build_config, merge
-from td3engine.run import CHECKPOINT_FILE, CHECKPOINT_SHARE, Control, Run
-from td3engine.sequences import questions, training_windows
-from td3engine.teacher import FullSteps, LogTraining
+from td3engine.config.presets import build_config, merge
+from td3engine.data.split import Split
+from td3engine.data.types import Interactions
+from td3engine.data.windows import training_windows
+from td3engine.models.recommender import Recommender
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.pipeline.run import CHECKPOINT_FILE, CHECKPOINT_SHARE, Control, Run
+from td3engine.ranking.holdout import questions
+from td3engine.teacher.training import FullSteps, LogTraining
 
 CPU = torch.device("cpu")
 CATALOGUES = ((1_349, 32), (159_000, 64))

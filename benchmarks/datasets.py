@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from td3engine.config import BackboneName, DistillConfig, Mode
-from td3engine.interactions import Split, read_log
-from td3engine.ml100k import cache_folder, fetch_ml100k
-from td3engine.presets import LEARNERS, build_config, merge
-from td3engine.run import split_log
+from td3engine.config.presets import LEARNERS, build_config, merge
+from td3engine.data.movielens import cache_folder, fetch_ml100k
+from td3engine.data.reading import read_log
+from td3engine.data.split import Split
+from td3engine.pipeline.run import split_log
 
 
 @dataclass(frozen=True)

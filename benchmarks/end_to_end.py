@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.work import Work, published, sizes
-from td3engine.backbones import build_backbone
 from td3engine.config import DistillConfig, LearnerConfig
-from td3engine.interactions import Split
-from td3engine.learner import encode_last, learn
-from td3engine.model import Recommender
-from td3engine.presets import build_config, merge
-from td3engine.ranking import evaluate
-from td3engine.seeding import Purpose, generator
-from td3engine.sequences import questions, training_windows
-from td3engine.summary import Summary
-from td3engine.teacher import LogTraining, Trained
+from td3engine.config.presets import build_config, merge
+from td3engine.data.split import Split
+from td3engine.data.windows import training_windows
+from td3engine.inner_loop.learner import encode_last, learn
+from td3engine.models.recommender import Recommender
+from td3engine.models.registry import build_backbone
+from td3engine.ranking.holdout import questions
+from td3engine.ranking.metrics import evaluate
+from td3engine.runtime.seeding import Purpose, generator
+from td3engine.summary.tucker import Summary
+from td3engine.teacher.training import LogTraining, Trained
 
 LOOK_EVERY = 10  # outer steps
 PUBLISHED_STD = 0.02

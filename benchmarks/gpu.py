@@ -23,9 +23,10 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.datasets import DATASETS
 from benchmarks.speed import LOGS, Clock
 from benchmarks.work import Work, machine
-from td3engine.distill import Distillation, Pooled
-from td3engine.presets import merge
-from td3engine.processor import settle
+from td3engine.config.presets import merge
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.outer_loop.learner_pool import Pooled
+from td3engine.runtime.torch_setup import settle
 
 Figures = dict[str, Any]
 STARTS = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")

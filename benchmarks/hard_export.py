@@ -22,16 +22,17 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from td3engine.bundle import Bundle, load_bundle
-from td3engine.commands import prepare_for
+from td3engine.cli.commands import prepare_for
 from td3engine.config import MODES, DistillConfig, Mode, TeacherConfig
-from td3engine.evaluation import Benchmark
-from td3engine.export import COPIES, GUIDANCE, TEMPERATURE, sample_sequences, train_guide
-from td3engine.interactions import Split, read_log
-from td3engine.learner import recommender
-from td3engine.sequences import WindowIndex, training_windows
-from td3engine.summary import Summary
-from td3engine.teacher import LogTraining, Trained
+from td3engine.data.reading import read_log
+from td3engine.data.split import Split
+from td3engine.data.windows import WindowIndex, training_windows
+from td3engine.evaluation.benchmark import Benchmark
+from td3engine.export.sequences import COPIES, GUIDANCE, TEMPERATURE, sample_sequences, train_guide
+from td3engine.inner_loop.learner import recommender
+from td3engine.summary.bundle import Bundle, load_bundle
+from td3engine.summary.tucker import Summary
+from td3engine.teacher.training import LogTraining, Trained
 
 Row = dict[str, Any]
 

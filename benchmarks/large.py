@@ -18,15 +18,17 @@ from typing import Any
 
 import torch
 
-from td3engine.bundle import load_bundle
-from td3engine.commands import prepare_for
-from td3engine.evaluation import random_user_rows, zero_step_rows
+from td3engine.cli.commands import prepare_for
+from td3engine.config.presets import build_config, merge
+from td3engine.data.normalised import read_normalised, write_normalised
+from td3engine.data.reading import read_log
+from td3engine.data.types import Interactions
+from td3engine.evaluation.baselines import random_user_rows, zero_step_rows
+from td3engine.evaluation.table import Row
 from td3engine.events import Event, PhaseStarted
-from td3engine.interactions import Interactions, read_log, read_normalised, write_normalised
-from td3engine.presets import build_config, merge
-from td3engine.processor import settle
-from td3engine.report import Row
-from td3engine.run import RESULT_SEEDS, Control, Run
+from td3engine.pipeline.run import RESULT_SEEDS, Control, Run
+from td3engine.runtime.torch_setup import settle
+from td3engine.summary.bundle import load_bundle
 
 
 class Clock:

@@ -24,9 +24,10 @@ from benchmarks.datasets import DATASETS
 from benchmarks.speed import LOGS, Turn, turn
 from benchmarks.work import Work, machine, published
 from td3engine.config import MODES
-from td3engine.distill import Distillation, Mark, Pooled
-from td3engine.graphed import Graphed
-from td3engine.presets import build_config
+from td3engine.config.presets import build_config
+from td3engine.inner_loop.graphed import Graphed
+from td3engine.outer_loop.distillation import Distillation, Mark
+from td3engine.outer_loop.learner_pool import Pooled
 
 
 class Counted(TorchDispatchMode):

@@ -41,7 +41,7 @@ from app.store.engine import Store, database_now, open_store
 from app.store.ids import new_id
 from app.store.models import DEFAULT_TENANT, TERMINAL, Job, JobEvent
 from benchmarks.polling import ROOT, Turns, compare, program, quantiles, server
-from td3engine.presets import build_config
+from td3engine.config.presets import build_config
 
 LOG = "user_id,item_id,timestamp\n" + "".join(f"u{i % 97},i{i % 61},{i}\n" for i in range(3000))
 # Stands in for the engine: says how far it is, uses no CPU, ends when the benchmark does.

@@ -22,8 +22,8 @@ import torch
 from benchmarks.speed import keep_memory
 from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
 from td3engine.config import MODES, Mode
-from td3engine.distill import Distillation
-from td3engine.processor import settle
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.runtime.torch_setup import settle
 
 RESULTS = Path("docs/results/memory.json")
 CPU = torch.device("cpu")

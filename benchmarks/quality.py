@@ -18,7 +18,7 @@ import torch
 from benchmarks.datasets import DATASETS
 from benchmarks.study import OF_LOG, Cell, Results, Source, Study
 from td3engine.config import BACKBONES, MODES, Mode
-from td3engine.processor import settle
+from td3engine.runtime.torch_setup import settle
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 PREFIX_ON = ("ml-100k", "amazon2018-magazine")  # elsewhere an epoch of prefix rows takes too long

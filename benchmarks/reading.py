@@ -4,7 +4,7 @@
     python -m benchmarks.reading --make 100000000 --log made-up.csv
 
 Each repeat starts two programs, one after the other: Python's own `csv.reader` doing nothing but
-walk the file (the yardstick), and `python -m td3engine.interactions`, which is what the API starts
+walk the file (the yardstick), and `python -m td3engine.data.normalise`, which the API starts
 for an upload: read, check, number, sort, count what a filter would do, write Parquet. Rows a second
 and the peak of resident memory are of the whole program, its start included; `anonymous` is that
 without pages of files, which the system takes back when it needs them.
@@ -28,7 +28,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 
-from td3engine.interactions import Limits
+from td3engine.data.types import Limits
 
 YARDSTICK = """
 import csv, gzip, sys
@@ -39,7 +39,7 @@ with opened(sys.argv[1], "rt", newline="") as file:
 MIB = 2**20
 MADE_AT_ONCE = 2**21
 WATCH_SECONDS = 0.05
-NORMALISE = [sys.executable, "-m", "td3engine.interactions"]
+NORMALISE = [sys.executable, "-m", "td3engine.data.normalise"]
 
 
 def make_log(path: Path, rows: int, seed: int = 0) -> None:

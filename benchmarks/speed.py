@@ -32,9 +32,9 @@ from benchmarks.datasets import DATASETS
 from benchmarks.end_to_end import end_to_end
 from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
 from td3engine.config import DistillConfig
-from td3engine.distill import Mark
-from td3engine.presets import merge
-from td3engine.processor import quick_products, settle
+from td3engine.config.presets import merge
+from td3engine.outer_loop.distillation import Mark
+from td3engine.runtime.torch_setup import quick_products, settle
 
 Figures = dict[str, Any]
 Step = Callable[[Mark], None]

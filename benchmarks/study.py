@@ -22,11 +22,10 @@ from torch import Tensor
 from benchmarks.datasets import DATASETS
 from benchmarks.hard_export import Way
 from benchmarks.hard_export import train as train_on_samples
-from td3engine.backbones import Asked, build_backbone
 from td3engine.config import BackboneName, DistillConfig, Mode
-from td3engine.distill import Distillation
-from td3engine.evaluation import (
-    Benchmark,
+from td3engine.data.split import Split
+from td3engine.data.windows import WindowIndex, training_windows
+from td3engine.evaluation.baselines import (
     longest_histories,
     most_recent,
     popularity_rows,
@@ -36,21 +35,25 @@ from td3engine.evaluation import (
     teacher_rows,
     zero_step_rows,
 )
-from td3engine.evaluation import (
-    rows as rows_of,
+from td3engine.evaluation.baselines import rows as rows_of
+from td3engine.evaluation.benchmark import (
+    Benchmark,
 )
-from td3engine.export import COPIES, TOP_K
-from td3engine.interactions import Split
-from td3engine.learner import Learned, SummaryTraining, learn_from, recommender
-from td3engine.model import Draws, Recommender
-from td3engine.ranking import CUTOFFS
-from td3engine.reading import ReadDense, ReadReady
-from td3engine.report import Row, make_row
-from td3engine.seeding import Purpose, generator
-from td3engine.sequences import WindowIndex, questions, training_windows
-from td3engine.start import initial_summary
-from td3engine.summary import Summary, query
-from td3engine.teacher import LogTraining, Trained
+from td3engine.evaluation.table import Row, make_row
+from td3engine.export.sequences import COPIES
+from td3engine.export.soft_targets import TOP_K
+from td3engine.inner_loop.learner import Learned, SummaryTraining, learn_from, recommender
+from td3engine.models.backbone import Asked
+from td3engine.models.recommender import Draws, Recommender
+from td3engine.models.registry import build_backbone
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.outer_loop.initial_summary import initial_summary
+from td3engine.ranking.holdout import questions
+from td3engine.ranking.metrics import CUTOFFS
+from td3engine.runtime.seeding import Purpose, generator
+from td3engine.summary.soft_sequences import ReadDense, ReadReady
+from td3engine.summary.tucker import Summary, query
+from td3engine.teacher.training import LogTraining, Trained
 
 Source = Literal[
     "full",

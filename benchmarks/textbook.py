@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from td3engine.config import BackboneConfig, DistillConfig
-from td3engine.distill import Mark
+from td3engine.outer_loop.distillation import Mark
 
 FIRST_AUGMENTED = 5
 BETA1, EPSILON = 0.9, 1e-8

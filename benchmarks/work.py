@@ -14,13 +14,16 @@ from torch import Tensor
 from benchmarks.datasets import DATASETS
 from benchmarks.study import prefix_windows, processor
 from benchmarks.textbook import RealRows, SASRec, TextbookTD3
-from td3engine.backbones import Backbone, build_backbone
 from td3engine.config import DistillConfig
-from td3engine.distill import Distillation
-from td3engine.interactions import Split
-from td3engine.presets import build_config, merge
-from td3engine.sequences import gather, questions, training_windows
-from td3engine.teacher import Trained
+from td3engine.config.presets import build_config, merge
+from td3engine.data.split import Split
+from td3engine.data.windows import training_windows
+from td3engine.models.backbone import Backbone
+from td3engine.models.registry import build_backbone
+from td3engine.models.sequences import gather
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.ranking.holdout import questions
+from td3engine.teacher.training import Trained
 
 # The published script's settings for ML-100k.
 REAL_TARGETS = 4096

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from td3engine import interactions
+from td3engine.data import normalise as interactions
 
 MEMORY_BYTES = 2**30
 SECONDS = 60
 
 
 class ForkingReader:
-    """Runs `td3engine.interactions` with any arguments."""
+    """Runs `td3engine.data.normalise` with any arguments."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None

@@ -34,7 +34,7 @@ from app.store.models import TERMINAL
 from app.uploads import Prepared, upload_limits
 from app.webhooks import check_url
 from td3engine.config import DistillConfig
-from td3engine.presets import build_config
+from td3engine.config.presets import build_config
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 

@@ -4,7 +4,8 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from td3engine.interactions import ColumnNames, FilterStatistics, LogStatistics
+from td3engine.data.split import FilterStatistics
+from td3engine.data.types import ColumnNames, LogStatistics
 
 __all__ = ["ColumnNames", "Dataset", "DatasetStatistics"]
 

@@ -7,8 +7,8 @@ import torch
 
 from benchmarks.ablations import FreeQueries
 from td3engine.config import DistillConfig
-from td3engine.distill import Distillation
-from td3engine.summary import query
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.summary.tucker import query
 from tests.td3engine import test_distill as kit
 from tests.td3engine.oracles import default_double, distance, leaves
 

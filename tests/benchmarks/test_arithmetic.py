@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.arithmetic import GRADIENT, HESSIAN, forward, outer_step, scoring
 from benchmarks.textbook import SASRec
-from td3engine.catalogue import log_sum_exp
 from td3engine.config import BackboneConfig
+from td3engine.losses.softmax import log_sum_exp
 from tests.td3engine.small import small_config
 
 STATES, ITEMS, WIDTH = 5, 11, 4

@@ -10,8 +10,8 @@ from benchmarks import datasets, memory, speed, work
 from benchmarks.datasets import Dataset
 from benchmarks.end_to_end import Curve, compared
 from td3engine.config import Mode
-from td3engine.presets import merge
-from td3engine.teacher import Trained
+from td3engine.config.presets import merge
+from td3engine.teacher.training import Trained
 from tests.td3engine.small import SMALL, write_small_log
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from benchmarks.work import Work, load
-from td3engine import distill
-from td3engine.backbones import build_backbone
-from td3engine.interactions import Split
-from td3engine.sequences import WindowIndex
-from td3engine.teacher import Trained
+from td3engine.data.split import Split
+from td3engine.data.windows import WindowIndex
+from td3engine.models.registry import build_backbone
+from td3engine.outer_loop import distillation as distill
+from td3engine.teacher.training import Trained
 from tests.td3engine.oracles import default_double, distance, make_split, normal
 from tests.td3engine.small import small_config
 

@@ -15,7 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from app.quotas import Quotas
 from app.settings import Settings
-from td3engine.interactions import Limits
+from td3engine.data.types import Limits
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
 BY_MACHINE = {

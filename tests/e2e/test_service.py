@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from td3engine.bundle import MEDIA_TYPES, load_bundle
-from td3engine.client import Client, Event, Problem, ServiceError
-from td3engine.commands import read_with_fingerprint
+from td3engine.cli.commands import read_with_fingerprint
+from td3engine.client.client import Client, Event, Problem, ServiceError
 from td3engine.config import DistillConfig
-from td3engine.presets import merge
-from td3engine.run import Control, Run
+from td3engine.config.presets import merge
+from td3engine.pipeline.run import Control, Run
+from td3engine.summary.bundle import MEDIA_TYPES, load_bundle
 from tests.td3engine.small import small_config, write_small_log
 from tests.worker.conftest import is_alive, wait_for
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from td3engine.cli import app
+from td3engine.cli.main import app
 from td3engine.config import DistillConfig
+from td3engine.data.reading import read_log
 from td3engine.errors import Interrupted
-from td3engine.interactions import read_log
-from td3engine.run import Control, Run
+from td3engine.pipeline.run import Control, Run
 from tests.td3engine.small import small_config, write_small_log
 
 FINGERPRINT = "f" * 64

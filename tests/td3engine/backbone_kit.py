@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from td3engine.backbones import Asked, Backbone
 from td3engine.config import BackboneConfig, BackboneName
+from td3engine.models.backbone import Asked, Backbone
 from tests.td3engine.oracles import distance, leaves, normal, seeded
 
 WIDTH, INNER, HISTORY = 8, 10, 7

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from td3engine.ml100k import FetchError, cache_folder, fetch_ml100k
+from td3engine.data.movielens import FetchError, cache_folder, fetch_ml100k
 
 SHARED_DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 

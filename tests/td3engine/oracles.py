@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from td3engine.config import BackboneConfig
-from td3engine.interactions import Split
+from td3engine.data.split import Split
 
 torch.set_num_threads(1)  # tiny tensors: more threads only cost
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from td3engine.parallel import join
+from td3engine.runtime.distributed import join
 
 CPU = torch.device("cpu")
 # Torch is imported once, by the server that processes are forked from.

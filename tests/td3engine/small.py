@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from td3engine.config import DistillConfig
-from td3engine.presets import build_config, merge
+from td3engine.config.presets import build_config, merge
 
 USERS, ITEMS, EVENTS = 40, 150, 12
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from td3engine.config import AUTO_KNOBS, DistillConfig
-from td3engine.interactions import read_log
-from td3engine.presets import build_config, merge, sized_by_data
-from td3engine.run import Control, Run
+from td3engine.config.presets import build_config, merge, sized_by_data
+from td3engine.data.reading import read_log
+from td3engine.pipeline.run import Control, Run
 from tests.td3engine.small import EVENTS, SMALL, USERS, write_small_log
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from td3engine.backbones import Asked, BERT4Rec
 from td3engine.config import BackboneConfig
+from td3engine.models.backbone import Asked
+from td3engine.models.bert4rec import BERT4Rec
 from tests.td3engine.backbone_kit import (
     EXACT,
     HISTORY,

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from td3engine.backbones import GRU4Rec
 from td3engine.config import BackboneConfig
+from td3engine.models.gru4rec import GRU4Rec
 from tests.td3engine.backbone_kit import (
     EXACT,
     HISTORY,

@@ -4,9 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from td3engine.backbones import NARM
-from td3engine.backbones.narm import BLOCK
 from td3engine.config import BackboneConfig
+from td3engine.models.narm import BLOCK, NARM
 from tests.td3engine.backbone_kit import (
     EXACT,
     WIDTH,

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from td3engine import learner
-from td3engine.backbones import SASRec
 from td3engine.config import BackboneConfig
-from td3engine.learner import encode_last
+from td3engine.inner_loop import learner
+from td3engine.inner_loop.learner import encode_last
+from td3engine.models.sasrec import SASRec
 from tests.td3engine.backbone_kit import (
     EXACT,
     HISTORY,

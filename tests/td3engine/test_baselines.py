@@ -4,14 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from td3engine.evaluation import (
-    Benchmark,
+from td3engine.evaluation.baselines import (
     _as_epochs,
     longest_histories,
     most_recent,
     popularity_rows,
 )
-from td3engine.sequences import questions
+from td3engine.evaluation.benchmark import (
+    Benchmark,
+)
+from td3engine.ranking.holdout import questions
 from tests.td3engine.oracles import make_split
 from tests.td3engine.small import small_config
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from td3engine.backbones import Asked, SASRec
-from td3engine.backbones.by_hand import Attention, Gelu, Linear, Norm, PerHead
 from td3engine.config import BackboneConfig
+from td3engine.models.analytic.layers import Attention, Gelu, Linear, Norm, PerHead
+from td3engine.models.backbone import Asked
+from td3engine.models.sasrec import SASRec
 from tests.td3engine.oracles import distance, leaves, normal, seeded
 
 EXACT = 1e-12

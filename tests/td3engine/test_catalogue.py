@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from td3engine import catalogue
-from td3engine.catalogue import log_sum_exp, mean_expected_score, mean_log_sum_exp
-from td3engine.model import mean_score
+from td3engine.losses import softmax as catalogue
+from td3engine.losses.cross_entropy import mean_score
+from td3engine.losses.softmax import log_sum_exp, mean_expected_score, mean_log_sum_exp
 from tests.td3engine.oracles import distance, leaves, normal
 
 ROWS, WIDTH, ITEMS = 7, 6, 11

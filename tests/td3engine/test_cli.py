@@ -13,10 +13,11 @@ import safetensors.torch
 import torch
 from typer.testing import CliRunner
 
-from td3engine import cli
-from td3engine.bundle import MEDIA_TYPES, load_bundle
-from td3engine.client import Problem, ServiceError
-from td3engine.interactions import read_log, write_normalised
+from td3engine.cli import main as cli
+from td3engine.client.client import Problem, ServiceError
+from td3engine.data.normalised import write_normalised
+from td3engine.data.reading import read_log
+from td3engine.summary.bundle import MEDIA_TYPES, load_bundle
 from tests.td3engine.small import SMALL, small_config, write_small_log
 
 runner = CliRunner()
@@ -111,7 +112,7 @@ def test_a_summary_made_on_a_gpu_is_for_others_too(
 def test_a_model_that_cannot_be_written_is_refused_before_training(
     log: Path, distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.commands.summary_rows", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr("td3engine.cli.commands.summary_rows", lambda *_: pytest.fail("it trained"))
     there = tmp_path / "there.safetensors"
     there.write_bytes(b"mine")
     for path, why in ((there, "exists already"), (tmp_path / "no" / "x", "no folder")):
@@ -217,7 +218,7 @@ def test_what_a_service_refuses_is_one_line_of_the_demo(
     def refused(*_: object) -> None:
         raise ServiceError(Problem(status=422, detail="no item column", code="missing_column"))
 
-    monkeypatch.setattr("td3engine.demo.run_demo", refused)
+    monkeypatch.setattr("td3engine.cli.demo.run_demo", refused)
     done = runner.invoke(cli.app, ["demo", "--out", str(tmp_path)])
     assert done.exit_code == 65
     assert "no item column (missing_column)" in done.output
@@ -226,7 +227,7 @@ def test_what_a_service_refuses_is_one_line_of_the_demo(
 
 def test_help_needs_no_torch() -> None:
     code = (
-        "import sys; from td3engine import cli\n"
+        "import sys; from td3engine.cli import main as cli\n"
         "try: cli.app(['--help'])\n"
         "except SystemExit: pass\n"
         "assert 'torch' not in sys.modules"

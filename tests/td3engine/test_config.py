@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from td3engine.config import BACKBONES, MODES, DistillConfig, Preset
-from td3engine.presets import LEARNERS, PRESETS, build_config, learner_of
+from td3engine.config.presets import LEARNERS, PRESETS, build_config, learner_of
 from tests.td3engine.small import small_config
 
 WINDOWS = {"steps": 20, "scratch_steps": 60}

@@ -16,18 +16,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from td3engine import distill, traced, windows
-from td3engine.backbones import SASRec
 from td3engine.config import DistillConfig, Mode
-from td3engine.distill import Distillation
-from td3engine.interactions import Split
-from td3engine.learner import recommender
-from td3engine.model import Draws
-from td3engine.parallel import World
-from td3engine.sequences import gather, questions
-from td3engine.teacher import Trained
-from td3engine.traced import TracedTake
-from td3engine.unroll import InnerStep, LearnerState, train
+from td3engine.data.split import Split
+from td3engine.inner_loop import traced, windows
+from td3engine.inner_loop.adam import LearnerState
+from td3engine.inner_loop.gradients import InnerStep
+from td3engine.inner_loop.learner import recommender
+from td3engine.inner_loop.traced import TracedTake
+from td3engine.inner_loop.unroll import train
+from td3engine.models.recommender import Draws
+from td3engine.models.sasrec import SASRec
+from td3engine.models.sequences import gather
+from td3engine.outer_loop import distillation as distill
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.ranking.holdout import questions
+from td3engine.runtime.distributed import World
+from td3engine.teacher.training import Trained
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
     TapeAdam,

@@ -13,22 +13,20 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from td3engine import cli, export
-from td3engine.bundle import Bundle, Manifest, load_bundle, save_bundle
+from td3engine.cli import main as cli
 from td3engine.config import BackboneName
+from td3engine.config.presets import build_config, merge
+from td3engine.data.reading import read_log
+from td3engine.data.split import split
 from td3engine.errors import DivergedError, OutputExistsError, UnusableError
-from td3engine.export import (
-    sample_sequences,
-    soft_top_k,
-    train_guide,
-    write_csv,
-    write_inter,
-    write_soft,
-)
-from td3engine.interactions import read_log, split
-from td3engine.presets import build_config, merge
-from td3engine.seeding import Purpose, generator
-from td3engine.summary import Summary
+from td3engine.export import sequences as export
+from td3engine.export import soft_targets
+from td3engine.export.files import write_csv, write_inter, write_soft
+from td3engine.export.sequences import sample_sequences, train_guide
+from td3engine.export.soft_targets import soft_top_k
+from td3engine.runtime.seeding import Purpose, generator
+from td3engine.summary.bundle import Bundle, Manifest, load_bundle, save_bundle
+from td3engine.summary.tucker import Summary
 from tests.td3engine.oracles import temporal_factors
 from tests.td3engine.small import SMALL, small_config
 
@@ -142,7 +140,8 @@ def test_equal_items_come_by_index() -> None:
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     guide = train_guide(summary(), small_config())
     whole = soft_top_k(summary(), ITEM_IDS, 5), sample_sequences(summary(), copies=7, guide=guide)
-    monkeypatch.setattr(export, "SCORES_AT_ONCE", ITEMS * 4)
+    for module in (soft_targets, export):
+        monkeypatch.setattr(module, "SCORES_AT_ONCE", ITEMS * 4)
     cut = soft_top_k(summary(), ITEM_IDS, 5), sample_sequences(summary(), copies=7, guide=guide)
     assert whole[0].column("item_id") == cut[0].column("item_id")
     np.testing.assert_allclose(whole[0].column("probability"), cut[0].column("probability"), 1e-6)
@@ -429,7 +428,7 @@ def test_a_file_is_not_written_over_and_a_missing_summary_is_named(
 def test_the_command_has_the_librarys_defaults() -> None:
     # The command imports no torch before it computes, so it cannot name the library's constants.
     given = {name: one.default for name, one in signature(cli.export).parameters.items()}
-    assert given["top_k"] == export.TOP_K
+    assert given["top_k"] == soft_targets.TOP_K
     assert given["copies"] == export.COPIES
     assert given["temperature"] == export.TEMPERATURE
     assert given["guidance"] == export.GUIDANCE

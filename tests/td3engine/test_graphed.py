@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from td3engine.graphed import Graphed
+from td3engine.inner_loop.graphed import Graphed
 from tests.td3engine.devices import CPU, DEVICES
 from tests.td3engine.oracles import normal
 

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from td3engine.config import SummaryConfig
-from td3engine.model import cross_entropy
-from td3engine.reading import ReadDense, ReadQueries, ReadReady
-from td3engine.summary import Summary, query, soft_sequences
+from td3engine.losses.cross_entropy import cross_entropy
+from td3engine.summary.soft_sequences import ReadDense, ReadQueries, ReadReady
+from td3engine.summary.tucker import Summary, query, soft_sequences
 from tests.td3engine.oracles import (
     dense_kl,
     dense_summary,

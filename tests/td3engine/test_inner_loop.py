@@ -8,19 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from td3engine import reading
-from td3engine.backbones import Asked, SASRec
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
-from td3engine.learner import (
-    Learned,
-    SummaryTraining,
-    learn,
-    recommender,
-    training_on,
-)
-from td3engine.model import Draws
-from td3engine.reading import ReadDense
-from td3engine.summary import Summary
+from td3engine.inner_loop.learner import Learned, SummaryTraining, learn, recommender, training_on
+from td3engine.models.backbone import Asked
+from td3engine.models.recommender import Draws
+from td3engine.models.sasrec import SASRec
+from td3engine.summary import soft_sequences as reading
+from td3engine.summary.soft_sequences import ReadDense
+from td3engine.summary.tucker import Summary
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
     Textbook,

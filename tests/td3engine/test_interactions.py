@@ -16,16 +16,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from td3engine.interactions import (
-    ColumnNames,
-    Interactions,
-    LogError,
-    describe,
-    format_of_name,
-    read_log,
-    read_normalised,
-    write_normalised,
-)
+from td3engine.data.normalised import read_normalised, write_normalised
+from td3engine.data.reading import format_of_name, read_log
+from td3engine.data.types import ColumnNames, Interactions, LogError, describe
 
 Row = tuple[str, str, int | float]
 CSV = b"user_id,item_id,timestamp\nu,i,1\nv,j,2\nu,k,0\n"
@@ -262,7 +255,7 @@ def test_a_file_that_is_not_normalised_is_refused(tmp_path: Path) -> None:
 
 
 def run_child(*arguments: str) -> tuple[int, dict[str, Any]]:
-    command = [sys.executable, "-m", "td3engine.interactions", *arguments]
+    command = [sys.executable, "-m", "td3engine.data.normalise", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     [line] = done.stdout.splitlines()
     return done.returncode, json.loads(line)
@@ -307,7 +300,7 @@ def test_the_child_process_ends_at_its_memory_limit(tmp_path: Path) -> None:
     source.write_bytes(b"user,item,time\n" + b"".join(lines))
     script = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (460 * 2**20,) * 2);"
-        "from td3engine.interactions import main; sys.exit(main(sys.argv[1:]))"
+        "from td3engine.data.normalise import main; sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(source), str(tmp_path / "out")],
@@ -325,7 +318,7 @@ def test_the_child_process_ends_at_its_memory_limit(tmp_path: Path) -> None:
 
 
 def test_reading_imports_no_torch_and_no_pandas() -> None:
-    script = "import sys, td3engine.interactions; print({'torch', 'pandas'} & set(sys.modules))"
+    script = "import sys, td3engine.data.normalise; print({'torch', 'pandas'} & set(sys.modules))"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )

@@ -13,8 +13,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from td3engine._log import rows as rows_module
-from td3engine.interactions import ColumnNames, Limits, LogError, read_log
+from td3engine.data.readers import rows as rows_module
+from td3engine.data.reading import read_log
+from td3engine.data.types import ColumnNames, Limits, LogError
 from tests import hostile_parquet
 
 HEADER = b"user_id,item_id,timestamp\n"

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from td3engine.interactions import Interactions, LogError, Split, describe, read_log, split
+from td3engine.data.reading import read_log
+from td3engine.data.split import Split, split
+from td3engine.data.types import Interactions, LogError, describe
 
 
 def make_log(pairs: list[tuple[int, int]]) -> Interactions:

@@ -11,18 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from td3engine._log import blocks, collect, rows, text
-from td3engine._log.text import read_text
-from td3engine.interactions import (
-    ColumnNames,
-    Interactions,
-    Limits,
-    LogError,
-    filter_statistics,
-    read_log,
-    read_normalised,
-    write_normalised,
-)
+from td3engine.data.normalised import read_normalised, write_normalised
+from td3engine.data.readers import blocks, collect, rows, text
+from td3engine.data.readers.text import read_text
+from td3engine.data.reading import read_log
+from td3engine.data.split import filter_statistics
+from td3engine.data.types import ColumnNames, Interactions, Limits, LogError
 from tests.effort import effort
 
 HEADER = "user_id,note,item_id,timestamp"
@@ -149,7 +143,7 @@ def test_a_log_in_temporary_files_is_the_same_log(
     expected = read_log(path)
     small = sizes(RUN_ROWS=run, BUCKET_ROWS=bucket, RUNS_AT_ONCE=2)
     with small, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("td3engine._log.parquet.BATCH_ROWS", 3)
+        patch.setattr("td3engine.data.readers.parquet.BATCH_ROWS", 3)
         found = read_log(path, limits=Limits(max_rows_in_memory=1), scratch=scratch)
     assert as_lists(found) == as_lists(expected)
     assert isinstance(found.times, np.memmap) == (len(log) > 1)
@@ -185,7 +179,7 @@ def test_more_ids_than_a_row_group_has_rows_are_written_plain(
     rows = "".join(f"u{n // 2},i{n % 3},{n}\n" for n in range(10))
     source.write_text("user,item,time\n" + rows)
     log = read_log(source)
-    monkeypatch.setattr("td3engine.interactions.ROW_GROUP_ROWS", 4)
+    monkeypatch.setattr("td3engine.data.normalised.ROW_GROUP_ROWS", 4)
     write_normalised(log, target)
     assert as_lists(read_normalised(target)) == as_lists(log)
     with pq.ParquetFile(target) as opened:
@@ -195,7 +189,7 @@ def test_more_ids_than_a_row_group_has_rows_are_written_plain(
 
 
 def test_the_filter_is_counted_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("td3engine._log.split.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("td3engine.data.split.ROWS_AT_ONCE", 2)
     path = tmp_path / "log.csv"
     path.write_text("user,item,time\nu,i,1\nu,i,2\nu,j,3\nv,i,4\nv,k,5\nw,i,6\n")
     found = filter_statistics(read_log(path), min_user_interactions=2, min_item_interactions=2)

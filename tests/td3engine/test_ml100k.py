@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from td3engine import ml100k
-from td3engine.ml100k import FetchError, fetch_ml100k
+from td3engine.data import movielens as ml100k
+from td3engine.data.movielens import FetchError, fetch_ml100k
 
 
 def test_what_is_there_is_not_fetched_again(

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from td3engine import processor
-from td3engine.processor import (
+from td3engine.runtime import torch_setup as processor
+from td3engine.runtime.torch_setup import (
     LARGEST_ERROR,
     keep_freed_memory,
     largest_error,

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from td3engine import ranking
-from td3engine.ranking import (
+from td3engine.ranking import metrics as ranking
+from td3engine.ranking.holdout import Questions, Role, questions
+from td3engine.ranking.metrics import (
     NEGATIVES,
     available_protocols,
     evaluate,
@@ -20,7 +21,6 @@ from td3engine.ranking import (
     rank_among_unseen,
     sample_negatives,
 )
-from td3engine.sequences import Questions, Role, questions
 from tests.td3engine.oracles import make_split, normal
 
 

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from td3engine.config import Mode
-from td3engine.distill import Distillation
-from td3engine.learner import SummaryTraining, advance, learn_from, recommender
-from td3engine.model import Draws
-from td3engine.reading import reader_for
-from td3engine.recorded import RecordedSteps
-from td3engine.surrogate import RealBatch, RecordedSurrogate, Surrogate
-from td3engine.unroll import LearnerState, train
+from td3engine.inner_loop.adam import LearnerState
+from td3engine.inner_loop.learner import SummaryTraining, advance, learn_from, recommender
+from td3engine.inner_loop.recorded import RecordedSteps
+from td3engine.inner_loop.unroll import train
+from td3engine.models.recommender import Draws
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.outer_loop.objective import RealBatch, RecordedSurrogate, Surrogate
+from td3engine.summary.soft_sequences import reader_for
 from tests.td3engine.devices import CPU, DEVICES
 from tests.td3engine.oracles import default_double, distance, normal, seeded
 from tests.td3engine.test_distill import config_of, make

@@ -10,10 +10,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from td3engine import run as run_module
-from td3engine.backbones import Backbone, build_backbone
-from td3engine.bundle import MEDIA_TYPES, load_bundle
 from td3engine.config import BackboneConfig, DistillConfig
+from td3engine.data.reading import read_log
+from td3engine.data.types import Interactions, LogError
 from td3engine.errors import (
     BundleError,
     CheckpointMismatchError,
@@ -22,11 +21,14 @@ from td3engine.errors import (
     DivergedError,
     Interrupted,
 )
-from td3engine.evaluation import summary_rows
+from td3engine.evaluation.baselines import summary_rows
+from td3engine.evaluation.table import Row
 from td3engine.events import Event, Note, Phase, PhaseStarted, Progress, throttled
-from td3engine.interactions import Interactions, LogError, read_log
-from td3engine.report import Row
-from td3engine.run import CHECKPOINT_FILE, RESULT_SEEDS, Control, Outcome, Run
+from td3engine.models.backbone import Backbone
+from td3engine.models.registry import build_backbone
+from td3engine.pipeline import run as run_module
+from td3engine.pipeline.run import CHECKPOINT_FILE, RESULT_SEEDS, Control, Outcome, Run
+from td3engine.summary.bundle import MEDIA_TYPES, load_bundle
 from tests.td3engine.small import small_config, write_small_log
 
 
@@ -195,7 +197,7 @@ def test_checkpoints_that_take_long_come_seldom(
         clock.now += 4
         written.append((phase, step))
 
-    monkeypatch.setattr("td3engine.run.time", clock)
+    monkeypatch.setattr("td3engine.pipeline.run.time", clock)
     config = small_config(outer={"steps": 100, "validate_every": 1000})
     control = {"listener": listener, "checkpointed": checkpointed, "checkpoint_seconds": 15}
     run(log, tmp_path, config, **control)
@@ -386,7 +388,9 @@ def test_a_log_that_the_filter_empties_is_refused(log: Interactions, tmp_path: P
 def test_threads_without_cores_of_their_own_are_told_of(
     log: Interactions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.run.crowded", lambda: f"{torch.get_num_threads()} is many")
+    monkeypatch.setattr(
+        "td3engine.pipeline.run.crowded", lambda: f"{torch.get_num_threads()} is many"
+    )
     said: list[Event] = []
     run(log, tmp_path, listener=said.append)
     assert Note("1 is many") in said  # of the threads that the configuration asks for
@@ -441,7 +445,7 @@ def test_a_full_disk_leaves_no_half_manifest_and_the_run_goes_on(
             raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("td3engine.bundle.os", Full)
+        patch.setattr("td3engine.summary.bundle.os", Full)
         with pytest.raises(OSError, match="no space"):
             run(log, tmp_path)
     assert not (tmp_path / "manifest.json").exists()

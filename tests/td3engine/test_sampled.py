@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from td3engine.backbones import build_backbone
 from td3engine.config import BackboneConfig, BackboneName, TeacherConfig, softmax_over
-from td3engine.interactions import Split
-from td3engine.model import Recommender
-from td3engine.sampled import NegativeDraws, SampledSteps, sampled_cross_entropy, training_counts
-from td3engine.sequences import questions, training_windows
-from td3engine.teacher import FullSteps, LogTraining
+from td3engine.data.split import Split, training_counts
+from td3engine.data.windows import training_windows
+from td3engine.losses.sampled_softmax import NegativeDraws, sampled_cross_entropy
+from td3engine.models.recommender import Recommender
+from td3engine.models.registry import build_backbone
+from td3engine.ranking.holdout import questions
+from td3engine.teacher.sampled_steps import SampledSteps
+from td3engine.teacher.training import FullSteps, LogTraining
 
 CPU = torch.device("cpu")
 ITEMS, WIDTH, TARGETS = 9, 5, 6

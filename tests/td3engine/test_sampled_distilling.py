@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from td3engine import sampled
-from td3engine.distill import Distillation
-from td3engine.learner import SummaryTraining
-from td3engine.sampled import NegativeDraws, pointed_at
-from td3engine.summary import query
-from td3engine.unroll import ByAutograd
+from td3engine.inner_loop.gradients import ByAutograd
+from td3engine.inner_loop.learner import SummaryTraining
+from td3engine.losses.sampled_softmax import NegativeDraws
+from td3engine.outer_loop import item_sampler
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.outer_loop.item_sampler import pointed_at
+from td3engine.summary.tucker import query
 from tests.td3engine.oracles import default_double, distance, normal
 from tests.td3engine.test_distill import ITEMS, ZETA, config_of, make
 
@@ -35,7 +36,7 @@ def test_with_every_item_at_hand_distilling_is_as_without_samples(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     full, some = distillation(softmax="full"), distillation(softmax="sampled")
-    monkeypatch.setattr(sampled, "ITEMS_A_POSITION", ITEMS)
+    monkeypatch.setattr(item_sampler, "ITEMS_A_POSITION", ITEMS)
     everything = (torch.arange(ITEMS), torch.zeros(ITEMS))
     monkeypatch.setattr(NegativeDraws, "draw", lambda _self, _rng: everything)
     for _ in range(3):
@@ -52,7 +53,7 @@ def test_with_every_item_at_hand_distilling_is_as_without_samples(
 def test_on_average_over_draws_the_sum_is_that_over_all_items(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sampled, "ITEMS_A_POSITION", 1)
+    monkeypatch.setattr(item_sampler, "ITEMS_A_POSITION", 1)
     distilled = distillation(softmax="sampled", negatives=1)
     sampler = distilled.sampler
     assert sampler is not None
@@ -80,7 +81,7 @@ def test_the_items_pointed_at_are_those_with_most_weight() -> None:
     expected: set[int] = set()
     for scores in (queries.flatten(0, 1) @ table.T).tolist():
         best = sorted(range(ITEMS), key=lambda item: -scores[item])
-        expected.update(best[: sampled.ITEMS_A_POSITION])
+        expected.update(best[: item_sampler.ITEMS_A_POSITION])
     assert found == expected
 
 
@@ -110,7 +111,7 @@ def test_a_sampled_distillation_goes_on_where_it_stopped_and_takes_new_samples(
         asked.append(queries)
         return torch.tensor([2, 5])
 
-    monkeypatch.setattr(sampled, "pointed_at", pointed)
+    monkeypatch.setattr(item_sampler, "pointed_at", pointed)
     over = {"softmax": "sampled", "negatives": 4, "steps": 4, "validate_every": 2}
     whole, first, second = distillation(**over), distillation(**over), distillation(**over)
     seen: list[Tensor] = []

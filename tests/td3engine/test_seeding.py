@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from td3engine.seeding import Purpose, generator, numpy_generator
+from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 
 KEYS = list(product((0, 7), (Purpose.OUTER_STEP, Purpose.POOL), (0, 3, 999_999), (0, 1, 12)))
 

@@ -10,16 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from td3engine import sequences
-from td3engine.sequences import (
-    Questions,
-    Role,
-    WindowIndex,
-    batches_of_like_length,
-    gather,
-    questions,
-    training_windows,
-)
+from td3engine.data import windows as sequences
+from td3engine.data.windows import WindowIndex, batches_of_like_length, training_windows
+from td3engine.models.sequences import gather
+from td3engine.ranking.holdout import Questions, Role, questions
 from tests.td3engine.oracles import make_split
 
 N_ITEMS = 9

@@ -10,8 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from td3engine import side_by_side as module
-from td3engine.side_by_side import RULES, pieces_of, side_by_side
+from td3engine.inner_loop import side_by_side as module
+from td3engine.inner_loop.side_by_side import RULES, pieces_of, side_by_side
 from tests.td3engine.oracles import distance, normal, seeded
 
 K, N, M, D, B = 3, 5, 4, 2, 6

@@ -9,19 +9,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from td3engine.backbones import Backbone, build_backbone
 from td3engine.config import BackboneName, SummaryConfig
-from td3engine.learner import encode_last
-from td3engine.seeding import Purpose, numpy_generator
-from td3engine.start import (
+from td3engine.inner_loop.learner import encode_last
+from td3engine.models.backbone import Backbone
+from td3engine.models.registry import build_backbone
+from td3engine.outer_loop.initial_summary import (
     expected_queries,
     factored,
     initial_summary,
     pointing_queries,
     real_histories,
 )
-from td3engine.summary import Summary, query
-from td3engine.teacher import Trained
+from td3engine.runtime.seeding import Purpose, numpy_generator
+from td3engine.summary.tucker import Summary, query
+from td3engine.teacher.training import Trained
 from tests.td3engine.backbone_kit import rows_taken
 from tests.td3engine.oracles import default_double, distance, make_split, normal, seeded
 from tests.td3engine.small import small_config
@@ -107,7 +108,7 @@ def test_targets_begin_as_what_the_teacher_expects(
     name: BackboneName, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Position by position, from a row of the items before it alone; all users and some at once."""
-    monkeypatch.setattr("td3engine.start.PREFIXES_AT_ONCE", at_once)
+    monkeypatch.setattr("td3engine.outer_loop.initial_summary.PREFIXES_AT_ONCE", at_once)
     backbone = build_backbone(small_config(backbone={"name": name}).backbone, 8)
     width = 8
     table = normal(5, ITEMS, width + int(backbone.biased))

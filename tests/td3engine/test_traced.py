@@ -12,14 +12,16 @@ from torch import Tensor
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from td3engine import traced
-from td3engine.backbones import SASRec
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
 from td3engine.errors import CompilerError
-from td3engine.learner import SummaryTraining, recommender
-from td3engine.reading import reader_for
-from td3engine.traced import TracedTake, cut, demand_compiler
-from td3engine.unroll import LearnerState, Taken, meta_gradient, train
+from td3engine.inner_loop import traced
+from td3engine.inner_loop.adam import LearnerState
+from td3engine.inner_loop.gradients import Taken
+from td3engine.inner_loop.learner import SummaryTraining, recommender
+from td3engine.inner_loop.traced import TracedTake, cut, demand_compiler
+from td3engine.inner_loop.unroll import meta_gradient, train
+from td3engine.models.sasrec import SASRec
+from td3engine.summary.soft_sequences import reader_for
 from tests.td3engine.oracles import distance, normal, seeded
 
 USERS, ZETA, ITEMS, WIDTH = 5, 8, 11, 4

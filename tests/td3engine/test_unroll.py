@@ -15,23 +15,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from td3engine import catalogue
-from td3engine.backbones import Asked, SASRec
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
-from td3engine.learner import SummaryTraining, recommender
-from td3engine.model import Draws
-from td3engine.reading import ReadDense, ReadQueries, ReadReady
-from td3engine.summary import query
-from td3engine.unroll import (
-    AdamRule,
-    ByAutograd,
-    InnerStep,
-    LearnerState,
-    Taken,
-    adam,
-    meta_gradient,
-    train,
-)
+from td3engine.inner_loop.adam import AdamRule, LearnerState, adam
+from td3engine.inner_loop.gradients import ByAutograd, InnerStep, Taken
+from td3engine.inner_loop.learner import SummaryTraining, recommender
+from td3engine.inner_loop.unroll import meta_gradient, train
+from td3engine.losses import softmax as catalogue
+from td3engine.models.backbone import Asked
+from td3engine.models.recommender import Draws
+from td3engine.models.sasrec import SASRec
+from td3engine.summary.soft_sequences import ReadDense, ReadQueries, ReadReady
+from td3engine.summary.tucker import query
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
     TapeAdam,

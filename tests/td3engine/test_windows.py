@@ -17,15 +17,16 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from td3engine import traced
 from td3engine.config import Mode
-from td3engine.distill import Distillation
-from td3engine.learner import SummaryTraining, recommender
-from td3engine.model import Draws
-from td3engine.reading import reader_for
-from td3engine.traced import TracedTake
-from td3engine.unroll import InnerStep, LearnerState
-from td3engine.windows import Alone, Together, Window
+from td3engine.inner_loop import traced
+from td3engine.inner_loop.adam import LearnerState
+from td3engine.inner_loop.gradients import InnerStep
+from td3engine.inner_loop.learner import SummaryTraining, recommender
+from td3engine.inner_loop.traced import TracedTake
+from td3engine.inner_loop.windows import Alone, Together, Window
+from td3engine.models.recommender import Draws
+from td3engine.outer_loop.distillation import Distillation
+from td3engine.summary.soft_sequences import reader_for
 from tests.td3engine.devices import CPU, DEVICES
 from tests.td3engine.oracles import default_double, distance, leaves, normal
 from tests.td3engine.test_distill import config_of, make
@@ -261,7 +262,7 @@ def test_learners_go_together_where_their_step_can_be_traced(
         assert make(config_of("from-scratch"), biased=False).together is None
         sampled = config_of("shared-items", vectorised=True, softmax="sampled")
         assert make(sampled, biased=False).together is None
-        monkeypatch.setattr("td3engine.reading.LARGEST_DENSE", 1)
+        monkeypatch.setattr("td3engine.summary.soft_sequences.LARGEST_DENSE", 1)
         assert make(config, biased=False).together is None  # S is made in chunks
 
 

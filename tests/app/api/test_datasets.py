@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from app.blobs import sql as blobs
 from app.main import create_app
 from app.uploads import UploadFolders
-from td3engine.interactions import read_normalised
+from td3engine.data.normalised import read_normalised
 from tests.app.api.conftest import LOG, Service, running, settings_for, wait_for
 from tests.app.api.test_errors import problem
 

@@ -16,7 +16,7 @@ from app.api.job_views import JobSights, Sight
 from app.apikeys import key_id_of
 from app.store import job_reads, jobs, keys
 from app.store.models import DEFAULT_TENANT
-from td3engine.presets import build_config
+from td3engine.config.presets import build_config
 from tests.app.api.conftest import LOG, Service, running, settings_for, wait_for
 from tests.app.api.test_errors import problem
 

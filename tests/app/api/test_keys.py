@@ -18,7 +18,7 @@ from app.store import keys
 from app.store.engine import open_store
 from app.store.ids import new_id
 from app.store.models import ApiKey
-from td3engine.client import Client, ServiceError
+from td3engine.client.client import Client, ServiceError
 from tests.app.api.conftest import Service
 from tests.app.api.test_errors import problem
 

@@ -68,7 +68,7 @@ def _reads_anything(command: Sequence[str], *, memory_bytes: int) -> list[str]:
     """A reader of uploads that takes every file at once; tests/app/api/test_upload_fuzz.py has the
     real one.
     """
-    target = command[command.index("td3engine.interactions") + 2]
+    target = command[command.index("td3engine.data.normalise") + 2]
     return ["sh", "-c", f"echo a log > {shlex.quote(target)}; echo {shlex.quote(json.dumps(READ))}"]
 
 

@@ -111,7 +111,7 @@ def service(
     settings = settings_for(f"sqlite:///{folder / 'td3.sqlite3'}", broker_server, folder)
 
     async def run(command: Sequence[str], seconds: float) -> tuple[int, str, str]:
-        arguments = command[command.index("td3engine.interactions") + 1 :]
+        arguments = command[command.index("td3engine.data.normalise") + 1 :]
         return await asyncio.to_thread(reader.run, arguments)
 
     with pytest.MonkeyPatch.context() as patch, running(settings) as service:

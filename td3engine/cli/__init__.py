@@ -1,0 +1,1 @@
+"""The command `td3`, one file a command."""

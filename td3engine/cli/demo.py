@@ -1,0 +1,194 @@
+"""`td3 demo`: the main job, end to end, as its users meet it.
+
+A real service in a fresh folder, a real log through `POST /jobs`, its events as a progress bar,
+the summary downloaded, and fresh learners trained on it with the library, beside every baseline.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from td3engine.cli.commands import PhaseBars, prepare_for
+from td3engine.client.client import Client, Job
+from td3engine.config import MODES, DistillConfig
+from td3engine.data.movielens import FetchError, cache_folder, fetch_ml100k
+from td3engine.data.reading import read_log
+from td3engine.errors import UnusableError
+from td3engine.evaluation.baselines import random_user_rows, summary_rows, zero_step_rows
+from td3engine.evaluation.table import Row, results_tables
+from td3engine.pipeline.run import RESULT_SEEDS, pick_device
+from td3engine.runtime.torch_setup import settle
+from td3engine.summary.bundle import load_bundle
+
+STOP_SECONDS = 30
+Result = TypeVar("Result")
+
+
+class DemoError(UnusableError):
+    """The demo could not do its work; the message says what failed."""
+
+    code = "demo_failed"
+
+
+def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Console) -> None:
+    """Run the whole demo in a new folder below `out`.
+
+    Raises:
+        DemoError: the service did not start, the log could not be had, or the job failed.
+        LogError: the log cannot be used.
+    """
+    folder = _new_folder(out)
+    seconds: dict[str, float] = {}
+    console.print(f"[bold]1[/] a service of its own, in {folder}", soft_wrap=True)
+    with _service(folder / "service", seconds) as url:
+        console.print(f"[bold]2[/] the log goes to {url}/jobs")
+        log = data or _timed(seconds, "fetching the log", _movielens)
+        # Not the key of some other service that the environment may have.
+        with Client(url, api_key="") as client:
+            job = _timed(seconds, "job", lambda: _follow(client, log, config, console))
+            files = client.download_summary(job.id, folder / "summary")
+    console.print(f"[bold]3[/] summary: {files[0].parent}; the service has stopped", soft_wrap=True)
+    console.print("[bold]4[/] fresh learners, on the summary and on everything it must beat")
+    metrics = job.metrics or {}
+    rows = _timed(
+        seconds, "measuring rows", lambda: _rows(folder / "summary", log, metrics, console)
+    )
+    seconds |= {f"job: {phase}": spent for phase, spent in metrics["seconds"].items()}
+    for table in results_tables(rows):
+        console.print(table)
+    result = folder / "result.json"
+    manifest = load_bundle(folder / "summary").manifest
+    content = {
+        "dataset": {"name": log.name, "fingerprint": manifest.fingerprint, **manifest.statistics},
+        "config": manifest.config.model_dump(mode="json"),
+        "seconds": seconds,
+        "rows": rows,
+    }
+    result.write_text(json.dumps(content, indent=2) + "\n")
+    console.print(str(result), soft_wrap=True, highlight=False)
+
+
+def _follow(client: Client, log: Path, config: DistillConfig, console: Console) -> Job:
+    """POST the log, show the job's events as they come, return the job once it has succeeded."""
+    job = client.create_job(file=log, config=config.model_dump(mode="json"), name="demo")
+    bars = PhaseBars(console)
+    with bars.progress:
+        for event in client.events(job.id):
+            data = event.data
+            if event.type == "phase":
+                bars.enter(data["phase"])
+            elif event.type == "progress":
+                bars.show(
+                    data["phase"],
+                    data["step"],
+                    data["total"],
+                    data.get("seconds_left"),
+                    data.get("metrics") or {},
+                )
+            elif event.type == "log":
+                bars.progress.console.print(f"note: {data['message']}", markup=False)
+        bars.finish()
+    job = client.job(job.id)
+    if job.status != "succeeded":
+        raise DemoError(f"the job is {job.status}: {job.error}")
+    return job
+
+
+def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Console) -> list[Row]:
+    """Every row of the demo's table: what needs the teacher from the job, the rest trained here."""
+    bundle = load_bundle(summary)
+    config = bundle.manifest.config
+    device = pick_device(config.device)  # on this machine, as it was asked for
+    settle(device)
+    benchmark = prepare_for(bundle, read_log(log), device)
+    distilled = bundle.summary.to(device)
+    of_job: list[Row] = job_metrics["rows"]
+    rows = [row for row in of_job if row["name"] in ("full data", "popularity")]
+    with console.status("zero steps") as status:
+        rows += zero_step_rows(benchmark, distilled.V, RESULT_SEEDS)
+        for mode in MODES:
+            status.update(f"random users, {mode}")
+            rows += random_user_rows(benchmark, mode, distilled.V, RESULT_SEEDS)
+            at = "initial summary", mode
+            rows += [row for row in of_job if (row["name"], row["mode"]) == at]
+            status.update(f"TD3 summary, {mode}")
+            rows += summary_rows(benchmark, "TD3 summary", distilled, mode, RESULT_SEEDS)
+    return rows
+
+
+@contextmanager
+def _service(folder: Path, seconds: dict[str, float]) -> Iterator[str]:
+    """A service with embedded defaults for the duration of the block; gives its URL."""
+    began = time.perf_counter()
+    folder.mkdir(parents=True)
+    command = [sys.executable, "-m", "td3engine.cli", "serve", "--data-dir", str(folder)]
+    log = folder / "service.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [*command, "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            # A group of its own: Ctrl-C reaches this process alone, which then stops the service
+            # in order.
+            start_new_session=True,
+            # A service of its own, whatever TD3_ settings another one has in this shell.
+            env={name: value for name, value in os.environ.items() if not name.startswith("TD3_")},
+        )
+        try:
+            url = _listening(process, log)
+            seconds["starting the service"] = time.perf_counter() - began
+            yield url
+        finally:
+            _stop(process)
+
+
+def _listening(process: subprocess.Popen[str], log: Path) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("listening on "):
+            return line.removeprefix("listening on ").strip()
+    last = log.read_text(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+    raise DemoError(f"the service did not start: {last[0]} (see {log})")
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        # Its children die with it (PR_SET_PDEATHSIG).
+        process.kill()
+        process.wait()
+
+
+def _movielens() -> Path:
+    try:
+        return fetch_ml100k(cache_folder())
+    except FetchError as error:
+        raise DemoError(f"{error}; `td3 demo --data FILE` takes a log of your own") from error
+
+
+def _new_folder(out: Path) -> Path:
+    number = 1
+    while (out / f"demo-{number}").exists():
+        number += 1
+    folder = out / f"demo-{number}"
+    folder.mkdir(parents=True)
+    return folder.resolve()
+
+
+def _timed(seconds: dict[str, float], name: str, work: Callable[[], Result]) -> Result:
+    began = time.perf_counter()
+    result = work()
+    seconds[name] = time.perf_counter() - began
+    return result

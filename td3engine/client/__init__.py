@@ -1,0 +1,25 @@
+"""Talk to a running service. Imports no torch."""
+
+from td3engine.client.client import Client
+from td3engine.client.wire import (
+    Artifact,
+    Dataset,
+    DownloadError,
+    Event,
+    Job,
+    MetricsPoint,
+    Problem,
+    ServiceError,
+)
+
+__all__ = [
+    "Artifact",
+    "Client",
+    "Dataset",
+    "DownloadError",
+    "Event",
+    "Job",
+    "MetricsPoint",
+    "Problem",
+    "ServiceError",
+]

@@ -1,0 +1,393 @@
+"""Talk to a running service: upload a log, distil it, watch it, fetch the summary.
+
+with Client("http://127.0.0.1:8000") as client:
+    job = client.create_job(file=Path("ratings.csv"), preset="fast")
+    for event in client.events(job.id):
+        print(event.type, event.data)
+    client.download_summary(job.id, Path("summary"))
+
+Calls that make something carry an idempotency key of their own, so they are sent again when the
+connection breaks, and still done once.
+"""
+
+import hashlib
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from td3engine.client.wire import (
+    Artifact,
+    Dataset,
+    DownloadError,
+    Event,
+    Job,
+    MetricsPoint,
+    Problem,
+    ServiceError,
+)
+from td3engine.config import Preset
+
+__all__ = [
+    "Artifact",
+    "Client",
+    "Dataset",
+    "DownloadError",
+    "Event",
+    "Job",
+    "MetricsPoint",
+    "Problem",
+    "ServiceError",
+]
+
+API_KEY_VARIABLE = "TD3_API_KEY"
+SUMMARY_FILES = ("manifest.json", "items.parquet", "summary.safetensors")
+_LONGEST_WAIT_SECONDS = 60
+_THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
+# The service sends a heartbeat every 15 seconds, and answers a wait within a minute.
+_TIMEOUT = httpx.Timeout(90, connect=10)
+_RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause
+_RECONNECT_TRIES = 10
+_SEND_TRIES = 5
+_RETRY_STATUS = frozenset({429, 502, 503, 504})
+_RETRY_CODE = "idempotency_key_in_use"
+_LONGEST_RETRY_AFTER_SECONDS = 60
+
+
+Model = TypeVar("Model", bound=BaseModel)
+_Jobs = TypeAdapter(list[Job])
+_Points = TypeAdapter(list[MetricsPoint])
+
+
+class Client:
+    """A service, by its URL. Every call raises `ServiceError` where the service refuses, and
+    `httpx.TransportError` where it cannot be reached.
+    """
+
+    def __init__(self, url: str, api_key: str | None = None) -> None:
+        """
+        Args:
+            url: the service.
+            api_key: sent with every request; by default that of the environment variable
+                `TD3_API_KEY`, if there is one. Empty: none.
+        """
+        key = os.environ.get(API_KEY_VARIABLE, "") if api_key is None else api_key
+        # A proxy that the environment names cannot reach a service on this machine.
+        elsewhere = httpx.URL(url).host not in _THIS_MACHINE
+        self._http = httpx.Client(
+            base_url=url,
+            timeout=_TIMEOUT,
+            headers={"Authorization": f"Bearer {key}"} if key else None,
+            trust_env=elsewhere,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def upload(
+        self,
+        path: Path,
+        name: str | None = None,
+        *,
+        columns: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Dataset:
+        """Upload a log.
+
+        Args:
+            path: CSV, TSV, RecBole .inter or Parquet; gzip or zstd.
+            name: shown in lists; the file's name otherwise.
+            columns: names of the file's columns, by `user`, `item`, `time`.
+            idempotency_key: what makes a call of another process the same as this one.
+        """
+        fields = {"name": name, "columns": json.dumps(dict(columns)) if columns else None}
+        return _read(Dataset, self._send_file("/datasets", path, fields, idempotency_key))
+
+    def create_job(
+        self,
+        dataset_id: str | None = None,
+        *,
+        file: Path | None = None,
+        preset: Preset = "balanced",
+        config: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        webhook: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Distil a dataset, or a file that is uploaded with the request.
+
+        Args:
+            dataset_id, file: exactly one of them.
+            preset: what `config` is laid over.
+            config: part of a `DistillConfig`.
+            seed: short for `config["seed"]`.
+            name: shown in lists.
+            metadata: your own words for it.
+            webhook: `url` and `secret` of who is told of the job's end.
+            idempotency_key: what makes a call of another process the same as this one.
+
+        Raises:
+            ValueError: both or none of `dataset_id` and `file`.
+        """
+        asked: dict[str, Any] = {"preset": preset, "config": dict(config or {}), "name": name}
+        asked |= {"seed": seed, "metadata": dict(metadata or {})}
+        asked["webhook"] = dict(webhook) if webhook is not None else None
+        if file is not None and dataset_id is None:
+            fields = {"request": json.dumps(asked)}
+            return _read(Job, self._send_file("/jobs", file, fields, idempotency_key))
+        if dataset_id is not None and file is None:
+            content = {"dataset_id": dataset_id, **asked}
+            return self._make_job("/jobs", idempotency_key, json=content)
+        raise ValueError("give either a dataset_id or a file")
+
+    def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
+        """A new job of the same request; `ServiceError` with code `job_not_over` before its end."""
+        return self._make_job(f"/jobs/{job_id}/retry", idempotency_key)
+
+    def dataset(self, dataset_id: str) -> Dataset:
+        """One dataset."""
+        return _read(Dataset, self._http.get(f"/datasets/{dataset_id}"))
+
+    def job(self, job_id: str) -> Job:
+        """One job, as it is now."""
+        return _read(Job, self._http.get(f"/jobs/{job_id}"))
+
+    def jobs(self, *, status: str | None = None, dataset_id: str | None = None) -> Iterator[Job]:
+        """Jobs, newest first; fetched page by page as they are taken."""
+        wanted = {"status": status, "dataset_id": dataset_id}
+        params: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
+        while True:
+            page = _check(self._http.get("/jobs", params=params)).json()
+            found = _Jobs.validate_python(page["data"])
+            yield from found
+            if not page["has_more"]:
+                return
+            params["after"] = found[-1].id
+
+    def wait(self, job_id: str, timeout: float | None = None) -> Job:
+        """The job once it is over.
+
+        Raises:
+            TimeoutError: it is not, after `timeout` seconds.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _LONGEST_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
+            seconds = max(0, min(_LONGEST_WAIT_SECONDS, math.ceil(left)))
+            headers = {"Prefer": f"wait={seconds}"}
+            job = _read(Job, self._http.get(f"/jobs/{job_id}", headers=headers))
+            if job.is_over:
+                return job
+            if deadline is not None and time.monotonic() >= deadline:
+                raise TimeoutError(f"{job_id} is {job.status} after {timeout:g} seconds")
+
+    def events(self, job_id: str, after: int = 0) -> Iterator[Event]:
+        """Events with a sequence above `after`, those to come as well, until the job is over.
+
+        A connection that breaks is made again where it stopped, so no event is lost or doubled.
+
+        Raises:
+            httpx.TransportError, ServiceError: it cannot be made again, or the service answers
+                with a 5xx, for about half a minute.
+        """
+        failures = 0
+        first, longest = _RECONNECT_SECONDS
+        while True:
+            headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+            try:
+                with self._http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
+                    if _check(answer).status_code == httpx.codes.NO_CONTENT:
+                        return  # the job is over, and this was all
+                    failures, before = 0, after
+                    for data in _server_sent_data(answer.iter_lines()):
+                        event = Event.model_validate_json(data)
+                        after = event.sequence
+                        yield event
+                if after == before:  # the server stops: it ends every stream at once
+                    time.sleep(first)
+            except (httpx.TransportError, ServiceError) as error:
+                failures += 1
+                refused = isinstance(error, ServiceError) and error.problem.status < 500
+                if refused or failures > _RECONNECT_TRIES:
+                    raise
+                time.sleep(min(first * 2**failures, longest))
+
+    def cancel(self, job_id: str) -> Job:
+        """Ask for the job's end; `ServiceError` with code `job_is_over` when it has ended."""
+        return _read(Job, self._http.post(f"/jobs/{job_id}/cancel"))
+
+    def delete_job(self, job_id: str) -> None:
+        """Delete a job that is over, with all that it made."""
+        _check(self._http.delete(f"/jobs/{job_id}"))
+
+    def delete_dataset(self, dataset_id: str) -> None:
+        """Delete a dataset; `ServiceError` with code `dataset_in_use` while a job needs it."""
+        _check(self._http.delete(f"/datasets/{dataset_id}"))
+
+    def metrics(self, job_id: str) -> Iterator[MetricsPoint]:
+        """How the job went so far, point by point; fetched page by page as they are taken."""
+        params: dict[str, Any] = {}
+        while True:
+            page = _check(self._http.get(f"/jobs/{job_id}/metrics", params=params)).json()
+            found = _Points.validate_python(page["data"])
+            yield from found
+            if not page["has_more"]:
+                return
+            params["after"] = found[-1].sequence
+
+    def download_summary(self, job_id: str, folder: Path) -> list[Path]:
+        """Write the summary's three files to `folder`, each complete and checked, or not at all.
+
+        Raises:
+            DownloadError: the bytes are not those that the job made.
+        """
+        job = self.job(job_id)
+        if job.status != "succeeded":  # the service says best why there is no summary
+            _check(self._http.get(f"/jobs/{job_id}/summary"))
+            job = self.job(job_id)  # it has become one meanwhile
+        artifacts = {artifact.name: artifact for artifact in job.artifacts}
+        folder.mkdir(parents=True, exist_ok=True)
+        return [self._download(artifacts[name], folder / name) for name in SUMMARY_FILES]
+
+    def _download(self, artifact: Artifact, target: Path) -> Path:
+        part = target.with_name(f".{target.name}.part")
+        first, longest = _RECONNECT_SECONDS
+        failures = 0
+        try:
+            with part.open("wb") as file:
+                while True:
+                    before = file.tell()
+                    try:
+                        self._fetch_rest(artifact, file)
+                        break
+                    except httpx.TransportError:
+                        if file.tell() >= artifact.bytes:
+                            break  # at the very end: the checksum will tell
+                        failures = 0 if file.tell() > before else failures + 1
+                        if failures > _RECONNECT_TRIES:
+                            raise
+                        time.sleep(min(first * 2**failures, longest))
+            with part.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != artifact.sha256:
+                    raise DownloadError(f"{artifact.name} came down damaged")
+            part.replace(target)
+        finally:
+            part.unlink(missing_ok=True)
+        return target
+
+    def _fetch_rest(self, artifact: Artifact, file: BinaryIO) -> None:
+        """Append what the file still lacks; all of it where the service sends the whole."""
+        headers = {}
+        if file.tell():
+            headers = {"Range": f"bytes={file.tell()}-", "If-Range": f'"{artifact.sha256}"'}
+        with self._http.stream("GET", artifact.href, headers=headers) as answer:
+            if _check(answer).status_code != httpx.codes.PARTIAL_CONTENT:
+                file.seek(0)
+                file.truncate()
+            for chunk in answer.iter_bytes():
+                file.write(chunk)
+
+    def _make_job(self, url: str, key: str | None, **content: Any) -> Job:
+        return _read(
+            Job, _once(key, lambda headers: self._http.post(url, headers=headers, **content))
+        )
+
+    def _send_file(
+        self, url: str, path: Path, fields: Mapping[str, str | None], key: str | None
+    ) -> httpx.Response:
+        data = {name: value for name, value in fields.items() if value is not None}
+
+        def send(headers: dict[str, str]) -> httpx.Response:
+            with path.open("rb") as file:
+                # Reading a large log takes the service a while before it answers.
+                return self._http.post(
+                    url,
+                    data=data,
+                    files={"file": (path.name, file)},
+                    headers=headers,
+                    timeout=httpx.Timeout(None, connect=10),
+                )
+
+        return _once(key, send)
+
+
+def _once(key: str | None, send: Callable[[dict[str, str]], httpx.Response]) -> httpx.Response:
+    """The answer to a request that is sent, under one idempotency key, until it is answered."""
+    headers = {"Idempotency-Key": key or uuid.uuid4().hex}
+    first, longest = _RECONNECT_SECONDS
+    for attempt in range(_SEND_TRIES):
+        pause = min(first * 2**attempt, longest)
+        try:
+            answer = send(headers)
+        except httpx.TransportError:
+            pass  # it may have arrived, or not: with its key it is done once in any case
+        else:
+            if not _answered_later(answer):
+                return answer
+            pause = max(pause, _retry_after(answer))
+        time.sleep(pause)
+    return send(headers)
+
+
+def _answered_later(answer: httpx.Response) -> bool:
+    """Whether the same request will be answered in a while."""
+    return answer.status_code in _RETRY_STATUS or (
+        answer.status_code == httpx.codes.CONFLICT and _problem(answer).code == _RETRY_CODE
+    )
+
+
+def _retry_after(answer: httpx.Response) -> float:
+    given = answer.headers.get("retry-after", "")
+    return min(int(given), _LONGEST_RETRY_AFTER_SECONDS) if given.isdecimal() else 0.0
+
+
+def _server_sent_data(lines: Iterator[str]) -> Iterator[str]:
+    """The data of each complete server-sent event; id and type are in the data as well."""
+    data: list[str] = []
+    for line in lines:
+        if not line and data:
+            yield "\n".join(data)
+            data.clear()
+        elif line.startswith("data:"):
+            data.append(line.removeprefix("data:").removeprefix(" "))
+
+
+def _read(model: type[Model], answer: httpx.Response) -> Model:
+    return model.model_validate_json(_check(answer).content)
+
+
+def _check(answer: httpx.Response) -> httpx.Response:
+    """The answer, unless it is an error."""
+    if not answer.is_error:
+        return answer
+    answer.read()
+    raise ServiceError(_problem(answer))
+
+
+def _problem(answer: httpx.Response) -> Problem:
+    try:
+        return Problem.model_validate_json(answer.content)
+    except ValidationError:  # not from the service: a proxy on the way, perhaps
+        return Problem(status=answer.status_code, title=answer.reason_phrase)

@@ -1,0 +1,43 @@
+"""What a distillation can be told: the settings and the presets over them. Imports no torch."""
+
+from td3engine.config.schema import (
+    AUTO_KNOBS,
+    BACKBONES,
+    MODES,
+    SAMPLED_FROM,
+    AutoKnob,
+    BackboneConfig,
+    BackboneName,
+    DataConfig,
+    Device,
+    DistillConfig,
+    LearnerConfig,
+    Mode,
+    OuterConfig,
+    Preset,
+    Softmax,
+    SummaryConfig,
+    TeacherConfig,
+    softmax_over,
+)
+
+__all__ = [
+    "AUTO_KNOBS",
+    "BACKBONES",
+    "MODES",
+    "SAMPLED_FROM",
+    "AutoKnob",
+    "BackboneConfig",
+    "BackboneName",
+    "DataConfig",
+    "Device",
+    "DistillConfig",
+    "LearnerConfig",
+    "Mode",
+    "OuterConfig",
+    "Preset",
+    "Softmax",
+    "SummaryConfig",
+    "TeacherConfig",
+    "softmax_over",
+]

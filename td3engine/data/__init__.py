@@ -1,0 +1,1 @@
+"""Interaction logs: reading, normalising, describing, filtering, splitting. Imports no torch."""

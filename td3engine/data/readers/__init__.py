@@ -1,0 +1,1 @@
+"""The file formats that a log may come in."""

@@ -1,0 +1,1 @@
+"""How good a summary is: learners and baselines on test, as rows of tables."""

@@ -1,0 +1,111 @@
+"""Rows of results: made in one place, shown as a table, written as JSON."""
+
+from collections.abc import Sequence
+from typing import TypedDict, cast
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from td3engine.config import Mode
+from td3engine.ranking.metrics import Metrics, Protocol
+
+Row = TypedDict(
+    "Row",
+    {
+        "name": str,
+        "mode": Mode,
+        "protocol": Protocol,
+        "seeds": int,
+        "hr@5": float,
+        "hr@5_std": float,
+        "hr@10": float,
+        "hr@10_std": float,
+        "hr@20": float,
+        "hr@20_std": float,
+        "ndcg@5": float,
+        "ndcg@5_std": float,
+        "ndcg@10": float,
+        "ndcg@10_std": float,
+        "ndcg@20": float,
+        "ndcg@20_std": float,
+        "mrr@5": float,
+        "mrr@5_std": float,
+        "mrr@10": float,
+        "mrr@10_std": float,
+        "mrr@20": float,
+        "mrr@20_std": float,
+        "train_seconds": float,
+        "numbers_stored": int,
+        "sequences": int,
+    },
+)
+
+
+def make_row(
+    name: str,
+    mode: Mode,
+    protocol: Protocol,
+    measured: Sequence[Metrics],
+    *,
+    train_seconds: float,
+    numbers_stored: int,
+    sequences: int,
+) -> Row:
+    """Mean and standard deviation (n - 1; 0 for one seed) of measurements, one a seed."""
+    figures: Metrics = {}
+    for metric in measured[0]:
+        values = [one[metric] for one in measured]
+        figures[metric] = float(np.mean(values))
+        figures[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    row = {
+        "name": name,
+        "mode": mode,
+        "protocol": protocol,
+        "seeds": len(measured),
+        **figures,
+        "train_seconds": train_seconds,
+        "numbers_stored": numbers_stored,
+        "sequences": sequences,
+    }
+    return cast(Row, row)
+
+
+def results_tables(rows: Sequence[Row]) -> list[Table]:
+    """One table a protocol, narrow enough for a terminal of 80 columns.
+
+    `train s` is wall time of one learner up to its best state, `stored` the numbers (or, of real
+    sequences, the interactions) that its training data consist of.
+    """
+    return [
+        _table(protocol, [row for row in rows if row["protocol"] == protocol])
+        for protocol in dict.fromkeys(row["protocol"] for row in rows)
+    ]
+
+
+def _table(protocol: Protocol, rows: Sequence[Row]) -> Table:
+    table = Table(
+        title=f"On the test events, protocol `{protocol}`",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    for name in ("trained on", "mode"):
+        table.add_column(name, no_wrap=True)
+    for name in ("HR@10", "NDCG@10", "train s", "stored"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row["name"],
+            row["mode"],
+            _plus_minus(row["hr@10"], row["hr@10_std"], row["seeds"]),
+            _plus_minus(row["ndcg@10"], row["ndcg@10_std"], row["seeds"]),
+            f"{row['train_seconds']:.1f}",
+            f"{row['numbers_stored']:,}",
+        )
+    return table
+
+
+def _plus_minus(mean: float, std: float, seeds: int) -> str:
+    return f"{mean:.4f} ±{std:.4f}" if seeds > 1 else f"{mean:.4f}        "

@@ -1,0 +1,155 @@
+"""A summary for other trainers: soft targets as Parquet, or sampled item sequences as text.
+
+A trainer that knows nothing of the method cannot read factors. It can read, for each synthetic
+position, the k most probable items (`soft_top_k`), or ordinary item sequences drawn from the
+summary (`sample_sequences`), in the files that it reads anyway. docs/exports.md has the formulas.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from td3engine.config import DistillConfig
+from td3engine.errors import UnusableError
+from td3engine.export.soft_targets import SCORES_AT_ONCE
+from td3engine.inner_loop.learner import learn
+from td3engine.models.recommender import Recommender
+from td3engine.models.registry import build_backbone
+from td3engine.runtime.seeding import Purpose, generator
+from td3engine.summary.tucker import Summary
+
+COPIES = 20
+TEMPERATURE = 0.6
+GUIDANCE = 1.0
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A learner that was trained on the summary and now helps to draw from it.
+
+    Attributes:
+        model: its backbone and item table.
+        parameters: encoder parameters (P).
+        table: scoring table F (n, f).
+        weight: g in the mix (1 - g) summary + g learner.
+    """
+
+    model: Recommender
+    parameters: Tensor
+    table: Tensor
+    weight: float
+
+
+def train_guide(
+    summary: Summary, config: DistillConfig, *, weight: float = GUIDANCE, seed: int = 0
+) -> Guide:
+    """A learner for guided sampling, trained on nothing but the summary (`shared-items`).
+
+    Raises:
+        UnusableError: the weight is not within [0, 1].
+        DivergedError: the learner's training produced numbers that are not finite.
+    """
+    if not 0 <= weight <= 1:
+        raise UnusableError(f"guidance must be from 0 to 1, not {weight}")
+    backbone = build_backbone(config.backbone, config.data.max_history)
+    draw = generator(seed, Purpose.EXPORT_LEARNER, device=summary.V.device.type)
+    learned = learn(summary, backbone, config.learner, "shared-items", draw)
+    model = Recommender(backbone, *summary.V.shape)
+    return Guide(model, learned.parameters, learned.table, weight)
+
+
+@torch.no_grad()
+def sample_sequences(
+    summary: Summary,
+    *,
+    copies: int = COPIES,
+    temperature: float = TEMPERATURE,
+    guide: Guide | None = None,
+    repeats: bool = False,
+    seed: int = 0,
+) -> Tensor:
+    """Item sequences drawn from the summary, int64 (users * copies, zeta), on the CPU.
+
+    Row u * copies + c is the c-th sequence of synthetic user u. Position t of it is drawn from
+    softmax(z / temperature) with the scores z = C_ut V^T, and with a guide
+    z = (1 - g) C_ut V^T + g (its scores after the items drawn before t) from position 1 on. C_ut is
+    the query of what is to be predicted there.
+
+    Args:
+        summary: the factors.
+        copies: sequences a synthetic user.
+        temperature: below 1 prefers probable items more than S does; towards 0 it is the argmax.
+        guide: None draws every position by itself, from S alone.
+        repeats: whether an item may come twice in a sequence.
+        seed: same seed, machine and settings: same sequences.
+
+    Raises:
+        UnusableError: settings that cannot work, or fewer items than positions without repeats.
+    """
+    if copies < 1 or not 0 < temperature < float("inf"):
+        raise UnusableError(
+            f"copies and temperature must be positive, not {copies} and {temperature}"
+        )
+    C_UTD = summary.predicted
+    users, length, _ = C_UTD.shape
+    n_items = len(summary.V)
+    if not repeats and n_items < length:
+        raise UnusableError(
+            f"{n_items} items cannot fill {length} positions without repeats: allow them"
+        )
+    # One number a draw, all drawn here: how the rows are cut into chunks changes nothing.
+    draw = generator(seed, Purpose.EXPORT)
+    uniform_RT = torch.rand(users * copies, length, generator=draw, dtype=torch.float64)
+    owner_R = torch.arange(users).repeat_interleave(copies)
+    return torch.cat(
+        [
+            _sample_rows(
+                C_UTD[owner_R[rows]], summary.V, uniform_RT[rows], temperature, guide, repeats
+            )
+            for rows in torch.arange(len(owner_R)).split(max(1, SCORES_AT_ONCE // n_items))
+        ]
+    )
+
+
+def _sample_rows(
+    C_RTD: Tensor,
+    V_ND: Tensor,
+    uniform_RT: Tensor,
+    temperature: float,
+    guide: Guide | None,
+    repeats: bool,
+) -> Tensor:
+    """A chunk of whole sequences, int64 (R, zeta), on the CPU."""
+    items_RT = torch.empty(uniform_RT.shape, dtype=torch.int64, device=C_RTD.device)
+    for t in range(items_RT.shape[1]):
+        scores_RN = C_RTD[:, t] @ V_ND.T
+        if guide is not None and t > 0:
+            guided_RN = _scores_after(guide, items_RT[:, :t])
+            scores_RN = (1 - guide.weight) * scores_RN + guide.weight * guided_RN
+        scores_RN = scores_RN.double()
+        if not repeats:
+            scores_RN.scatter_(1, items_RT[:, :t], -torch.inf)
+        # The peak goes first: a small temperature would carry scores beyond any float.
+        scores_RN = (scores_RN - scores_RN.amax(-1, keepdim=True)) / temperature
+        items_RT[:, t] = _draw(scores_RN.softmax(-1), uniform_RT[:, t].to(C_RTD.device))
+    return items_RT.cpu()
+
+
+def _scores_after(guide: Guide, items_RT: Tensor) -> Tensor:
+    """The guide's scores of every item after these prefixes, (R, n)."""
+    lengths = torch.full((len(items_RT),), items_RT.shape[1], device=items_RT.device)
+    states_RF = guide.model.last(guide.parameters, guide.table[items_RT], lengths)
+    return states_RF @ guide.table.T
+
+
+def _draw(probability_RN: Tensor, uniform_R: Tensor) -> Tensor:
+    """One item a row, int64 (R): the first whose cumulated probability passes the uniform number.
+
+    An item of probability zero is never drawn: it does not raise the sum, and a number that
+    rounds up to the whole sum gives the item at which that sum is first reached.
+    """
+    sums_RN = probability_RN.cumsum(-1)
+    whole_R1 = sums_RN[:, -1:].contiguous()
+    drawn = torch.searchsorted(sums_RN, uniform_R[:, None] * whole_R1, right=True)
+    return torch.minimum(drawn, torch.searchsorted(sums_RN, whole_R1)).squeeze(-1)

@@ -1,0 +1,1 @@
+"""Training a learner on a summary, and differentiating through that training."""

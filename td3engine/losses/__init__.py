@@ -1,0 +1,1 @@
+"""Losses over a catalogue of items, with derivatives in closed form."""

@@ -1,0 +1,117 @@
+"""Training steps that touch a few thousand items of a large catalogue.
+
+The softmax over all n items is estimated from items drawn with replacement. For a target t, its
+scores s, and M negatives i with probabilities q_i, the sum in the softmax becomes
+
+    Z = exp(s_t) + sum over negatives i other than t of exp(s_i) / (M q_i)
+
+which is right on average, whatever q is (the correction of Bengio and Senecal, 2008, and a draw
+that hits the target left out). All targets of a step share its negatives.
+
+Such a step needs the parameters of the drawn items and of those in its rows only: it is an ordinary
+step of a *smaller recommender*, whose theta is cut out of the whole one and put back after Adam.
+Adam's moments of other items stay as they are until they are drawn (lazy Adam).
+
+A learner on a summary has no single target, but the summary says where its targets' weight lies:
+the items that some position points at most are always among the sum, each counting once, and the
+draws stand for the others. Its item table is frozen, so the sample is a smaller frozen table.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from td3engine.data.split import Split, training_counts
+
+SMALLEST_TOTAL = 1e-30
+POPULARITY_POWER = 0.75  # negatives are drawn by an item's count to this power
+
+
+class NegativeDraws:
+    """Items drawn with replacement, by a power of their training interactions.
+
+    Args:
+        split: the log.
+        count: M, how many are drawn at once.
+    """
+
+    def __init__(self, split: Split, count: int) -> None:
+        weight_N = (training_counts(split) + 1.0) ** POPULARITY_POWER
+        self.count = count
+        self.cumulative_N = np.cumsum(weight_N) / weight_N.sum()
+        # log of 1 / (M q), what a draw of this item counts.
+        self.log_weight_N = np.log(weight_N.sum() / (count * weight_N)).astype(np.float32)
+
+    def draw(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """M items, int64 (M), and log(1 / (M q)) of each, (M)."""
+        places = np.searchsorted(self.cumulative_N, rng.random(self.count), side="right")
+        items = np.minimum(places, len(self.cumulative_N) - 1)
+        return torch.from_numpy(items), torch.from_numpy(self.log_weight_N[items])
+
+
+def sampled_cross_entropy(
+    hidden_KF: Tensor,
+    targets_K: Tensor,
+    table_RF: Tensor,
+    negatives_M: Tensor,
+    log_weight_M: Tensor,
+) -> Tensor:
+    """Estimated cross-entropy of each target, (K).
+
+    Args:
+        hidden_KF: hidden states, (K, f).
+        targets_K: items, as rows of the table, int64 (K).
+        table_RF: scoring table of the items at hand, (R, f).
+        negatives_M: drawn items, as rows of the table, int64 (M).
+        log_weight_M: log of what each draw counts, (M); zeros where every item is there once, and
+            then this is the softmax over all of them.
+    """
+    target_K = (hidden_KF * table_RF[targets_K]).sum(-1)
+    hits = _hits(targets_K, negatives_M)
+    others_K = _OthersSum.apply(hidden_KF, table_RF[negatives_M], log_weight_M, *hits)  # type: ignore[no-untyped-call]
+    return torch.logaddexp(target_K, others_K) - target_K
+
+
+def _hits(targets_K: Tensor, negatives_M: Tensor) -> tuple[Tensor, Tensor]:
+    """All pairs of a target and a draw that are the same item: positions in either."""
+    ordered_M, order_M = negatives_M.sort()
+    first_K = torch.searchsorted(ordered_M, targets_K)
+    count_K = torch.searchsorted(ordered_M, targets_K, right=True) - first_K
+    rows = torch.arange(len(targets_K), device=targets_K.device).repeat_interleave(count_K)
+    nth = torch.arange(len(rows), device=rows.device) - (count_K.cumsum(0) - count_K)[rows]
+    return rows, order_M[first_K[rows] + nth]
+
+
+class _OthersSum(torch.autograd.Function):
+    """log of the weighted sum over negatives, per row; its (K, M) scores are held once.
+
+    With P = softmax of the scores and upstream u, the gradient of the hidden states is u P T and
+    that of the negatives' rows T is (u P)^T h.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_KF: Tensor,
+        rows_MF: Tensor,
+        log_weight_M: Tensor,
+        hit_rows: Tensor,
+        hit_draws: Tensor,
+    ) -> Tensor:
+        P = (hidden_KF @ rows_MF.T).add_(log_weight_M)
+        P[hit_rows, hit_draws] = -torch.inf
+        # A row all of whose draws hit its target has no other items: its sum is zero.
+        peak = P.amax(-1, keepdim=True).clamp(min=torch.finfo(P.dtype).min)
+        total = P.sub_(peak).exp_().sum(-1, keepdim=True)
+        ctx.save_for_backward(hidden_KF, rows_MF, P.div_(total.clamp(min=SMALLEST_TOTAL)))
+        return (total.log() + peak).squeeze(-1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_KF, rows_MF, P = ctx.saved_tensors
+        u = upstream[0][:, None]
+        to_rows = P.T @ (u * hidden_KF) if ctx.needs_input_grad[1] else None
+        return u * (P @ rows_MF), to_rows, None, None, None

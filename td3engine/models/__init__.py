@@ -1,0 +1,1 @@
+"""The recommenders that teach and learn. One file a backbone, one interface."""

@@ -1,0 +1,1 @@
+"""Layers and encoders whose first and second derivatives are written out."""

@@ -1,0 +1,253 @@
+"""SASRec with its derivatives written out: the four passes of `by_hand`, layer by layer.
+
+The last layer is computed for the asked positions alone, where every row asks for as many: of a
+learner that predicts 2 events of 49, that layer computes 2 positions and reads the others.
+"""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from td3engine.config import BackboneConfig
+from td3engine.models.analytic.layers import Attention, Gelu, Linear, Norm, PerHead
+from td3engine.models.flat_parameters import cut_masks, drop
+from td3engine.models.transformer import mask_shapes
+
+PER_LAYER = 12  # parameters
+
+
+class Places:
+    """Which of B x L positions a layer computes: all of them, or A of each row.
+
+    Args:
+        rows, positions: B and L.
+        at: positions (B, A), or None for all.
+    """
+
+    def __init__(self, rows: int, positions: int, at: Tensor | None, device: torch.device) -> None:
+        self.rows, self.positions, self.at = rows, positions, at
+        key_L = torch.arange(positions, device=device)
+        query = key_L[None] if at is None else at
+        self.future = torch.where(key_L > query[..., None], -math.inf, 0.0)
+        self.flat: Tensor | None = None
+        if at is not None:
+            self.flat = (at + positions * torch.arange(rows, device=device)[:, None]).reshape(-1)
+
+    def pick(self, x_ND: Tensor) -> Tensor:
+        """Of rows for all positions, those of the computed ones."""
+        return x_ND if self.flat is None else x_ND[self.flat]
+
+    def put(self, to_ND: Tensor, picked: Tensor) -> Tensor:
+        """`to_ND`, added the rows of the computed positions in place."""
+        return to_ND.add_(picked) if self.flat is None else to_ND.index_add_(0, self.flat, picked)
+
+    def attention(self, heads: int, mask_BHAL: Tensor | None, like: Tensor) -> Attention:
+        """Causal attention of the computed positions to all, the heads' queries one after another.
+
+        Args:
+            heads: how many.
+            mask_BHAL: dropout of the weights.
+            like: parameters of the output projection, (d, d).
+        """
+        future = self.future.to(like.dtype)
+        if heads > 1:
+            future = future.repeat(1, heads, 1)
+        scale = (len(like) // heads) ** -0.5
+        return Attention(future, None if mask_BHAL is None else mask_BHAL.flatten(1, 2), scale)
+
+
+class TransformerLayer:
+    """One post-norm layer, from states x at all positions to states at some.
+
+    Keys and values of all positions are never computed: (x K) . q is x . (K q), so a query is taken
+    through the keys' matrix and meets x itself; and P (x V) is (P x) V, so values are made of what
+    was mixed. With few asked positions that spares most of a layer; with all of them and one head
+    it costs the same. A query's score with the keys' bias is one number for all positions, which
+    softmax does not see; the values' bias enters with the weights' sum, as a column of ones.
+
+    Args:
+        p: the layer's parameters by name, in the flat vector's order.
+        heads: of the attention.
+        places: which positions are computed.
+        masks: dropout of attention, projection and output, for the computed positions.
+    """
+
+    def __init__(
+        self, p: list[Tensor], heads: int, places: Places, masks: list[Tensor | None]
+    ) -> None:
+        qkv, qkv_bias, out, out_bias, norm, norm_bias, up, up_bias, down, down_bias, *last = p
+        self.heads, self.places, self.width = heads, places, len(out)
+        query, key, value = self._per_head(qkv, qkv_bias)
+        self.query, self.key, self.value = Linear(*query), PerHead(key), PerHead(value)
+        self.attention = places.attention(heads, masks[0], out)
+        self.out, self.attention_norm = Linear(out, out_bias), Norm(norm, norm_bias)
+        self.up, self.gelu, self.down = Linear(up, up_bias), Gelu(), Linear(down, down_bias)
+        self.output_norm = Norm(*last)
+        self.masks = [None if mask is None else mask.flatten(0, 1) for mask in masks[1:]]
+
+    def forward(self, x_ND: Tensor) -> Tensor:
+        picked = self.places.pick(x_ND)
+        queries = self._rows(self.key.forward(self._split(self.query.forward(picked))))
+        mixed = self.attention.forward(queries, *self._events(x_ND, 1.0))
+        mixed = self._join(self.value.forward(self._by_head(mixed)))
+        projected = self.out.forward(mixed)
+        x = self.attention_norm.forward(picked + drop(projected, self.masks[0]))
+        fed = self.down.forward(self.gelu.forward(self.up.forward(x)))
+        return self.output_norm.forward(x + drop(fed, self.masks[1]))
+
+    def backward(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self._back(to_y, "backward")
+
+    def backward_along(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self._back(to_y, "backward_along")
+
+    def _back(self, to_y: Tensor, way: str) -> tuple[Tensor, list[Tensor]]:
+        """The gradients, or their change: the layers' ways back differ, the path does not."""
+
+        def through(layer: object, *to: Tensor) -> Any:
+            return getattr(layer, way)(*to)
+
+        to_x, output_norm = through(self.output_norm, to_y)
+        to_fed, down = through(self.down, drop(to_x, self.masks[1]))
+        to_fed, up = through(self.up, through(self.gelu, to_fed))
+        to_x, norm = through(self.attention_norm, to_x + to_fed)
+        to_mixed, out = through(self.out, drop(to_x, self.masks[0]))
+        to_mixed, value = through(self.value, self._split(to_mixed))
+        to_queries, to_keys, to_values = through(self.attention, self._rows(to_mixed))
+        to_q, key = through(self.key, self._by_head(to_queries))
+        to_picked, query = through(self.query, self._join(to_q))
+        to_all = to_keys.add_(to_values[..., : self.width]).flatten(0, 1)
+        biases = [query[1], torch.zeros_like(query[1]), value[:, self.width]]
+        qkv = [query[0], key, value[:, : self.width].mT, *biases]
+        gradients = [*qkv, *out, *norm, *up, *down, *output_norm]
+        return self.places.put(to_all, to_x + to_picked), gradients
+
+    def forward_along(self, x_ND: Tensor, p: list[Tensor]) -> Tensor:
+        qkv, qkv_bias, out, out_bias, norm, norm_bias, up, up_bias, down, down_bias, *last = p
+        query, key, value = self._per_head(qkv, qkv_bias)
+        picked = self.places.pick(x_ND)
+        q = self._split(self.query.forward_along(picked, *query))
+        queries = self._rows(self.key.forward_along(q, key))
+        mixed = self.attention.forward_along(queries, *self._events(x_ND, 0.0))
+        mixed = self._join(self.value.forward_along(self._by_head(mixed), value))
+        projected = self.out.forward_along(mixed, out, out_bias)
+        x = picked + drop(projected, self.masks[0])
+        x = self.attention_norm.forward_along(x, norm, norm_bias)
+        fed = self.gelu.forward_along(self.up.forward_along(x, up, up_bias))
+        fed = self.down.forward_along(fed, down, down_bias)
+        return self.output_norm.forward_along(x + drop(fed, self.masks[1]), last[0], last[1])
+
+    def _per_head(self, qkv: Tensor, bias: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """The queries' matrix and bias; (H, d / H, d) of the keys; (H, d + 1, d / H) of the values
+        with their bias."""
+        query, key, value = qkv.view(3, self.width, self.width)
+        values = torch.cat([value, bias[2 * self.width :, None]], 1)
+        per_head = values.view(self.heads, -1, self.width + 1).mT
+        return (query, bias[: self.width]), key.view(self.heads, -1, self.width), per_head
+
+    def _events(self, x_ND: Tensor, constant: float) -> tuple[Tensor, Tensor]:
+        """What is attended to, (B, L, d): as keys, and as values with a constant column."""
+        x_BLD = x_ND.view(self.places.rows, -1, self.width)
+        return x_BLD, F.pad(x_BLD, (0, 1), value=constant)
+
+    def _split(self, x_ND: Tensor) -> Tensor:
+        """(N, d) -> (H, N, d / H)."""
+        return x_ND.view(len(x_ND), self.heads, -1).transpose(0, 1)
+
+    def _join(self, x: Tensor) -> Tensor:
+        return x.transpose(0, 1).reshape(x.shape[1], self.width)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """(H, N, .) -> (B, H N / B, .)."""
+        by_row = x.view(self.heads, self.places.rows, -1, x.shape[-1]).transpose(0, 1)
+        return by_row.reshape(self.places.rows, -1, x.shape[-1])
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """(B, H N / B, .) -> (H, N, .)."""
+        by_head = x.view(self.places.rows, self.heads, -1, x.shape[-1]).transpose(0, 1)
+        return by_head.reshape(self.heads, -1, x.shape[-1])
+
+
+class SASRecByHand:
+    """The encoder of rows that all ask for as many events, or of all positions of rows.
+
+    Args:
+        config: layers and heads.
+        named: the parameters' views by name, in order, of a flat vector.
+        parameters_P: flat parameters.
+        dropout: flat masks as `mask_shapes` has them, of the last layer for the wanted positions;
+            or None.
+        at: positions whose states are wanted, (B, A); None for all.
+    """
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        named: Callable[[Tensor], dict[str, Tensor]],
+        parameters_P: Tensor,
+        dropout: Tensor | None,
+        at: Tensor | None,
+    ) -> None:
+        self.config, self.named, self.dropout, self.at = config, named, dropout, at
+        self.parameters = [*named(parameters_P).values()]
+
+    def forward(self, input_BLD: Tensor) -> Tensor:
+        """Hidden states (B A, d) of embedded events (B, L, d), L <= history."""
+        rows, self.length, _ = input_BLD.shape
+        wanted = None if self.at is None else self.at.shape[1]
+        shapes = mask_shapes(self.config, rows, self.length, wanted)
+        self.masks = cut_masks(self.dropout, shapes)
+        position, norm_weight, norm_bias, *layers = self.parameters
+        self.input_norm = Norm(norm_weight, norm_bias)
+        self.input_mask = None if self.masks[0] is None else self.masks[0].flatten(0, 1)
+        x_ND = (input_BLD + position[: self.length]).flatten(0, 1)
+        x_ND = drop(self.input_norm.forward(x_ND), self.input_mask)
+        self.layers = []
+        for nth, chosen in enumerate(_by_layer(layers)):
+            at = self.at if nth == self.config.layers - 1 else None
+            places = Places(rows, self.length, at, input_BLD.device)
+            masks = self.masks[1 + 3 * nth : 4 + 3 * nth]
+            self.layers.append(TransformerLayer(chosen, self.config.heads, places, masks))
+            x_ND = self.layers[-1].forward(x_ND)
+        return x_ND
+
+    def backward(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients: of the flat parameters (P), and of the input (B, L, d)."""
+        return self._back(to_hidden_KD, "backward")
+
+    def backward_along(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
+        """Change of both gradients along that direction, given that of the states' gradient."""
+        return self._back(to_hidden_KD, "backward_along")
+
+    def forward_along(self, parameters_P: Tensor, input_BLD: Tensor | None) -> Tensor:
+        """Change of the hidden states along a direction; None leaves the input as it is."""
+        position, norm_weight, norm_bias, *layers = self.named(parameters_P).values()
+        x_BLD = position[: self.length].expand(self.layers[0].places.rows, -1, -1)
+        x_ND = (x_BLD if input_BLD is None else x_BLD + input_BLD).flatten(0, 1)
+        x_ND = drop(self.input_norm.forward_along(x_ND, norm_weight, norm_bias), self.input_mask)
+        for layer, chosen in zip(self.layers, _by_layer(layers), strict=True):
+            x_ND = layer.forward_along(x_ND, chosen)
+        return x_ND
+
+    def _back(self, to_x_ND: Tensor, way: str) -> tuple[Tensor, Tensor]:
+        found = []
+        for layer in reversed(self.layers):
+            to_x_ND, gradients = getattr(layer, way)(to_x_ND)
+            found.append(gradients)
+        to_x_ND, norm = getattr(self.input_norm, way)(drop(to_x_ND, self.input_mask))
+        position = self.parameters[0]
+        to_input_BLD = to_x_ND.view(-1, self.length, position.shape[1])
+        unread = position.new_zeros(len(position) - self.length, position.shape[1])
+        layers = [part for gradients in reversed(found) for part in gradients]
+        parts = [to_input_BLD.sum(0), unread, *norm, *layers]
+        return torch.cat([part.reshape(-1) for part in parts]), to_input_BLD
+
+
+def _by_layer(parameters: list[Tensor]) -> list[list[Tensor]]:
+    ends = range(0, len(parameters) + 1, PER_LAYER)
+    return [parameters[start:end] for start, end in pairwise(ends)]

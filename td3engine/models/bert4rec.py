@@ -1,0 +1,105 @@
+"""BERT4Rec: a bidirectional transformer trained by cloze (Sun et al., CIKM 2019).
+
+Events that are asked for are replaced by a learned mask embedding and predicted from all others of
+the row; at inference a mask after the last event asks for the next. Before scoring, a state passes
+a linear map, GELU and layer norm, as in the paper; its item bias is the recommender's, not ours
+(`td3engine.models.recommender`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from td3engine.config import BackboneConfig
+from td3engine.models.backbone import Asked, Passes
+from td3engine.models.flat_parameters import FlatParameters, Shape, cut_masks, draw_masks
+from td3engine.models.transformer import mask_shapes, norm, parameter_shapes, transform
+
+# Both as RecBole's defaults have them (mask_ratio, ft_ratio). The paper masks at random too and
+# trains the last event apart, so that training also sees rows as inference has them.
+MASKED = 0.2  # probability that a cloze row asks for an event
+LAST_ONLY = 0.5  # probability that a row asks for its last event and no other
+
+
+class BERT4Rec(FlatParameters):
+    """A bidirectional transformer over history + 1 positions; see `Backbone` for the interface."""
+
+    causal = False
+    biased = True
+    written_out = False
+
+    def __init__(self, config: BackboneConfig, history: int) -> None:
+        super().__init__(_shapes(config, history))
+        self.config = config
+        self.history = history
+
+    def dropout(
+        self,
+        sequences: int,
+        events: int,
+        generator: Generator,
+        _each: int | None = None,
+        passes: int = 1,
+    ) -> Tensor | None:
+        shapes = mask_shapes(self.config, sequences, events)
+        return draw_masks(shapes * passes, self.config.dropout, generator)
+
+    def asked(self, lengths_B: Tensor, generator: Generator) -> Asked:
+        """The cloze rule: a row asks for its last event only, or for each event with probability
+        `MASKED`, and for its last if that chose none. Row by row, in order of position."""
+        device = lengths_B.device
+        shape = len(lengths_B), int(lengths_B.max())
+        last_only_B = torch.rand(shape[0], generator=generator, device=device) < LAST_ONLY
+        at_L = torch.arange(shape[1], device=device)
+        chosen_BL = torch.rand(shape, generator=generator, device=device) < MASKED
+        chosen_BL &= at_L < lengths_B[:, None]
+        last_only_B |= ~chosen_BL.any(1)
+        last_BL = at_L == lengths_B[:, None] - 1
+        rows, at = torch.nonzero(
+            torch.where(last_only_B[:, None], last_BL, chosen_BL), as_tuple=True
+        )
+        return Asked(rows, at)
+
+    def predict(
+        self,
+        parameters_P: Tensor,
+        events_BLD: Tensor,
+        lengths_B: Tensor,
+        asked: Asked,
+        dropout: Tensor | None,
+    ) -> Tensor:
+        sequences, positions, _ = events_BLD.shape
+        p = self.named(parameters_P)
+        masks = cut_masks(dropout, mask_shapes(self.config, sequences, positions))
+        masked_BL = torch.zeros(sequences, positions, dtype=torch.bool, device=events_BLD.device)
+        masked_BL[asked.rows, asked.at] = True
+        seen_BLD = torch.where(masked_BL[:, :, None], p["mask"], events_BLD)
+        at_L = torch.arange(positions, device=events_BLD.device)
+        # Every row has an event, so no position is left with nothing to attend to.
+        padding = at_L >= lengths_B[:, None, None, None]
+        hidden_BLD = transform(self.config, p, seen_BLD + p["position"][:positions], padding, masks)
+        hidden_KD = hidden_BLD[asked.rows, asked.at]
+        return norm(F.gelu(F.linear(hidden_KD, p["head"], p["head_bias"])), p, "head_")
+
+    def last(self, parameters_P: Tensor, events_BLD: Tensor, lengths_B: Tensor) -> Tensor:
+        rows = torch.arange(len(events_BLD), device=events_BLD.device)
+        one_more = F.pad(events_BLD, (0, 0, 0, 1))
+        return self.predict(parameters_P, one_more, lengths_B + 1, Asked(rows, lengths_B), None)
+
+    def by_hand(
+        self, _parameters_P: Tensor, _asked: Asked | None, _dropout: Tensor | None, _rows: int
+    ) -> Passes:
+        raise NotImplementedError("derivatives go by autograd")
+
+
+def _shapes(config: BackboneConfig, history: int) -> dict[str, Shape]:
+    d = config.hidden
+    return {
+        "position": (history + 1, d),
+        "mask": (d,),
+        **parameter_shapes(config),
+        "head": (d, d),
+        "head_bias": (d,),
+        "head_norm_weight": (d,),
+        "head_norm_bias": (d,),
+    }

@@ -1,0 +1,359 @@
+"""The outer loop: train the summary so that learners trained on it do well on the log (section 5).
+
+One outer step, top to bottom (`Distillation.step`): X from the factors, once (I-1); a learner of
+some age from the pool; a window of its training on X (RaT-BPTT); its loss on real sequences, plus
+feature alignment with the teacher; that gradient back through the window to X, and by one
+attention backward to the factors, scaled to norm 1; Adam. Where learners train a part of the
+scoring table (from scratch, or an item bias) X changes with them: the probabilities S take its
+place. With several learners a step, each from a pool of its own, the mean of their gradients
+counts; they are unrolled one after another, or together in the kernels of one (`windows.py`).
+
+RaT is *Random Truncated* back-propagation through time (Feng, Vedantam, Kempe, ICLR 2024). The
+pool replaces the warm-up steps of the published code: each learner keeps the end of its window as
+its new state, so windows of all ages are met and no step is thrown away.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from td3engine.config import DistillConfig, Mode, softmax_over
+from td3engine.data.split import Split
+from td3engine.data.windows import training_windows
+from td3engine.errors import DivergedError
+from td3engine.inner_loop.adam import LearnerState
+from td3engine.inner_loop.learner import (
+    Learned,
+    SummaryTraining,
+    advance,
+    encode_last,
+    learn_from,
+    recommender,
+)
+from td3engine.inner_loop.windows import Alone, Together
+from td3engine.losses.softmax import KEPT_SCORES
+from td3engine.models.backbone import Backbone
+from td3engine.models.recommender import Draws
+from td3engine.models.sequences import gather
+from td3engine.outer_loop.initial_summary import initial_summary
+from td3engine.outer_loop.item_sampler import Sampler
+from td3engine.outer_loop.learner_pool import Pooled, Turn, _kept, _pooled
+from td3engine.outer_loop.objective import RealBatch, RecordedSurrogate, Surrogate
+from td3engine.ranking.holdout import Questions
+from td3engine.ranking.metrics import evaluate
+from td3engine.runtime.distributed import World
+from td3engine.runtime.seeding import Purpose, generator, numpy_generator
+from td3engine.runtime.torch_setup import strict_order
+from td3engine.summary.soft_sequences import Reader, ReadQueries, reader_for
+from td3engine.summary.tucker import Summary, query
+from td3engine.teacher.training import Trained
+
+SMALLEST_NORM = 1e-12
+
+Mark = Callable[[str], object]
+"""Told the name of each part of an outer step when the part is over (benchmarks time them)."""
+
+
+class Distillation:
+    """The outer loop's state, an outer step at a time, so that it can be stopped and resumed.
+
+    Args:
+        split: the real log.
+        config: all settings.
+        backbone: of teacher and learners.
+        teacher: trained on the log; its item table is V.
+        asked: the validation questions, as long as the learners' histories.
+        device: where to compute.
+        world: the processes that share the learners of a step (by default this one alone); all
+            hold the same factors and optimizer, and each the pools of its own learners.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        config: DistillConfig,
+        backbone: Backbone,
+        teacher: Trained,
+        asked: Questions,
+        device: torch.device,
+        world: World | None = None,
+    ) -> None:
+        self.split, self.config, self.backbone, self.teacher = split, config, backbone, teacher
+        self.asked, self.device, self.world = asked, device, world or World()
+        # A summary of length zeta trains zeta - 1 positions: learners read no more than that.
+        self.history = config.learner_history
+        # A biased backbone's table has one more column.
+        self.V_ND = teacher.table[:, : config.backbone.hidden]
+        self.summary = initial_summary(config, split, backbone, teacher)
+        # On another machine a decomposition may differ in its last bits.
+        learned = self.world.from_lead(list(self.summary.learned), device)
+        self.factors = [factor.clone().requires_grad_() for factor in learned]
+        self.done = 0
+        self.best: dict[str, Any] = {"validation": -1.0, "step": 0}
+        self._distil_for("shared-items" if self.shared_steps else config.mode)
+
+    @property
+    def shared_steps(self) -> int:
+        """The first outer steps, when a summary for learners from scratch is distilled for learners
+        that share the item table: a cheap start."""
+        return self.config.outer.shared_steps if self.config.mode == "from-scratch" else 0
+
+    def _distil_for(self, mode: Mode) -> None:
+        """Begin with fresh learners of this mode, and a fresh optimizer."""
+        outer, learner = self.config.outer, self.config.learner
+        self.mode: Mode = mode
+        self.model = recommender(self.backbone, self.V_ND, mode)
+        self.inner_steps = learner.steps_in(mode)
+        reader = reader_for(
+            self.V_ND,
+            self.summary.positions,
+            fixed=self.model.scores_are_fixed,
+            twice_by_autograd=not self.model.written_out,
+        )
+        sampled = softmax_over(len(self.V_ND), outer.softmax) == "sampled"
+        sampled = sampled and self.model.scores_are_fixed
+        # With a sample the model is another one at each step: nothing to trace once.
+        traced = self.model.written_out and not sampled and self._keeps_scores(reader)
+        together, compiled = traced and outer.vectorised, traced and outer.compiled
+        self.training = SummaryTraining(
+            self.model,
+            learner,
+            self.inner_steps,
+            reader,
+            self.config.summary.length,
+            compiled=compiled and not together,
+            recorded=together,
+        )
+        self.together: Together | None = None
+        if together:
+            again = outer.recompute
+            self.together = Together(self.training, self.device, compiled=compiled, recompute=again)
+        self.sampler: Sampler | None = None
+        if sampled:
+            self.sampler = Sampler(self.split, self.model, outer.negatives)
+        self.surrogate = Surrogate(self.model, self.teacher, outer, self.sampler)
+        self.recorded: RecordedSurrogate | None = None
+        if together and outer.among == "all" and self.device.type == "cuda":
+            most = outer.batch, self.history + 1
+            self.recorded = RecordedSurrogate(self.surrogate, self.device, *most)
+        trained = [factor for factor in self.factors if factor.requires_grad]
+        rate, decay = outer.lr_in(mode), outer.weight_decay
+        self.optimizer = torch.optim.Adam(trained, lr=rate, weight_decay=decay)
+        # Numbers of learners: of the first pool, of later ones by their step, of a second pool.
+        first = 0 if self.done == 0 else outer.pool + outer.steps
+        self.pools = {
+            learner: [self.fresh(learner, first + nth, staggered=True) for nth in range(outer.pool)]
+            for learner in self.world.share(outer.learners)
+        }
+
+    def _keeps_scores(self, reader: Reader) -> bool:
+        """Whether what a step computes over the catalogue is small enough to be kept: a traced
+        step keeps all that its Hessian product needs."""
+        learner, length = self.config.learner, self.config.summary.length
+        last = learner.objective == "last-and-augmented"
+        targets = learner.batch * (learner.augmented + 1 if last else length - 1)
+        return not isinstance(reader, ReadQueries) and targets * len(self.V_ND) <= KEPT_SCORES
+
+    def steps(self) -> Iterator[float]:
+        """Distil to the end, yielding the best validation NDCG@10 after each outer step."""
+        outer = self.config.outer
+        while self.done < outer.steps:
+            self.step()
+            self.done += 1
+            looks = self.done % outer.validate_every == 0 and self.mode == self.config.mode
+            if looks or self.done == outer.steps:
+                self._validate()
+            yield max(self.best["validation"], 0.0)
+
+    def step(self, mark: Mark = lambda _part: None) -> None:
+        """One outer step; the module's docstring tells it in words."""
+        outer = self.config.outer
+        if self.mode != self.config.mode and self.done == self.shared_steps:
+            self._distil_for(self.config.mode)
+        C_UTD = query(*self.factors)
+        read_from = self.training.reader.leaf(C_UTD)
+        leaf = read_from.detach()
+        self._sample(C_UTD.detach())
+        mark("soft sequences")
+        mine = [*self.pools]
+        groups = [mine] if self.together else [[learner] for learner in mine]
+        to_leaf = reduce(Tensor.add_, (self._meta_gradient(each, leaf, mark) for each in groups))
+        self.optimizer.zero_grad()
+        with strict_order():
+            read_from.backward(to_leaf.div_(outer.learners))
+        self.world.add_up(self._gradients())
+        self._scale_gradient()
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        self.optimizer.step()
+        mark("rest")
+
+    def _sample(self, C_UTD: Tensor) -> None:
+        """Choose the items of this step's inner losses, where that is a sample."""
+        if self.sampler is None:
+            return
+        targets_UTD = C_UTD[:, -self.training.length :]
+        rng = numpy_generator(self.config.seed, Purpose.SUB_CATALOGUE, self.done)
+        self.training = self.training.over(self.sampler.sub_catalogue(targets_UTD, rng))
+
+    def _meta_gradient(self, learners: Sequence[int], leaf: Tensor, mark: Mark) -> Tensor:
+        """dL/d(leaf) of some of the step's learners, which stay in their pools a window older."""
+        turns = [self._turn(learner, leaf) for learner in learners]
+        mark("warm-up")
+        unroll = self.together or Alone(self.training, recompute=self.config.outer.recompute)
+        ends, back = unroll(leaf, [each.start for each in turns], [each.window for each in turns])
+        for turn, end in zip(turns, ends, strict=True):
+            self.pools[turn.learner][turn.nth] = Pooled(end, owed=0)
+        mark("window")
+        outer_gradients = [
+            self._real_gradient(end.parameters, turn.rng, turn.draw)
+            for turn, end in zip(turns, ends, strict=True)
+        ]
+        mark("real batch")
+        to_leaf = back(outer_gradients)
+        mark("reverse")
+        return to_leaf
+
+    def _turn(self, learner: int, leaf: Tensor) -> Turn:
+        """A learner of the pool, what it owes paid, and the random draws of its window."""
+        outer, seed, recipe = self.config.outer, self.config.seed, self.training
+        draw = generator(seed, Purpose.OUTER_STEP, self.done, self.device.type, learner=learner)
+        rng = numpy_generator(seed, Purpose.OUTER_STEP, self.done, learner=learner)
+        nth = int(rng.integers(outer.pool))
+        pooled = self.learner(learner, nth)
+        start = advance(recipe, leaf, pooled.state, draw, pooled.owed)
+        window = recipe.steps(start.age, outer.window, len(leaf), draw)
+        return Turn(learner, nth, start, window, rng, draw)
+
+    def _scale_gradient(self) -> None:
+        """Normalise or clip the factors' gradient, whose norm is finite."""
+        outer = self.config.outer
+        gradients = self._gradients()
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if not torch.isfinite(norm):
+            raise DivergedError(
+                f"the meta-gradient of outer step {self.done + 1} is not finite: a smaller "
+                "learner.lr, outer.lr (outer.scratch_lr) or outer.window may help"
+            )
+        wanted = 1.0 if outer.normalise else min(float(norm), outer.clip)
+        for gradient in gradients:
+            gradient.mul_(wanted / (norm + SMALLEST_NORM))
+
+    def _gradients(self) -> list[Tensor]:
+        return [factor.grad for factor in self.factors if factor.grad is not None]
+
+    def learner(self, learner: int, nth: int) -> Pooled:
+        """The nth of a learner's pool, or a new one in its place if it has no window left."""
+        outer, pooled = self.config.outer, self.pools[learner][nth]
+        if pooled.state.age + pooled.owed + outer.window <= self.inner_steps:
+            return pooled
+        return self.fresh(learner, outer.pool + self.done, staggered=False)
+
+    def _rate(self) -> float:
+        """The outer rate: a cosine schedule for each mode that is distilled for."""
+        outer, shared = self.config.outer, self.shared_steps
+        rate = outer.lr_in(self.mode)
+        if self.mode != self.config.mode:
+            return cosine(rate, self.done, shared)
+        return cosine(rate, self.done - shared, outer.steps - shared)
+
+    def result(self) -> tuple[Summary, dict[str, float]]:
+        """The best summary by validation, and {"ndcg@10", "step"} of that choice.
+
+        Raises:
+            RuntimeError: no outer step has been validated yet.
+        """
+        if "factors" not in self.best:
+            raise RuntimeError("distilling has not been validated yet")
+        chosen = {"ndcg@10": self.best["validation"], "step": float(self.best["step"])}
+        return self.summary.with_learned(*self.best["factors"]), chosen
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next outer step depends on, for a checkpoint.
+
+        All processes call this; the leader's has the pools of all.
+        """
+        mine = {each: [_kept(pooled) for pooled in pool] for each, pool in self.pools.items()}
+        everybody = self.world.to_lead(mine, torch.device("cpu"))
+        return {
+            "mode": self.mode,
+            "factors": [factor.detach() for factor in self.factors],
+            "optimizer": self.optimizer.state_dict(),
+            "done": self.done,
+            "pools": {each: pool for pools in everybody for each, pool in pools.items()},
+            "best": self.best,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from the leader's `state()`, of as many processes or of another number."""
+        if state["mode"] != self.mode:
+            self._distil_for(state["mode"])
+        with torch.no_grad():
+            for factor, kept in zip(self.factors, state["factors"], strict=True):
+                factor.copy_(kept)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.done, self.best = state["done"], dict(state["best"])
+        self.pools = {each: [_pooled(kept) for kept in state["pools"][each]] for each in self.pools}
+
+    def fresh(self, learner: int, index: int, *, staggered: bool) -> Pooled:
+        """A new one for a learner's pool; first ones are spread over all ages, others are young."""
+        outer, seed = self.config.outer, self.config.seed
+        draw = generator(seed, Purpose.POOL, index, self.device.type, learner=learner)
+        rng = numpy_generator(seed, Purpose.POOL, index, learner=learner)
+        latest = self.inner_steps - outer.window
+        owed = int(rng.integers(0, (latest if staggered else min(outer.window, latest)) + 1))
+        if outer.start == "teacher":
+            early = self.teacher.early
+            encoder_P = early[int(rng.integers(len(early)))]
+            return Pooled(LearnerState.fresh(self.model.with_table(encoder_P, draw)), owed)
+        return Pooled(LearnerState.fresh(self.model.initial(draw)), owed)
+
+    def _real_gradient(
+        self, theta: Tensor, rng: np.random.Generator, draw: torch.Generator
+    ) -> Tensor:
+        """Gradient of the surrogate objective on a real batch."""
+        index = training_windows(self.split, self.history, rng)
+        chosen = rng.choice(len(index), min(self.config.outer.batch, len(index)), replace=False)
+        rows = gather(self.split, index.start[chosen], index.end[chosen])
+        items, lengths = (part.to(self.device) for part in rows)
+        if self.recorded is not None:
+            return self.recorded.gradient(theta, items, lengths)
+        draws = Draws(self.backbone.asked(lengths, draw), dropout=None)
+        return self.surrogate.gradient(theta, RealBatch(items, lengths, draws, rng))
+
+    def _validate(self) -> None:
+        """Keep the summary if learners trained on it do better than on any before."""
+        current = self.summary.with_learned(*(factor.detach().clone() for factor in self.factors))
+        self._sample(query(*current.learned))
+        count, total = self.config.outer.validation_learners, torch.zeros(1, dtype=torch.float64)
+        for nth in self.world.share(count):
+            draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
+            learned = self._learned(current, draw)
+            scorer = encode_last(self.backbone, learned.parameters, learned.table)
+            total += evaluate(scorer, learned.table, self.asked, "full")["ndcg@10"]
+        self.world.add_up([total])
+        validation = float(total) / count
+        if validation > self.best["validation"]:
+            self.best = {
+                "validation": validation,
+                "step": self.done,
+                "factors": list(current.learned),
+            }
+
+    def _learned(self, current: Summary, draw: torch.Generator) -> Learned:
+        """A learner trained on the summary: as its user does it, or over a sample of the items."""
+        learned = learn_from(
+            self.training, self.training.reader.leaf(query(*current.learned)), draw
+        )
+        return learned if self.sampler is None else replace(learned, table=self.V_ND)
+
+
+def cosine(lr: float, step: int, steps: int) -> float:
+    """Cosine schedule from `lr` at step 0 towards zero at `steps`."""
+    return lr * 0.5 * (1 + math.cos(math.pi * step / steps))

@@ -1,0 +1,128 @@
+"""The summary before distilling: real histories in Tucker form, or noise.
+
+Distilling from noise spends most of its steps on finding out what sequences look like. Real
+histories are a far better start, and the Tucker form is no obstacle: every event becomes the query
+that points at its item, and the queries' tensor C is factored by the higher-order singular value
+decomposition (De Lathauwer, De Moor, Vandewalle, 2000), which keeps what users have in common and
+drops what only one of them did. What is to be predicted, where it is not what is read next, begins
+as what the teacher expects there: the histories are read as they are, and labelled by the teacher.
+"""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from td3engine.config import DistillConfig, SummaryConfig
+from td3engine.data.split import Split
+from td3engine.inner_loop.learner import encode_last
+from td3engine.models.backbone import Backbone
+from td3engine.runtime.seeding import Purpose, generator, numpy_generator
+from td3engine.summary.tucker import Summary
+from td3engine.teacher.training import Trained
+
+PREFIXES_AT_ONCE = 2**22  # numbers of the rows that a teacher reads at a time
+
+
+def initial_summary(
+    config: DistillConfig, split: Split, backbone: Backbone, teacher: Trained
+) -> Summary:
+    """The summary before distilling, from the configuration's seed.
+
+    Args:
+        config: size and start of the summary, seed.
+        split: the log, whose training histories a start from `users` is made of.
+        backbone: of the teacher.
+        teacher: its item table is V; targets of their own begin as what it expects.
+    """
+    V_ND = teacher.table[:, : config.backbone.hidden]
+    draw = generator(config.seed, Purpose.SUMMARY_INITIAL, device=V_ND.device.type)
+    noise = Summary.initial(config.summary, V_ND, draw)
+    if config.summary.start == "random":
+        return noise
+    rng = numpy_generator(config.seed, Purpose.SUMMARY_INITIAL)
+    items_UT = torch.from_numpy(real_histories(split, config.summary, rng)).to(V_ND.device)
+    C_UTD = pointing_queries(items_UT, V_ND, config.summary)
+    if config.summary.targets == "own":
+        C_UTD = torch.cat([C_UTD, expected_queries(items_UT, C_UTD, backbone, teacher)], 1)
+    return factored(C_UTD, noise, config.summary.initial_std)
+
+
+def real_histories(
+    split: Split, config: SummaryConfig, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """The last zeta training events of mu random users, as items (mu, zeta).
+
+    A shorter history is repeated until it fills its row; users are, where the log has too few.
+    """
+    first, ends = split.offsets[:-1], split.training_ends
+    able = np.flatnonzero(ends - first >= 2)  # users with a transition
+    users = rng.choice(able, config.users, replace=len(able) < config.users)
+    rows = np.empty((config.users, config.length), np.int64)
+    for row, user in zip(rows, users, strict=True):
+        events = split.histories[first[user] : ends[user]]
+        row[::-1] = np.resize(events[::-1], config.length)
+    return rows
+
+
+def pointing_queries(items_UT: Tensor, V_ND: Tensor, config: SummaryConfig) -> Tensor:
+    """Queries C (mu, zeta, d) of one length that point at the items' rows of V.
+
+    Their length is such that an event's item scores log(n) + `sharpness` above the mean item, on
+    average; at a sharpness of zero it has about the weight of all others together.
+    """
+    centred_ND = V_ND - V_ND.mean(0)
+    rows_UTD = centred_ND[items_UT]
+    lengths_UT = rows_UTD.norm(dim=-1).clamp(min=torch.finfo(V_ND.dtype).eps)
+    norm = (math.log(len(V_ND)) + config.sharpness) / float(lengths_UT.mean())
+    queries: Tensor = rows_UTD * (norm / lengths_UT[..., None])
+    return queries
+
+
+def expected_queries(
+    items_UT: Tensor, C_UTD: Tensor, backbone: Backbone, teacher: Trained
+) -> Tensor:
+    """Queries (mu, zeta, d) of what the teacher expects after the items before each position.
+
+    They are its hidden states h, since it scores by h V^T (the item bias of a backbone that has one
+    is left out). No causal learner predicts the first position, which keeps its query.
+    """
+    length = items_UT.shape[1]
+    encode = encode_last(backbone, teacher.parameters, teacher.table)
+    found = []
+    for some_UT in items_UT.split(max(1, PREFIXES_AT_ONCE // length**2)):
+        before = torch.arange(1, length).repeat(len(some_UT))
+        states_KF = encode(some_UT.repeat_interleave(length - 1, 0), before)
+        found.append(states_KF.view(len(some_UT), length - 1, -1)[..., : C_UTD.shape[-1]])
+    return torch.cat([C_UTD[:, :1], torch.cat(found)], 1)
+
+
+def factored(C_UTD: Tensor, noise: Summary, std: float) -> Summary:
+    """C as near as the ranks allow, by the truncated higher-order singular value decomposition.
+
+    Args:
+        C_UTD: queries, (mu, zeta, d), or (mu, 2 zeta, d) with those of targets of their own.
+        noise: a summary of the wanted ranks; columns of U, T and Y beyond C's own rank stay its.
+        std: scale of U's, T's and Y's entries; the core takes up the rest.
+    """
+    users, positions, _ = C_UTD.shape
+    left_UA, left_TB = _left_vectors(C_UTD), _left_vectors(C_UTD.transpose(0, 1))
+    U, G = noise.U.clone(), torch.zeros_like(noise.G)
+    T = torch.cat([noise.T, *([] if noise.Y is None else [noise.Y])])
+    a, b = min(left_UA.shape[1], U.shape[1]), min(left_TB.shape[1], T.shape[1])
+    # Orthonormal columns of m entries have entries of size 1 / sqrt(m).
+    scale_U, scale_T = std * users**0.5, std * positions**0.5
+    U[:, :a], T[:, :b] = scale_U * left_UA[:, :a], scale_T * left_TB[:, :b]
+    core_ABD = torch.einsum("utd,ua,tb->abd", C_UTD, left_UA[:, :a], left_TB[:, :b])
+    G[:a, :b] = core_ABD / (scale_U * scale_T)
+    read, *predicted = (part.clone() for part in T.split(len(noise.T)))
+    return noise.with_learned(U, read, G, *predicted)
+
+
+def _left_vectors(C: Tensor) -> Tensor:
+    """Left singular vectors of C unfolded along its first dimension m, by falling value: (m, m)
+    (or fewer columns, where the others together are fewer than m)."""
+    vectors: Tensor = torch.linalg.svd(C.flatten(1), full_matrices=False)[0]
+    return vectors

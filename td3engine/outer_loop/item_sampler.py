@@ -1,0 +1,58 @@
+"""Samples of a frozen item table, for learners on a summary and for their real batches."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from td3engine.data.split import Split
+from td3engine.losses.sampled_softmax import NegativeDraws, sampled_cross_entropy
+from td3engine.losses.softmax import SCORES_AT_ONCE
+from td3engine.models.recommender import Recommender
+
+ITEMS_A_POSITION = 4
+
+
+class Sampler:
+    """Samples of a frozen item table, for learners on a summary and for their real batches.
+
+    Args:
+        split: the log.
+        model: learners over all items, whose scores are fixed.
+        count: M, items drawn at once.
+    """
+
+    def __init__(self, split: Split, model: Recommender, count: int) -> None:
+        assert model.frozen is not None  # else scores would not be fixed
+        self.model, self.table_ND = model, model.frozen
+        self.draws = NegativeDraws(split, min(count, model.n_items))
+
+    def sub_catalogue(self, C_UTD: Tensor, rng: np.random.Generator) -> Recommender:
+        """The model over the items that the queries C point at most, and over drawn ones."""
+        sure_S = pointed_at(C_UTD, self.table_ND)
+        drawn_M, log_weight_M = self._drawn(rng)
+        others = torch.isin(drawn_M, sure_S, invert=True)
+        items_R = torch.cat([sure_S, drawn_M[others]])
+        log_weight_R = torch.cat([log_weight_M.new_zeros(len(sure_S)), log_weight_M[others]])
+        part_RD = self.table_ND[items_R]
+        return replace(self.model, n_items=len(part_RD), frozen=part_RD, log_weight=log_weight_R)
+
+    def cross_entropy(
+        self, hidden_KD: Tensor, targets_K: Tensor, rng: np.random.Generator
+    ) -> Tensor:
+        """Estimated cross-entropy of real targets (items), (K)."""
+        return sampled_cross_entropy(hidden_KD, targets_K, self.table_ND, *self._drawn(rng))
+
+    def _drawn(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        items_M, log_weight_M = self.draws.draw(rng)
+        return items_M.to(self.table_ND.device), log_weight_M.to(self.table_ND)
+
+
+def pointed_at(C_UTD: Tensor, table_ND: Tensor) -> Tensor:
+    """The items with the most weight at some synthetic position, ascending int64 (S)."""
+    each = min(ITEMS_A_POSITION, len(table_ND))
+    queries = C_UTD.flatten(0, 1).split(max(1, SCORES_AT_ONCE // len(table_ND)))
+    top = [(some @ table_ND.T).topk(each).indices.flatten() for some in queries]
+    found: Tensor = torch.cat(top).unique()
+    return found

@@ -1,0 +1,1 @@
+"""A whole distillation: log in, summary out."""

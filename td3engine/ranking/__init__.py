@@ -1,0 +1,1 @@
+"""Held-out questions of a log, ranks of their targets, and metrics."""

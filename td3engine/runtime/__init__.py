@@ -1,0 +1,1 @@
+"""What a computing process settles: seeds, torch, other processes."""

@@ -1,0 +1,66 @@
+"""Training steps of a recommender that owns its item table, on samples of the catalogue."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from td3engine.config import TeacherConfig
+from td3engine.data.split import Split
+from td3engine.inner_loop.adam import AdamRule, LearnerState, adam
+from td3engine.losses.sampled_softmax import NegativeDraws, sampled_cross_entropy
+from td3engine.models.recommender import Draws, Recommender
+
+
+class SampledSteps:
+    """Training steps of a recommender that owns its item table, on samples of the catalogue.
+
+    Attributes:
+        theta: all parameters, (P); changed in place.
+    """
+
+    def __init__(
+        self, split: Split, model: Recommender, config: TeacherConfig, theta_P: Tensor
+    ) -> None:
+        self.model, self.theta = model, theta_P
+        self.rule = AdamRule(config.lr, config.weight_decay, beta2=config.beta2)
+        self.draws = NegativeDraws(split, min(config.negatives, model.n_items))
+        self.first, self.second = torch.zeros_like(theta_P), torch.zeros_like(theta_P)
+        self.taken = 0
+
+    def step(
+        self, items_BL: Tensor, lengths_B: Tensor, draws: Draws, rng: np.random.Generator
+    ) -> None:
+        """One step of Adam on a batch of rows, right-padded."""
+        negatives_M, log_weight_M = (part.to(items_BL.device) for part in self.draws.draw(rng))
+        given = torch.cat([items_BL.flatten(), negatives_M])
+        touched_R, local = given.unique(return_inverse=True)
+        items = local[: items_BL.numel()].view_as(items_BL)
+        where = self.model.entries_of(touched_R)
+        part = replace(self.model, n_items=len(touched_R))
+
+        theta = self.theta[where].requires_grad_()
+        encoder_P, table_RF = part.parts(theta)
+        hidden_KF = part.states(encoder_P, F.embedding(items, table_RF), lengths_B, draws)
+        targets_K = items[draws.asked.rows, draws.asked.at]
+        negatives = local[items_BL.numel() :]
+        loss_K = sampled_cross_entropy(hidden_KF, targets_K, table_RF, negatives, log_weight_M)
+        (gradient,) = torch.autograd.grad(loss_K.mean(), theta)
+
+        before = LearnerState(theta.detach(), self.first[where], self.second[where], self.taken)
+        after = adam(before, gradient, self.rule)
+        self.theta[where] = after.parameters
+        self.first[where], self.second[where] = after.first, after.second
+        self.taken = after.age
+
+    def state(self) -> dict[str, Any]:
+        """What the next step depends on, besides theta."""
+        return {"first": self.first, "second": self.second, "taken": self.taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.first, self.second = state["first"], state["second"]
+        self.taken = state["taken"]

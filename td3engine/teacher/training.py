@@ -1,0 +1,206 @@
+"""Train a backbone on real sequences: the teacher on the whole log, baselines on a part of it.
+
+All positions of a window are targets at once (a window of L events gives L-1 of them), which is
+an order of magnitude cheaper per target than the paper's one-target prefix rows; training stops
+early on validation NDCG@10 under the `full` protocol (section 1). Over a large catalogue a step
+takes a sample of the items (td3engine/sampled.py).
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from td3engine.config import TeacherConfig, softmax_over
+from td3engine.data.split import Split
+from td3engine.data.windows import WindowIndex, batches_of_like_length
+from td3engine.errors import DivergedError
+from td3engine.inner_loop.adam import BETA1
+from td3engine.inner_loop.learner import encode_last
+from td3engine.models.recommender import Draws, Recommender
+from td3engine.models.sequences import gather
+from td3engine.models.training_loss import real_loss
+from td3engine.ranking.holdout import Questions
+from td3engine.ranking.metrics import evaluate
+from td3engine.runtime.seeding import Purpose, generator, numpy_generator
+from td3engine.teacher.sampled_steps import SampledSteps
+
+WindowsOfEpoch = Callable[[np.random.Generator], WindowIndex]
+EARLY_EPOCHS = 30  # the teacher's first epochs, whose encoders learners may start from (section 5)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model trained on real sequences.
+
+    Attributes:
+        parameters: the encoder's flat parameters (P).
+        table: the scoring table F, (n, d), or (n, d + 1) with the item bias last.
+        early: encoder parameters after each of the first epochs, (epochs, P).
+        validation: best validation NDCG@10.
+        seconds: wall time of training up to the best epoch, validation not counted.
+    """
+
+    parameters: Tensor
+    table: Tensor
+    early: Tensor
+    validation: float
+    seconds: float
+
+
+class FullSteps:
+    """Training steps over the whole catalogue.
+
+    Attributes:
+        theta: all parameters, (P); changed in place.
+    """
+
+    def __init__(self, model: Recommender, config: TeacherConfig, theta_P: Tensor) -> None:
+        self.model, self.theta = model, theta_P.requires_grad_()
+        self.optimizer = torch.optim.Adam(
+            [self.theta],
+            lr=config.lr,
+            betas=(BETA1, config.beta2),
+            weight_decay=config.weight_decay,
+        )
+
+    def step(
+        self, items_BL: Tensor, lengths_B: Tensor, draws: Draws, _rng: np.random.Generator
+    ) -> None:
+        """One step of Adam on a batch of rows, right-padded."""
+        loss = real_loss(self.model, self.theta, items_BL, lengths_B, draws)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        """What the next step depends on, besides theta."""
+        return self.optimizer.state_dict()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.optimizer.load_state_dict(state)
+
+
+class LogTraining:
+    """Training on real sequences, an epoch at a time, so that it can be stopped and resumed.
+
+    Args:
+        split: the log.
+        model: backbone and item table; a frozen table is given and not trained.
+        config: epochs, batch, Adam, early stopping.
+        windows: which windows an epoch trains on.
+        asked: the validation questions.
+        seed: of weights, order and dropout.
+        device: where to compute.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        model: Recommender,
+        config: TeacherConfig,
+        windows: WindowsOfEpoch,
+        asked: Questions,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.split, self.model, self.config = split, model, config
+        self.windows, self.asked, self.seed, self.device = windows, asked, seed, device
+        draw = generator(seed, Purpose.TEACHER_INITIAL, device=device.type)
+        self.theta = model.initial(draw)
+        # Of a frozen table there is nothing to train item by item.
+        sampled = model.frozen is None and softmax_over(model.n_items, config.softmax) == "sampled"
+        self.steps: FullSteps | SampledSteps = (
+            SampledSteps(split, model, config, self.theta)
+            if sampled
+            else FullSteps(model, config, self.theta)
+        )
+        self.epoch = 0
+        self.seconds = 0.0
+        self.stale = 0
+        self.early: list[Tensor] = []
+        self.best: dict[str, Any] = {"validation": -1.0}
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.config.max_epochs or self.stale >= self.config.patience
+
+    def epochs(self) -> Iterator[float]:
+        """Train to the end, yielding the best validation NDCG@10 after each epoch."""
+        while not self.finished:
+            began = time.perf_counter()
+            self._train_epoch()
+            self.seconds += time.perf_counter() - began
+            self.epoch += 1
+            if len(self.early) < EARLY_EPOCHS:
+                self.early.append(self.model.parts(self.theta.detach())[0].clone())
+            if self.epoch % self.config.validate_every == 0 or self.epoch == self.config.max_epochs:
+                self._validate()
+            yield max(self.best["validation"], 0.0)
+
+    def result(self) -> Trained:
+        """The best model by validation.
+
+        Raises:
+            RuntimeError: no epoch has been validated yet.
+        """
+        if "parameters" not in self.best:
+            raise RuntimeError("training has not been validated yet")
+        return Trained(early=torch.stack(self.early), **self.best)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training depends on, for a checkpoint."""
+        return {
+            "theta": self.theta.detach(),
+            "optimizer": self.steps.state(),
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "stale": self.stale,
+            "early": self.early,
+            "best": self.best,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        with torch.no_grad():
+            self.theta.copy_(state["theta"])
+        self.steps.restore(state["optimizer"])
+        self.epoch, self.seconds, self.stale = state["epoch"], state["seconds"], state["stale"]
+        self.early, self.best = list(state["early"]), dict(state["best"])
+
+    def draws(self, lengths_B: Tensor, draw: torch.Generator) -> Draws:
+        """What a training pass predicts, and its dropout."""
+        return self.model.real_draws(lengths_B, draw)
+
+    def _train_epoch(self) -> None:
+        rng = numpy_generator(self.seed, Purpose.TEACHER_EPOCH, self.epoch)
+        draw = generator(self.seed, Purpose.TEACHER_EPOCH, self.epoch, self.device.type)
+        index = self.windows(rng)
+        for chosen in batches_of_like_length(index, self.config.batch, rng):
+            items, lengths = gather(self.split, index.start[chosen], index.end[chosen])
+            items, lengths = items.to(self.device), lengths.to(self.device)
+            self.steps.step(items, lengths, self.draws(lengths, draw), rng)
+
+    def _validate(self) -> None:
+        """Keep the model if it is the best so far."""
+        parameters, table = self.model.parts(self.theta.detach())
+        scorer = encode_last(self.model.backbone, parameters, table)
+        validation = evaluate(scorer, table, self.asked, "full")["ndcg@10"]
+        if not torch.isfinite(self.theta).all():
+            raise DivergedError(f"training on real sequences diverged in epoch {self.epoch}")
+        if validation > self.best["validation"]:
+            self.stale = 0
+            self.best = {
+                "parameters": parameters.clone(),
+                "table": table.clone(),
+                "validation": validation,
+                "seconds": self.seconds,
+            }
+        else:
+            self.stale += 1
