@@ -248,7 +248,7 @@ def test_it_learns_the_order_of_a_ring(name: BackboneName) -> None:
     scorer = encode_last(backbone, trained.parameters, trained.table)
     found = evaluate(scorer, trained.table, questions(split, "test", history), "full")
     # One of the 29 unseen items at random would be among the first five in a sixth of the cases.
-    # BERT4Rec, which predicts a fifth of the events a step, ends between .84 and 1: by its seed, and
+    # BERT4Rec predicts a fifth of the events a step and ends between .84 and 1, by its seed and
     # by the last bits of a processor's arithmetic.
     assert found["hr@5"] > (0.7 if name == "bert4rec" else 0.95)
     assert found["ndcg@10"] > 0.8
