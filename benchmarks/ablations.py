@@ -23,9 +23,9 @@ from td3engine.evaluation.baselines import summary_rows
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.outer_loop.learner_pool import Pooled
-from td3engine.ranking.holdout import questions
-from td3engine.runtime.torch_setup import settle
+from td3engine.outer_loop.learner_pool import PooledLearner
+from td3engine.ranking.holdout import holdout_set
+from td3engine.runtime.torch_setup import configure
 from td3engine.summary.tucker import query
 
 # `quality` is what the quality tables are made with.
@@ -51,17 +51,17 @@ class Variant:
 class FirstWindow(Distillation):
     """The window is always the first of a new learner's training."""
 
-    def learner(self, learner: int, nth: int) -> Pooled:  # noqa: ARG002 - of no pool
+    def learner(self, learner: int, nth: int) -> PooledLearner:  # noqa: ARG002 - of no pool
         fresh = self.fresh(learner, self.config.outer.pool + self.done, staggered=False)
-        return Pooled(fresh.state, owed=0)
+        return PooledLearner(fresh.state, warmup_steps=0)
 
 
 class LastWindow(Distillation):
     """The window is always a learner's last steps; those before it are taken without a graph."""
 
-    def learner(self, learner: int, nth: int) -> Pooled:  # noqa: ARG002 - of no pool
+    def learner(self, learner: int, nth: int) -> PooledLearner:  # noqa: ARG002 - of no pool
         fresh = self.fresh(learner, self.config.outer.pool + self.done, staggered=False)
-        return Pooled(fresh.state, owed=self.inner_steps - self.config.outer.window)
+        return PooledLearner(fresh.state, warmup_steps=self.inner_steps - self.config.outer.window)
 
 
 def variants(base: DistillConfig) -> list[Variant]:
@@ -146,11 +146,11 @@ def measure(study: Study, base: dict[str, Any], variant: Variant, seeds: int) ->
     config = DistillConfig.model_validate(merge(base, variant.settings))
     history = config.data.max_history
     teacher = study.full("sasrec", 0)
-    asked = questions(
+    holdout = holdout_set(
         study.split, "validation", config.learner_history, config.data.validation_users
     )
     backbone = build_backbone(config.backbone, history)
-    distillation = variant.distillation(study.split, config, backbone, teacher, asked, CPU)
+    distillation = variant.distillation(study.split, config, backbone, teacher, holdout, CPU)
     began = time.perf_counter()
     for _ in distillation.steps():
         pass
@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quality-work"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    settle()
+    configure()
     content = json.loads(options.json.read_text()) if options.json.exists() else {"rows": []}
     rows = content["rows"]
     say: Callable[[str], None] = print

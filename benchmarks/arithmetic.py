@@ -49,9 +49,9 @@ def outer_step(config: DistillConfig, n_items: int, real_targets: int) -> Arithm
     )
     d, zeta = backbone.hidden, summary.length
     drawn = learner.objective == "last-and-augmented"
-    asked = learner.batch * (1 + learner.augmented if drawn else zeta - 1)
-    encoder = forward(backbone, learner.batch, zeta - 1, asked)
-    scores = scoring(asked, n_items, d)
+    targets = learner.batch * (1 + learner.augmented if drawn else zeta - 1)
+    encoder = forward(backbone, learner.batch, zeta - 1, targets)
+    scores = scoring(targets, n_items, d)
     history = config.learner_history
     real_encoder = forward(backbone, real_targets // history, history, real_targets)
     real_scores = scoring(real_targets, n_items, d)
@@ -69,7 +69,7 @@ def outer_step(config: DistillConfig, n_items: int, real_targets: int) -> Arithm
     )
 
 
-def forward(config: BackboneConfig, rows: int, length: int, asked: int) -> int:
+def forward(config: BackboneConfig, rows: int, length: int, targets: int) -> int:
     """Operations of SASRec's forward pass; the last layer computes the asked positions alone, to
     which keys and values of all are needed."""
     d, positions = config.hidden, rows * length
@@ -80,7 +80,7 @@ def forward(config: BackboneConfig, rows: int, length: int, asked: int) -> int:
         attention = 2 * 2 * computed * length * d
         return keys_and_values + others + attention
 
-    return (config.layers - 1) * layer(positions) + layer(asked)
+    return (config.layers - 1) * layer(positions) + layer(targets)
 
 
 def scoring(states: int, n_items: int, d: int) -> int:

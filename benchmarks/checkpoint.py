@@ -27,7 +27,7 @@ from td3engine.data.windows import training_windows
 from td3engine.models.recommender import Recommender
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.pipeline.run import CHECKPOINT_FILE, CHECKPOINT_SHARE, Control, Run
-from td3engine.ranking.holdout import questions
+from td3engine.ranking.holdout import holdout_set
 from td3engine.teacher.training import FullSteps, LogTraining
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def teacher_state(split: Split, config: DistillConfig) -> dict[str, Any]:
         Recommender(work.backbone, split.n_items, config.backbone.hidden),
         config.teacher,
         lambda rng: training_windows(split, history, rng),
-        questions(split, "validation", history, 1),
+        holdout_set(split, "validation", history, 1),
         seed=0,
         device=CPU,
     )
@@ -93,15 +93,15 @@ def measured(state: dict[str, Any], config: DistillConfig, repeats: int) -> dict
             seconds.append(time.perf_counter() - began)
         size = (Path(folder) / CHECKPOINT_FILE).stat().st_size
     median = statistics.median(seconds)
-    between = max(DEFAULT_SECONDS, median / CHECKPOINT_SHARE)
+    on_step = max(DEFAULT_SECONDS, median / CHECKPOINT_SHARE)
     return {
         "mib": size / 2**20,
         "seconds": median,
         "least": min(seconds),
         "most": max(seconds),
         "share_at_default": median / DEFAULT_SECONDS,
-        "seconds_between": between,
-        "share": median / between,
+        "seconds_between": on_step,
+        "share": median / on_step,
     }
 
 

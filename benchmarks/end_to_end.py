@@ -23,7 +23,7 @@ from td3engine.data.windows import training_windows
 from td3engine.inner_loop.learner import encode_last, learn
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
-from td3engine.ranking.holdout import questions
+from td3engine.ranking.holdout import holdout_set
 from td3engine.ranking.metrics import evaluate
 from td3engine.runtime.seeding import Purpose, generator
 from td3engine.summary.tucker import Summary
@@ -146,16 +146,16 @@ def follow(
 def validation(summary: Summary, work: Work) -> float:
     """Mean NDCG@10 of two learners trained on the summary, with the work's learner settings."""
     config = work.config
-    asked = questions(
+    holdout = holdout_set(
         work.split, "validation", config.learner_history, config.data.validation_users
     )
-    recipe: LearnerConfig = config.learner
+    trainer: LearnerConfig = config.learner
     found = []
     for nth in range(config.outer.validation_learners):
         draw = generator(0, Purpose.VALIDATION_LEARNER, nth, work.device.type)
-        learned = learn(summary, work.backbone, recipe, "shared-items", draw)
+        learned = learn(summary, work.backbone, trainer, "shared-items", draw)
         scorer = encode_last(work.backbone, learned.parameters, learned.table)
-        found.append(evaluate(scorer, learned.table, asked, "full")["ndcg@10"])
+        found.append(evaluate(scorer, learned.table, holdout, "full")["ndcg@10"])
     return sum(found) / len(found)
 
 
@@ -175,7 +175,7 @@ def train_teacher(split: Split, config: DistillConfig, device: torch.device) -> 
         Recommender(backbone, split.n_items, config.backbone.hidden),
         config.teacher,
         lambda rng: training_windows(split, history, rng),
-        questions(split, "validation", history, config.data.validation_users),
+        holdout_set(split, "validation", history, config.data.validation_users),
         seed=config.seed,
         device=device,
     )

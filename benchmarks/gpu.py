@@ -25,8 +25,8 @@ from benchmarks.speed import LOGS, Clock
 from benchmarks.work import Work, machine
 from td3engine.config.presets import merge
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.outer_loop.learner_pool import Pooled
-from td3engine.runtime.torch_setup import settle
+from td3engine.outer_loop.learner_pool import PooledLearner
+from td3engine.runtime.torch_setup import configure
 
 Figures = dict[str, Any]
 STARTS = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
@@ -55,13 +55,13 @@ def measured(work: Work, outer: Figures, steps: int) -> Figures:
         _step(distillation)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    turns = []
+    windows = []
     clock = Clock(work.device)
     for _ in range(steps):
         at = time.perf_counter()
-        _step(distillation, clock.mark)
+        _step(distillation, clock.on_stage)
         torch.cuda.synchronize()
-        turns.append(time.perf_counter() - at)
+        windows.append(time.perf_counter() - at)
     began = time.perf_counter()
     distillation._validate()
     torch.cuda.synchronize()
@@ -69,8 +69,8 @@ def measured(work: Work, outer: Figures, steps: int) -> Figures:
     return {
         "outer": outer,
         "first_seconds": seconds,
-        "seconds_per_outer_step": statistics.median(turns),
-        "lowest_and_highest": [min(turns), max(turns)],
+        "seconds_per_outer_step": statistics.median(windows),
+        "lowest_and_highest": [min(windows), max(windows)],
         "parts": {part: total / steps for part, total in clock.seconds.items()},
         "seconds_of_a_look": look,
         "peak_mib": torch.cuda.max_memory_allocated() / 2**20,
@@ -83,11 +83,13 @@ def owe_nothing(distillation: Distillation) -> None:
     they have learnt."""
     for pool in distillation.pools.values():
         for nth, pooled in enumerate(pool):
-            pool[nth] = Pooled(replace(pooled.state, age=pooled.owed), owed=0)
+            pool[nth] = PooledLearner(
+                replace(pooled.state, age=pooled.warmup_steps), warmup_steps=0
+            )
 
 
-def _step(distillation: Distillation, mark: Any = lambda _part: None) -> None:
-    distillation.step(mark)
+def _step(distillation: Distillation, on_stage: Any = lambda _part: None) -> None:
+    distillation.step(on_stage)
     distillation.done += 1
 
 
@@ -179,12 +181,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--note", default="", help="kept with the figures: of which code, say")
     options = parser.parse_args()
-    settle(torch.device("cuda"))
+    configure(torch.device("cuda"))
     config = DATASETS[options.dataset].config("sasrec", options.mode)
     split = DATASETS[options.dataset].read(options.data, config)
     work = Work.untrained(split, config, torch.device("cuda"))
-    asked = {"dataset": options.dataset, "mode": options.mode, "steps": options.steps}
-    found: Figures = {"machine": machine(work.device), **asked, "note": options.note, "ways": {}}
+    holdout = {"dataset": options.dataset, "mode": options.mode, "steps": options.steps}
+    found: Figures = {"machine": machine(work.device), **holdout, "note": options.note, "ways": {}}
     for name in options.way:
         found["ways"][name] = measured(work, WAYS[name], options.steps)
         print(told(name, found["ways"][name]), flush=True)

@@ -27,7 +27,7 @@ from td3engine.evaluation.baselines import random_user_rows, zero_step_rows
 from td3engine.evaluation.table import Row
 from td3engine.events import Event, PhaseStarted
 from td3engine.pipeline.run import RESULT_SEEDS, Control, Run
-from td3engine.runtime.torch_setup import settle
+from td3engine.runtime.torch_setup import configure
 from td3engine.summary.bundle import load_bundle
 
 
@@ -92,7 +92,7 @@ def _normalised(options: argparse.Namespace, clock: Clock) -> tuple[Interactions
 
 def baselines(options: argparse.Namespace, clock: Clock) -> list[Row]:
     """Learners on what the summary must beat; rows are kept as they come."""
-    settle()  # the job itself may be from an earlier start
+    configure()  # the job itself may be from an earlier start
     device = torch.device("cpu")
     bundle = load_bundle(options.work / "summary")
     benchmark = prepare_for(bundle, read_normalised(options.work / "log.parquet"), device)

@@ -21,13 +21,13 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.datasets import DATASETS
-from benchmarks.speed import LOGS, Turn, turn
+from benchmarks.speed import LOGS, LearnerWindow, turn
 from benchmarks.work import Work, machine, published
 from td3engine.config import MODES
 from td3engine.config.presets import build_config
-from td3engine.inner_loop.graphed import Graphed
-from td3engine.outer_loop.distillation import Distillation, Mark
-from td3engine.outer_loop.learner_pool import Pooled
+from td3engine.inner_loop.graphed import CudaGraph
+from td3engine.outer_loop.distillation import Distillation, StageHook
+from td3engine.outer_loop.learner_pool import PooledLearner
 
 
 class Counted(TorchDispatchMode):
@@ -45,11 +45,11 @@ class Counted(TorchDispatchMode):
         self._count += not (function.is_view or "empty" in function.name())
         return function(*args, **(kwargs or {}))
 
-    def mark(self, part: str) -> None:
+    def on_stage(self, part: str) -> None:
         self.parts[part] += self._count
         self._count = 0
 
-    def watch(self, graphed: Graphed) -> None:
+    def watch(self, graphed: CudaGraph) -> None:
         """Count what lies in a recording, besides."""
         function = graphed.function
 
@@ -69,13 +69,13 @@ def distillation_of(work: Work, options: argparse.Namespace, **outer: Any) -> Di
         config.model_copy(update={"outer": config.outer.model_copy(update=own)})
     )
     for learner, pool in distillation.pools.items():
-        distillation.pools[learner] = [Pooled(each.state, owed=0) for each in pool]
+        distillation.pools[learner] = [PooledLearner(each.state, warmup_steps=0) for each in pool]
     advance(distillation)
     return distillation
 
 
-def advance(distillation: Distillation, mark: Mark = lambda _part: None) -> None:
-    distillation.step(mark)
+def advance(distillation: Distillation, on_stage: StageHook = lambda _part: None) -> None:
+    distillation.step(on_stage)
     distillation.done += 1
 
 
@@ -85,7 +85,7 @@ def counted(distillation: Distillation) -> dict[str, int]:
         if distillation.together is not None:
             counts.watch(distillation.together.forward)
             counts.watch(distillation.together.reverse)
-        advance(distillation, counts.mark)
+        advance(distillation, counts.on_stage)
     return {**counts.parts, "recorded": counts.recorded}
 
 
@@ -95,15 +95,15 @@ def timed(work: Work, learners: int, options: argparse.Namespace) -> dict[str, A
         vectorised: distillation_of(work, options, learners=learners, vectorised=vectorised)
         for vectorised in (False, True)
     }
-    turns: dict[bool, list[Turn]] = {False: [], True: []}
+    windows: dict[bool, list[LearnerWindow]] = {False: [], True: []}
     for _ in range(options.repeats):
         for vectorised, distillation in sides.items():
             step = partial(advance, distillation)
-            turns[vectorised].append(turn(step, options.steps, work.device))
-    pairs = list(zip(turns[False], turns[True], strict=True))
+            windows[vectorised].append(turn(step, options.steps, work.device))
+    pairs = list(zip(windows[False], windows[True], strict=True))
     return {
-        "one by one": statistics.median(each.seconds for each in turns[False]),
-        "together": statistics.median(each.seconds for each in turns[True]),
+        "one by one": statistics.median(each.seconds for each in windows[False]),
+        "together": statistics.median(each.seconds for each in windows[True]),
         "ratios": [one.seconds / other.seconds for one, other in pairs],
         "ratios of processor seconds": [one.processor / other.processor for one, other in pairs],
     }

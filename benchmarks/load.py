@@ -261,7 +261,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "load_average": os.getloadavg()[0],
         "database": store.engine.dialect.name,
     }
-    turns = Turns(options.rounds, options.pollers, options.seconds)
+    windows = Turns(options.rounds, options.pollers, options.seconds)
     worker = ("celery", "-A", "worker.celery_app", "worker", "-P", "threads", "-c", "1")
     with server("app.main:app", **environment) as api:
         found["claim_ms"] = {"empty queue": claim_time(store, dataset_id, options.repeats)}
@@ -274,7 +274,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 path,
                 *(f"/jobs/{new_job(store, dataset_id)}" for _ in range(options.pollers - 1)),
             ]
-            found["polling"] = compare(api, paths, turns)
+            found["polling"] = compare(api, paths, windows)
             found["mixed"] = asyncio.run(mix(api[0], path, options))
             httpx.post(f"{api[0]}{path}/cancel", timeout=60, trust_env=False)
         fill(store, dataset_id, options.queued, "queued")
@@ -285,7 +285,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         found["metrics_ms"] = scrape_time(api[0], options.repeats)
         # The last part: from the first key on, nobody is served without one.
         settings = Settings(data_dir=folder)
-        found["polling_with_key"] = compare(api, paths, turns, new_key(store, settings))
+        found["polling_with_key"] = compare(api, paths, windows, new_key(store, settings))
     store.close()
     return found
 

@@ -23,7 +23,7 @@ from benchmarks.speed import keep_memory
 from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
 from td3engine.config import MODES, Mode
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.runtime.torch_setup import settle
+from td3engine.runtime.torch_setup import configure
 
 RESULTS = Path("docs/results/memory.json")
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def points() -> Iterator[Point]:
 def peak(point: Point) -> dict[str, Any]:
     """Memory before the first outer step and the most until the last, MiB; seconds of the last,
     on the clock and of the processor."""
-    settle()  # as a run of the engine has it
+    configure()  # as a run of the engine has it
     distillation = point.work().engine()
     before = memory_mib("VmRSS")
     if point.items < ONE_STEP_FROM:

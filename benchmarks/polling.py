@@ -108,17 +108,17 @@ async def hammer(
     begin = time.monotonic()
     end = begin + seconds
 
-    async def client(path: str, reader: StreamReader, writer: StreamWriter) -> None:
+    async def client(path: str, soft_embedding: StreamReader, writer: StreamWriter) -> None:
         request = f"GET {path} HTTP/1.1\r\nHost: {address.host}\r\n{authorization}\r\n".encode()
         while time.monotonic() < end:
             began = time.perf_counter()
             writer.write(request)
-            head = await reader.readuntil(b"\r\n\r\n")
+            head = await soft_embedding.readuntil(b"\r\n\r\n")
             if not head.startswith(b"HTTP/1.1 200"):
                 raise RuntimeError(f"{path}: {head[:100]!r}")
             length = re.search(rb"content-length: (\d+)", head)
             assert length is not None
-            await reader.readexactly(int(length[1]))
+            await soft_embedding.readexactly(int(length[1]))
             latencies.append(time.perf_counter() - began)
         writer.close()
 
@@ -161,8 +161,8 @@ def compare(
             taken["get_job"].append(measure(api, paths, how, key))
             taken["empty"].append(measure(other, ["/empty"], how, None))
     medians = {
-        name: {key: statistics.median(turn[key] for turn in turns) for key in turns[0]}
-        for name, turns in taken.items()
+        name: {key: statistics.median(turn[key] for turn in windows) for key in windows[0]}
+        for name, windows in taken.items()
     }
     job, nothing = medians["get_job"], medians["empty"]
     return {

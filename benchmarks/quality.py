@@ -18,7 +18,7 @@ import torch
 from benchmarks.datasets import DATASETS
 from benchmarks.study import OF_LOG, Cell, Results, Source, Study
 from td3engine.config import BACKBONES, MODES, Mode
-from td3engine.runtime.torch_setup import settle
+from td3engine.runtime.torch_setup import configure
 
 SOURCES: tuple[Source, ...] = get_args(Source)
 PREFIX_ON = ("ml-100k", "amazon2018-magazine")  # elsewhere an epoch of prefix rows takes too long
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    settle(device)
+    configure(device)
     results = Results(options.json)
     began = time.perf_counter()
 

@@ -33,11 +33,11 @@ from benchmarks.end_to_end import end_to_end
 from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
 from td3engine.config import DistillConfig
 from td3engine.config.presets import merge
-from td3engine.outer_loop.distillation import Mark
-from td3engine.runtime.torch_setup import quick_products, settle
+from td3engine.outer_loop.distillation import StageHook
+from td3engine.runtime.torch_setup import configure, use_fast_matmul
 
 Figures = dict[str, Any]
-Step = Callable[[Mark], None]
+Step = Callable[[StageHook], None]
 RESULTS = Path("docs/results/speed.json")
 LOGS = Path(__file__).resolve().parents[2] / "shared" / "data"
 ENGINE_STEPS = 5  # to one of the textbook's: they are short, and not all have learners to warm up
@@ -51,7 +51,7 @@ class Clock:
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._last = self._now()
 
-    def mark(self, part: str) -> None:
+    def on_stage(self, part: str) -> None:
         now = self._now()
         self.seconds[part] += now - self._last
         self._last = now
@@ -76,7 +76,7 @@ def keep_memory() -> None:
 
 
 @dataclass(frozen=True)
-class Turn:
+class LearnerWindow:
     """An outer step's seconds by part, and the processor's seconds (of all threads)."""
 
     parts: dict[str, float]
@@ -87,22 +87,22 @@ class Turn:
         return sum(self.parts.values())
 
 
-def turn(step: Step, count: int, device: torch.device) -> Turn:
+def turn(step: Step, count: int, device: torch.device) -> LearnerWindow:
     """The mean of `count` outer steps."""
     began = time.process_time()
     clock = Clock(device)
     for _ in range(count):
-        step(clock.mark)
+        step(clock.on_stage)
     parts = {part: seconds / count for part, seconds in clock.seconds.items()}
-    return Turn(parts, (time.process_time() - began) / count)
+    return LearnerWindow(parts, (time.process_time() - began) / count)
 
 
 def engine_step(work: Work) -> Step:
     """The engine's outer step, past the start in which first learners are brought to their ages."""
     distillation = work.engine()
 
-    def step(mark: Mark) -> None:
-        distillation.step(mark)
+    def step(on_stage: StageHook) -> None:
+        distillation.step(on_stage)
         distillation.done += 1
 
     for _ in range(2 * work.config.outer.pool):
@@ -115,9 +115,9 @@ def textbook_step(work: Work) -> Step:
     textbook = work.textbook(work.engine().summary.learned)
     torch.manual_seed(0)
 
-    def step(mark: Mark) -> None:
+    def step(on_stage: StageHook) -> None:
         for _ in range(work.config.outer.learners):
-            textbook.step(work.real_rows(rng), mark)
+            textbook.step(work.real_rows(rng), on_stage)
 
     step(lambda _part: None)  # the first one pays for page faults
     textbook.done = 0
@@ -134,17 +134,17 @@ def compare(work: Work, options: argparse.Namespace) -> Figures:
     peaks = {side: peak_in_child(side) for side in sides}
     keep_memory()
     steps = {side: STEPS[side](work) for side in sides}
-    turns: dict[str, list[Turn]] = {side: [] for side in sides}
+    windows: dict[str, list[LearnerWindow]] = {side: [] for side in sides}
     rates = []
     for _ in range(options.repeats):
         rates.append(matmul_rate(work.device))
         for side in sides:
-            turns[side].append(turn(steps[side], counts[side], work.device))
-    found: Figures = {side: summed_up(turns[side]) | peaks[side] for side in sides}
-    found["arithmetic"] = limit(work, [t.seconds for t in turns["engine"]], rates)
+            windows[side].append(turn(steps[side], counts[side], work.device))
+    found: Figures = {side: summed_up(windows[side]) | peaks[side] for side in sides}
+    found["arithmetic"] = limit(work, [t.seconds for t in windows["engine"]], rates)
     if options.engine_only:
         return {"ratio": None, **found}
-    pairs = list(zip(turns["engine"], turns["textbook"], strict=True))
+    pairs = list(zip(windows["engine"], windows["textbook"], strict=True))
     ratios = [textbook.seconds / engine.seconds for engine, textbook in pairs]
     of_processor = [textbook.processor / engine.processor for engine, textbook in pairs]
     return {
@@ -177,15 +177,16 @@ def limit(work: Work, seconds: list[float], rates: list[float]) -> Figures:
     }
 
 
-def summed_up(turns: list[Turn]) -> Figures:
+def summed_up(windows: list[LearnerWindow]) -> Figures:
     """Median over turns, and lowest and highest; parts as medians of their own."""
-    seconds = [each.seconds for each in turns]
+    seconds = [each.seconds for each in windows]
     return {
         "seconds_per_outer_step": statistics.median(seconds),
         "lowest_and_highest": [min(seconds), max(seconds)],
-        "processor_seconds_per_outer_step": statistics.median(each.processor for each in turns),
+        "processor_seconds_per_outer_step": statistics.median(each.processor for each in windows),
         "parts": {
-            part: statistics.median(each.parts[part] for each in turns) for part in turns[0].parts
+            part: statistics.median(each.parts[part] for each in windows)
+            for part in windows[0].parts
         },
     }
 
@@ -208,10 +209,10 @@ def peak(side: str, work: Work) -> Figures:
         textbook.starts = np.zeros(1, np.int64)  # a warm-up holds no more than a window does
         rows = work.real_rows(np.random.default_rng(0))
 
-        def step(mark: Mark) -> None:
-            textbook.step(rows, mark)
+        def step(on_stage: StageHook) -> None:
+            textbook.step(rows, on_stage)
 
-    settle()  # as a run of the engine has it
+    configure()  # as a run of the engine has it
     before = memory_mib("VmRSS")
     for _ in range(2):
         step(lambda _part: None)
@@ -328,7 +329,7 @@ def main() -> None:
     options = parser().parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
-    quick_products()  # for both
+    use_fast_matmul()  # for both
     work = prepare(options)
     if options.peak_of:
         print(json.dumps(peak(options.peak_of, work)))

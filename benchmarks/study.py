@@ -42,16 +42,16 @@ from td3engine.evaluation.benchmark import (
 from td3engine.evaluation.table import Row, make_row
 from td3engine.export.sequences import COPIES
 from td3engine.export.soft_targets import TOP_K
-from td3engine.inner_loop.learner import Learned, SummaryTraining, learn_from, recommender
-from td3engine.models.backbone import Asked
-from td3engine.models.recommender import Draws, Recommender
+from td3engine.inner_loop.learner import InnerLoopTrainer, Learned, learn_from, recommender
+from td3engine.models.backbone import TargetPositions
+from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.outer_loop.initial_summary import initial_summary
-from td3engine.ranking.holdout import questions
+from td3engine.ranking.holdout import holdout_set
 from td3engine.ranking.metrics import CUTOFFS
 from td3engine.runtime.seeding import Purpose, generator
-from td3engine.summary.soft_sequences import ReadDense, ReadReady
+from td3engine.summary.soft_sequences import DenseProbs, Precomputed
 from td3engine.summary.tucker import Summary, query
 from td3engine.teacher.training import LogTraining, Trained
 
@@ -92,11 +92,11 @@ class Cell:
 class PrefixTraining(LogTraining):
     """The paper's way: a row of its own for each target, and a loss on its last event only."""
 
-    def draws(self, lengths_B: Tensor, draw: torch.Generator) -> Draws:
+    def randomness(self, lengths_B: Tensor, draw: torch.Generator) -> StepRandomness:
         rows = torch.arange(len(lengths_B), device=lengths_B.device)
         longest = int(lengths_B.max())
         dropout = self.model.backbone.dropout(len(lengths_B), longest, draw)
-        return Draws(Asked(rows, lengths_B - 1), dropout)
+        return StepRandomness(TargetPositions(rows, lengths_B - 1), dropout)
 
 
 def prefix_windows(split: Split, history: int) -> WindowIndex:
@@ -164,7 +164,7 @@ class Study:
                 self._recommender(config),
                 config.teacher,
                 lambda rng: training_windows(self.split, history, rng),
-                questions(self.split, "validation", history, config.data.validation_users),
+                holdout_set(self.split, "validation", history, config.data.validation_users),
                 seed=seed,
                 device=self.device,
             )
@@ -189,7 +189,7 @@ class Study:
                 self._recommender(config),
                 teacher,
                 lambda _: windows,
-                questions(
+                holdout_set(
                     self.split, "validation", config.data.max_history, config.data.validation_users
                 ),
                 seed=seed,
@@ -210,7 +210,7 @@ class Study:
                 config,
                 build_backbone(config.backbone, config.data.max_history),
                 teacher,
-                questions(
+                holdout_set(
                     self.split, "validation", config.learner_history, config.data.validation_users
                 ),
                 self.device,
@@ -311,19 +311,21 @@ def soft_export_rows(benchmark: Benchmark, summary: Summary, mode: Mode, seed: i
     """A learner that knows only the most probable items of a position, as exported."""
     learner = benchmark.config.learner
     model = recommender(benchmark.backbone, summary.V, mode)
-    reader = ReadReady(summary.V) if model.scores_are_fixed else ReadDense(summary.V)
-    training = SummaryTraining(model, learner, learner.steps_in(mode), reader, len(summary.T))
+    soft_embedding = Precomputed(summary.V) if model.scores_are_fixed else DenseProbs(summary.V)
+    training = InnerLoopTrainer(
+        model, learner, learner.steps_in(mode), soft_embedding, len(summary.T)
+    )
     scores_UTN = query(*summary.learned) @ summary.V.T
     top = scores_UTN.softmax(-1).topk(min(TOP_K, scores_UTN.shape[-1]))
-    leaf = torch.zeros_like(scores_UTN).scatter(-1, top.indices, top.values)
-    leaf = leaf / leaf.sum(-1, keepdim=True)
+    synthetic = torch.zeros_like(scores_UTN).scatter(-1, top.indices, top.values)
+    synthetic = synthetic / synthetic.sum(-1, keepdim=True)
     if model.scores_are_fixed:
-        leaf = leaf @ summary.V
+        synthetic = synthetic @ summary.V
 
     def train_one(nth: int) -> Learned:
         return learn_from(
             training,
-            leaf,
+            synthetic,
             generator(nth, Purpose.LEARNER, device=benchmark.device.type),
             benchmark.validate,
         )
@@ -336,7 +338,7 @@ def soft_export_rows(benchmark: Benchmark, summary: Summary, mode: Mode, seed: i
         train_one,
         [seed],
         numbers_stored=stored,
-        sequences=len(leaf),
+        sequences=len(synthetic),
     )
 
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from td3engine.config import BackboneConfig, DistillConfig
-from td3engine.outer_loop.distillation import Mark
+from td3engine.outer_loop.distillation import StageHook
 
 FIRST_AUGMENTED = 5
 BETA1, EPSILON = 0.9, 1e-8
@@ -148,30 +148,30 @@ class TextbookTD3:
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, outer.steps)
         self.done = 0
 
-    def step(self, real: RealRows, mark: Mark) -> None:
+    def step(self, real: RealRows, on_stage: StageHook) -> None:
         """One outer step on these real rows."""
         self.learner.reset()
         learner = Learner.fresh(dict(self.learner.named_parameters()))
         self.learner.train()
         for _ in range(int(self.starts[self.done % len(self.starts)])):
             learner = self._inner_step(learner, differentiable=False).detached()
-        mark("warm-up")
+        on_stage("warm-up")
         for _ in range(self.config.outer.window):
             learner = self._inner_step(learner, differentiable=True)
-        mark("window")
+        on_stage("window")
         self.learner.eval()
         end = list(learner.parameters.values())
         to_end = torch.autograd.grad(self._real_loss(learner.parameters, real), end)
-        mark("real batch")
+        on_stage("real batch")
         gradients = torch.autograd.grad(end, self.factors, to_end)
-        mark("reverse")
+        on_stage("reverse")
         for factor, gradient in zip(self.factors, gradients, strict=True):
             factor.grad = gradient
         torch.nn.utils.clip_grad_norm_(self.factors, self.config.outer.clip)
         self.optimizer.step()
         self.schedule.step()
         self.done += 1
-        mark("rest")
+        on_stage("rest")
 
     def _inner_step(self, learner: Learner, *, differentiable: bool) -> Learner:
         users, batch = len(self.factors[0]), self.config.learner.batch

@@ -22,7 +22,7 @@ from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
 from td3engine.models.sequences import gather
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.ranking.holdout import questions
+from td3engine.ranking.holdout import holdout_set
 from td3engine.teacher.training import Trained
 
 # The published script's settings for ML-100k.
@@ -132,10 +132,10 @@ class Work:
     def engine(self, config: DistillConfig | None = None) -> Distillation:
         """The engine, at its first outer step."""
         config = config or self.engine_config
-        asked = questions(
+        holdout = holdout_set(
             self.split, "validation", config.learner_history, config.data.validation_users
         )
-        return Distillation(self.split, config, self.backbone, self.teacher, asked, self.device)
+        return Distillation(self.split, config, self.backbone, self.teacher, holdout, self.device)
 
     def textbook(self, factors: Sequence[Tensor], seed: int = 0) -> TextbookTD3:
         """The textbook, at its first outer step.

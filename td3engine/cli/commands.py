@@ -30,7 +30,7 @@ from td3engine.inner_loop.learner import learn
 from td3engine.pipeline.run import Control, Run, pick_device, split_log
 from td3engine.runtime.distributed import join
 from td3engine.runtime.seeding import Purpose, generator
-from td3engine.runtime.torch_setup import settle
+from td3engine.runtime.torch_setup import configure
 from td3engine.summary.bundle import MANIFEST_FILE, Bundle, load_bundle
 
 PHASE_NAMES = {
@@ -117,20 +117,20 @@ def distill_log(
 
     Where a launcher has started several processes they distil together, and the first one speaks.
     """
-    world = join(pick_device(config.device))
-    if any(world.any(world.leads and (out / MANIFEST_FILE).exists())):
+    group = join(pick_device(config.device))
+    if any(group.any(group.is_main and (out / MANIFEST_FILE).exists())):
         raise OutputExistsError(f"{out} holds a summary already; take another folder")
     interactions, fingerprint = read_with_fingerprint(log, read)
-    if not world.leads:
+    if not group.is_main:
         # A stop is the leader's to tell. (A launcher would kill it, were we to end with an error.)
         with _interrupts() as stop, suppress(Interrupted):
             control = Control(listener=lambda _: None, stop=stop)
-            Run(interactions, fingerprint, config, out, control, world).assist()
+            Run(interactions, fingerprint, config, out, control, group).assist()
         return
     bars = PhaseBars(console)
     with bars.progress, _interrupts() as stop:
         control = Control(listener=bars.listen, stop=stop)
-        outcome = Run(interactions, fingerprint, config, out, control, world).run()
+        outcome = Run(interactions, fingerprint, config, out, control, group).run()
         bars.finish()
     _print_results(outcome.rows, console)
     console.print(f"summary: {out}", soft_wrap=True)
@@ -158,7 +158,7 @@ def train_on_summary(
     bundle = load_bundle(folder)
     config = learner_of(bundle.manifest.config, backbone, over)
     device = pick_device()
-    settle(device)
+    configure(device)
     benchmark = prepare_for(bundle, read(log), device, config)
     summary = bundle.summary.to(device)
     rows = []
@@ -212,7 +212,7 @@ def export_hard(
     bundle = load_bundle(folder)
     config = bundle.manifest.config
     device = pick_device()
-    settle(device)
+    configure(device)
     summary = bundle.summary.to(device)
     with console.status(f"sampling {copies} sequences for each of {len(summary.U)} users"):
         guide = None

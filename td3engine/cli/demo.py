@@ -26,7 +26,7 @@ from td3engine.errors import UnusableError
 from td3engine.evaluation.baselines import random_user_rows, summary_rows, zero_step_rows
 from td3engine.evaluation.table import Row, results_tables
 from td3engine.pipeline.run import RESULT_SEEDS, pick_device
-from td3engine.runtime.torch_setup import settle
+from td3engine.runtime.torch_setup import configure
 from td3engine.summary.bundle import load_bundle
 
 STOP_SECONDS = 30
@@ -108,7 +108,7 @@ def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Consol
     bundle = load_bundle(summary)
     config = bundle.manifest.config
     device = pick_device(config.device)  # on this machine, as it was asked for
-    settle(device)
+    configure(device)
     benchmark = prepare_for(bundle, read_log(log), device)
     distilled = bundle.summary.to(device)
     of_job: list[Row] = job_metrics["rows"]

@@ -18,7 +18,7 @@ from td3engine.data.windows import WindowIndex
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.table import Row, make_row
 from td3engine.inner_loop.learner import Learned, encode_last, learn, recommender
-from td3engine.ranking.holdout import questions
+from td3engine.ranking.holdout import holdout_set
 from td3engine.ranking.metrics import evaluate
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.summary.tucker import Summary
@@ -92,13 +92,13 @@ def teacher_rows(benchmark: Benchmark, teachers: Sequence[Trained]) -> list[Row]
     """The full-data models alone: read `max_history` events, trained on every interaction."""
     split = benchmark.split
     data = benchmark.config.data
-    asked = questions(split, "test", data.max_history, data.test_users)
+    holdout = holdout_set(split, "test", data.max_history, data.test_users)
     rows = []
     for protocol in benchmark.protocols:
         measured = []
         for teacher in teachers:
             scorer = encode_last(benchmark.backbone, teacher.parameters, teacher.table)
-            measured.append(evaluate(scorer, teacher.table, asked, protocol))
+            measured.append(evaluate(scorer, teacher.table, holdout, protocol))
         rows.append(
             make_row(
                 "full data",
@@ -210,7 +210,7 @@ def _train_on(
         device=benchmark.device,
     )
     for _ in training.epochs():
-        benchmark.between()
+        benchmark.on_step()
     return training.result()
 
 

@@ -11,7 +11,7 @@ from td3engine.data.split import Split
 from td3engine.inner_loop.learner import encode_last
 from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
-from td3engine.ranking.holdout import Questions, questions
+from td3engine.ranking.holdout import HoldoutSet, holdout_set
 from td3engine.ranking.metrics import Metrics, Protocol, available_protocols, evaluate
 
 
@@ -22,11 +22,11 @@ class Benchmark:
     split: Split
     config: DistillConfig
     backbone: Backbone
-    validation: Questions
-    test: Questions
+    validation: HoldoutSet
+    test: HoldoutSet
     protocols: Sequence[Protocol]
     device: torch.device
-    between: Callable[[], None]
+    on_step: Callable[[], None]
 
     @classmethod
     def prepare(
@@ -34,29 +34,29 @@ class Benchmark:
         split: Split,
         config: DistillConfig,
         device: torch.device,
-        between: Callable[[], None] = lambda: None,
+        on_step: Callable[[], None] = lambda: None,
     ) -> "Benchmark":
         """For learners, which read as many events as a summary's sequences train them to.
 
-        `between` is called every few steps of a learner and may raise, to end the work early.
+        `on_step` is called every few steps of a learner and may raise, to end the work early.
         """
-        test = questions(split, "test", config.learner_history, config.data.test_users)
+        test = holdout_set(split, "test", config.learner_history, config.data.test_users)
         return cls(
             split=split,
             config=config,
             backbone=build_backbone(config.backbone, config.data.max_history),
-            validation=questions(
+            validation=holdout_set(
                 split, "validation", config.learner_history, config.data.validation_users
             ),
             test=test,
             protocols=available_protocols(test),
             device=device,
-            between=between,
+            on_step=on_step,
         )
 
     def validate(self, parameters_P: Tensor, table_ND: Tensor) -> float:
         """Validation NDCG@10 under `full`."""
-        self.between()
+        self.on_step()
         scorer = encode_last(self.backbone, parameters_P, table_ND)
         return evaluate(scorer, table_ND, self.validation, "full")["ndcg@10"]
 

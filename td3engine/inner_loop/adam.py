@@ -9,7 +9,7 @@ from torch import Tensor
 BETA1, EPSILON = 0.9, 1e-8
 
 
-class Rates(NamedTuple):
+class AdamRates(NamedTuple):
     """What an Adam step multiplies with at some age: numbers; of K learners (K, 1) each.
 
     Attributes:
@@ -21,7 +21,7 @@ class Rates(NamedTuple):
     unbias: float | Tensor
 
 
-class Rule(Protocol):
+class AdamSchedule(Protocol):
     """A learner's Adam.
 
     Attributes:
@@ -35,12 +35,12 @@ class Rule(Protocol):
     @property
     def beta2(self) -> float: ...
 
-    def at(self, age: int) -> Rates:
+    def at(self, age: int) -> AdamRates:
         """Of the step that follows a state of this age."""
 
 
 @dataclass(frozen=True)
-class AdamRule:
+class LearnerAdam:
     """A learner's Adam: rate, L2 penalty, schedule, beta2 (the rest is at Adam's defaults).
 
     Attributes:
@@ -62,19 +62,19 @@ class AdamRule:
             return self.lr
         return self.lr * max(0.0, 1 - age / self.decay_steps)
 
-    def at(self, age: int) -> Rates:
-        """See `Rule`."""
-        return Rates(self.lr_at(age) / (1 - BETA1 ** (age + 1)), 1 - self.beta2 ** (age + 1))
+    def at(self, age: int) -> AdamRates:
+        """See `AdamSchedule`."""
+        return AdamRates(self.lr_at(age) / (1 - BETA1 ** (age + 1)), 1 - self.beta2 ** (age + 1))
 
 
 @dataclass(frozen=True)
-class GivenRates:
-    """A `Rule` whose numbers have been computed: the learners' ages are not in its own count.
+class PrecomputedSchedule:
+    """An `AdamSchedule` whose numbers are computed ahead, so that a recording reads them as data.
 
     Attributes:
         weight_decay: L2 penalty.
         beta2: decay of the second moment.
-        rates: `Rates` of the first steps, (W, 2); of K learners side by side, each of its own age,
+        rates: `AdamRates` of the first steps, (W, 2); of K learners, each of its own age,
             (W, 2, K, 1).
     """
 
@@ -82,9 +82,9 @@ class GivenRates:
     beta2: float
     rates: Tensor
 
-    def at(self, age: int) -> Rates:
-        """See `Rule`."""
-        return Rates(*self.rates[age])
+    def at(self, age: int) -> AdamRates:
+        """See `AdamSchedule`."""
+        return AdamRates(*self.rates[age])
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ class LearnerState:
 
 
 @torch.no_grad()
-def adam(state: LearnerState, gradient_P: Tensor, rule: Rule) -> LearnerState:
+def adam(state: LearnerState, gradient_P: Tensor, schedule: AdamSchedule) -> LearnerState:
     """One Adam step with L2 penalty, as `torch.optim.Adam` does it."""
-    rates = rule.at(state.age)
-    g = gradient_P.add(state.parameters, alpha=rule.weight_decay)
+    rates = schedule.at(state.age)
+    g = gradient_P.add(state.parameters, alpha=schedule.weight_decay)
     first = torch.lerp(state.first, g, 1 - BETA1)
-    second = (state.second * rule.beta2).addcmul_(g, g, value=1 - rule.beta2)
+    second = (state.second * schedule.beta2).addcmul_(g, g, value=1 - schedule.beta2)
     denominator = (second / rates.unbias).sqrt_().add_(EPSILON)
     parameters = torch.addcdiv(state.parameters, first * rates.step, denominator, value=-1)
     return LearnerState(parameters, first, second, state.age + 1)
@@ -128,7 +128,11 @@ class _Adjoint:
 
 @torch.no_grad()
 def _adam_reverse(
-    before: LearnerState, after: LearnerState, gradient_P: Tensor, rule: Rule, adjoint: _Adjoint
+    before: LearnerState,
+    after: LearnerState,
+    gradient_P: Tensor,
+    schedule: AdamSchedule,
+    adjoint: _Adjoint,
 ) -> tuple[Tensor, _Adjoint]:
     """Carry `adjoint` of the state after a step back to its gradient and to the state before.
 
@@ -136,8 +140,8 @@ def _adam_reverse(
         Adjoint of the loss gradient (P), and of the state before with the gradient's own
         dependence on the parameters left out (the caller adds that Hessian product).
     """
-    rates = rule.at(before.age)
-    g = gradient_P.add(before.parameters, alpha=rule.weight_decay)
+    rates = schedule.at(before.age)
+    g = gradient_P.add(before.parameters, alpha=schedule.weight_decay)
     root = (after.second / rates.unbias).sqrt_()
     denominator = root + EPSILON
     scaled = adjoint.parameters * rates.step / denominator
@@ -146,9 +150,9 @@ def _adam_reverse(
     # parameter does not move for a small change either way: the one-sided limit taken is zero.
     slope = (0.5 / (rates.unbias * root * denominator)).masked_fill_(root == 0, 0.0)
     to_second = adjoint.second + scaled * after.first * slope
-    to_gradient = to_first * (1 - BETA1) + to_second * g * (2 * (1 - rule.beta2))
+    to_gradient = to_first * (1 - BETA1) + to_second * g * (2 * (1 - schedule.beta2))
     return to_gradient, _Adjoint(
-        parameters=adjoint.parameters.add(to_gradient, alpha=rule.weight_decay),
+        parameters=adjoint.parameters.add(to_gradient, alpha=schedule.weight_decay),
         first=to_first * BETA1,
-        second=to_second * rule.beta2,
+        second=to_second * schedule.beta2,
     )

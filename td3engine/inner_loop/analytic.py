@@ -10,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from td3engine.losses.softmax import Catalogue
-from td3engine.models.backbone import Passes
-from td3engine.models.recommender import Draws, Recommender
-from td3engine.summary.soft_sequences import Reader
+from td3engine.losses.softmax import SoftmaxOverItems
+from td3engine.models.backbone import AnalyticEncoder
+from td3engine.models.recommender import Recommender, StepRandomness
+from td3engine.summary.soft_sequences import SoftEmbedding
 
 
-class ByHand:
-    """`unroll.Taken` of a learner on a batch of synthetic sequences.
+class AnalyticGradient:
+    """`unroll.InnerGradient` of a learner on a batch of synthetic sequences.
 
     Args:
         model: a recommender without item bias.
@@ -33,41 +33,41 @@ class ByHand:
     def __init__(
         self,
         model: Recommender,
-        encoder: Passes,
-        reader: Reader,
+        encoder: AnalyticEncoder,
+        soft_embedding: SoftEmbedding,
         theta: Tensor,
         batch: Tensor,
         length: int,
-        draws: Draws,
+        randomness: StepRandomness,
     ) -> None:
         _, table_ND = model.parts(theta)
         self.model, self.encoder, self.trained = model, encoder, model.frozen is None
-        self.reading = reader.passes(batch, table_ND)
+        self.reading = soft_embedding.passes(batch, table_ND)
         # The last position is not read: nothing comes after it.
         self.inputs, self.positions = length - 1, batch.shape[1]
-        at = draws.asked.at + (self.positions - length)
-        self.targets = draws.asked.rows * self.positions + at
+        at = randomness.targets.at + (self.positions - length)
+        self.targets = randomness.targets.rows * self.positions + at
         self.weight = 1 / len(self.targets)
         X_BTD = self.reading.forward()
         hidden = encoder.forward(X_BTD[:, : self.inputs])
-        self.catalogue = Catalogue(hidden, table_ND, True, model.log_weight)
-        to_hidden, to_table = self.catalogue.gradient(self.weight, self.trained)
+        self.softmax = SoftmaxOverItems(hidden, table_ND, True, model.log_weight)
+        to_hidden, to_table = self.softmax.gradient(self.weight, self.trained)
         to_encoder, to_input = encoder.backward(self._less_expected(to_hidden, X_BTD))
         read = self.reading.backward(self._to_soft(to_input, hidden)) if self.trained else None
         self.gradient = _joined(to_encoder, to_table, read)
 
-    def along(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
-        """See `unroll.Taken`."""
+    def hvp(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
+        """See `unroll.InnerGradient`."""
         encoder_P, table_ND = self.model.parts(direction_P)
         moved_ND = table_ND if self.trained else None
-        X_BTD = self.reading.forward_along(table_ND)
+        X_BTD = self.reading.jvp(table_ND)
         read_BLD = None if X_BTD is None else X_BTD[:, : self.inputs]
-        hidden = self.encoder.forward_along(encoder_P, read_BLD)
-        _, to_hidden, to_table = self.catalogue.along(self.weight, hidden, moved_ND, self.trained)
+        hidden = self.encoder.jvp(encoder_P, read_BLD)
+        _, to_hidden, to_table = self.softmax.hvp(self.weight, hidden, moved_ND, self.trained)
         if X_BTD is not None:
             self._less_expected(to_hidden, X_BTD)
-        to_encoder, to_input = self.encoder.backward_along(to_hidden)
-        read, to_batch = self.reading.backward_along(self._to_soft(to_input, hidden))
+        to_encoder, to_input = self.encoder.backward_jvp(to_hidden)
+        read, to_batch = self.reading.backward_jvp(self._to_soft(to_input, hidden))
         return _joined(to_encoder, to_table, read), to_batch
 
     def _less_expected(self, to_hidden_KD: Tensor, X_BTD: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ WARM_UPS = 2  # calls before a recording, in which libraries set themselves up
 Function = Callable[..., tuple[Tensor, ...]]
 
 
-class Graphed:
+class CudaGraph:
     """`function` of tensors whose shapes stay the same.
 
     Functions that share a `pool` and read what an earlier one has left in memory must always be

@@ -10,17 +10,23 @@ from torch import Generator, Tensor
 
 from td3engine.config import LearnerConfig, Mode
 from td3engine.errors import DivergedError
-from td3engine.inner_loop.adam import AdamRule, LearnerState
-from td3engine.inner_loop.analytic import ByHand
-from td3engine.inner_loop.gradients import ByAutograd, InnerStep, LearnerLoss, Take, Taken
+from td3engine.inner_loop.adam import LearnerAdam, LearnerState
+from td3engine.inner_loop.analytic import AnalyticGradient
+from td3engine.inner_loop.gradients import (
+    AutogradGradient,
+    GradFn,
+    InnerGradient,
+    InnerStep,
+    LearnerLoss,
+)
 from td3engine.inner_loop.recorded import RecordedSteps
 from td3engine.inner_loop.traced import TracedTake
 from td3engine.inner_loop.unroll import train
 from td3engine.losses.cross_entropy import cross_entropy
-from td3engine.models.backbone import Asked, Backbone
-from td3engine.models.recommender import Draws, Recommender
+from td3engine.models.backbone import Backbone, TargetPositions
+from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.ranking.metrics import Scorer
-from td3engine.summary.soft_sequences import Reader, reader_for
+from td3engine.summary.soft_sequences import SoftEmbedding, soft_embedding_for
 from td3engine.summary.tucker import Summary, query
 
 FIRST_AUGMENTED = 5  # the augmentation predicts no earlier position than this (section 4)
@@ -30,7 +36,12 @@ VALIDATE_EVERY = 20  # inner steps between two looks at validation, where a call
 
 
 def summary_loss(
-    model: Recommender, reader: Reader, length: int, theta: Tensor, batch: Tensor, draws: Draws
+    model: Recommender,
+    soft_embedding: SoftEmbedding,
+    length: int,
+    theta: Tensor,
+    batch: Tensor,
+    randomness: StepRandomness,
 ) -> Tensor:
     """The inner loss on a batch of synthetic sequences: mean over the events that are asked for.
 
@@ -38,20 +49,20 @@ def summary_loss(
     last ones; without targets of their own these are the same.
     """
     encoder_P, table_NF = model.parts(theta)
-    X_BTF = reader.read(batch, table_NF)
+    X_BTF = soft_embedding.read(batch, table_NF)
     lengths = torch.full((len(X_BTF),), length, device=X_BTF.device)
-    hidden_KF = model.states(encoder_P, X_BTF[:, :length], lengths, draws)
-    expected_KF = X_BTF[:, -length:][draws.asked.rows, draws.asked.at]
+    hidden_KF = model.states(encoder_P, X_BTF[:, :length], lengths, randomness)
+    expected_KF = X_BTF[:, -length:][randomness.targets.rows, randomness.targets.at]
     return cross_entropy(hidden_KF, expected_KF, table_NF, model.log_weight).mean()
 
 
-def adam_rule(config: LearnerConfig, steps: int) -> AdamRule:
+def learner_adam(config: LearnerConfig, steps: int) -> LearnerAdam:
     """The configured Adam of a learner that takes so many steps."""
     decay_steps = steps if config.schedule == "linear" else None
-    return AdamRule(config.lr, config.weight_decay, decay_steps, config.beta2)
+    return LearnerAdam(config.lr, config.weight_decay, decay_steps, config.beta2)
 
 
-class SummaryTraining:
+class InnerLoopTrainer:
     """The inner loop's recipe: which rows, which draws, which loss, which Adam.
 
     Args:
@@ -72,62 +83,74 @@ class SummaryTraining:
         model: Recommender,
         config: LearnerConfig,
         steps: int,
-        reader: Reader,
+        soft_embedding: SoftEmbedding,
         length: int,
         *,
         compiled: bool = False,
         recorded: bool = False,
     ) -> None:
         self.model, self.config, self.count = model, config, steps
-        self.reader, self.length = reader, length
-        self.rule = adam_rule(config, steps)
-        self.loss: LearnerLoss[Draws] = partial(summary_loss, model, reader, length)
-        self.take: Take[Draws] = self.take_one
-        if compiled and model.written_out:
-            self.take = TracedTake(self.take_one, compiled=True, stacked=False)
+        self.soft_embedding, self.length = soft_embedding, length
+        self.schedule = learner_adam(config, steps)
+        self.loss: LearnerLoss[StepRandomness] = partial(
+            summary_loss, model, soft_embedding, length
+        )
+        self.take: GradFn[StepRandomness] = self.grad_fn
+        if compiled and model.has_analytic_grad:
+            self.take = TracedTake(self.grad_fn, compiled=True, stacked=False)
         self.recorded: RecordedSteps | None = None
-        if recorded and model.written_out:
-            self.recorded = RecordedSteps(self.take_one)
+        if recorded and model.has_analytic_grad:
+            self.recorded = RecordedSteps(self.grad_fn)
 
-    def over(self, part: Recommender) -> "SummaryTraining":
+    def over(self, part: Recommender) -> "InnerLoopTrainer":
         """The same with learners that score other items; X is read as before."""
-        return SummaryTraining(part, self.config, self.count, self.reader, self.length)
+        return InnerLoopTrainer(part, self.config, self.count, self.soft_embedding, self.length)
 
-    def take_one(self, theta: Tensor, batch: Tensor, draws: Draws, second: bool) -> Taken:
+    def grad_fn(
+        self, theta: Tensor, batch: Tensor, randomness: StepRandomness, second: bool
+    ) -> InnerGradient:
         """One step's gradient: by hand where the backbone has that, else by autograd."""
-        if not self.model.written_out:
-            return ByAutograd(theta, batch, draws, second, loss=self.loss)
+        if not self.model.has_analytic_grad:
+            return AutogradGradient(theta, batch, randomness, second, loss=self.loss)
         encoder_P, _ = self.model.parts(theta)
-        encoder = self.model.backbone.by_hand(encoder_P, draws.asked, draws.dropout, len(batch))
-        return ByHand(self.model, encoder, self.reader, theta, batch, self.length, draws)
+        encoder = self.model.backbone.analytic(
+            encoder_P, randomness.targets, randomness.dropout, len(batch)
+        )
+        return AnalyticGradient(
+            self.model, encoder, self.soft_embedding, theta, batch, self.length, randomness
+        )
 
     def steps(
         self, age: int, count: int, users: int, generator: Generator
-    ) -> list[InnerStep[Draws]]:
+    ) -> list[InnerStep[StepRandomness]]:
         """The next `count` steps, one at least, of a learner of this age: rows in cyclic order."""
         batch = min(self.config.batch, users)
         taken = torch.arange(age * batch, (age + count) * batch, device=generator.device) % users
         rows_WB = taken.view(count, batch)
-        asked = self._asked(count, batch, generator)
+        targets = self._target_positions(count, batch, generator)
         size = batch, self.length
-        flat = self.model.backbone.dropout(*size, generator, asked[0].few, passes=count)
+        flat = self.model.backbone.dropout(
+            *size, generator, targets[0].selected_per_row, passes=count
+        )
         masks = [None] * count if flat is None else flat.view(count, -1)
         return [
-            InnerStep(rows, Draws(*drawn))
-            for rows, *drawn in zip(rows_WB, asked, masks, strict=True)
+            InnerStep(rows, StepRandomness(*drawn))
+            for rows, *drawn in zip(rows_WB, targets, masks, strict=True)
         ]
 
-    def _asked(self, count: int, batch: int, generator: Generator) -> list[Asked]:
+    def _target_positions(
+        self, count: int, batch: int, generator: Generator
+    ) -> list[TargetPositions]:
         """What so many steps ask for: drawn for each step, or the same for all."""
         backbone = self.model.backbone
         if backbone.causal and self.config.objective == "last-and-augmented":
             return [self._last_and_augmented(batch, generator) for _ in range(count)]
         lengths = torch.full((batch,), self.length, device=generator.device)
         if backbone.causal:
-            return [replace(backbone.asked(lengths, generator), whole=True)] * count
-        return [backbone.asked(lengths, generator) for _ in range(count)]
+            return [replace(backbone.draw_targets(lengths, generator), all_positions=True)] * count
+        return [backbone.draw_targets(lengths, generator) for _ in range(count)]
 
-    def _last_and_augmented(self, batch: int, generator: Generator) -> Asked:
+    def _last_and_augmented(self, batch: int, generator: Generator) -> TargetPositions:
         """The last event of each row and some drawn ones (section 4)."""
         last_at, count = self.length - 1, self.config.augmented
         first = min(FIRST_AUGMENTED, last_at - 1)
@@ -136,7 +159,7 @@ class SummaryTraining:
         last = drawn.new_full((batch, 1), last_at)
         at = torch.cat([last, drawn], 1)
         rows = torch.arange(batch, device=device).repeat_interleave(count + 1)
-        return Asked(rows, at.reshape(-1), each=count + 1)
+        return TargetPositions(rows, at.reshape(-1), per_row=count + 1)
 
 
 @dataclass(frozen=True)
@@ -153,17 +176,17 @@ Validate = Callable[[Tensor, Tensor], float]
 
 
 def advance(
-    training: SummaryTraining, leaf: Tensor, start: LearnerState, draw: Generator, count: int
+    training: InnerLoopTrainer, synthetic: Tensor, start: LearnerState, draw: Generator, count: int
 ) -> LearnerState:
-    """`count` more steps of a learner; `leaf` is what its batches are cut from."""
+    """`count` more steps of a learner; `synthetic` is what its batches are cut from."""
     state, until = start, start.age + count
     while state.age < until:
         at_once = min(VALIDATE_EVERY, until - state.age)  # draws take memory
-        steps = training.steps(state.age, at_once, len(leaf), draw)
+        steps = training.steps(state.age, at_once, len(synthetic), draw)
         if training.recorded is not None:
-            state = training.recorded(leaf, state, steps, training.rule)
+            state = training.recorded(synthetic, state, steps, training.schedule)
         else:
-            state = train(state, leaf, steps, training.take, training.rule)[-1]
+            state = train(state, synthetic, steps, training.take, training.schedule)[-1]
     return state
 
 
@@ -190,12 +213,12 @@ def learn(
     Raises:
         DivergedError: the learner's parameters are no longer finite.
     """
-    training, leaf = training_on(summary, backbone, config, mode)
-    return learn_from(training, leaf, draw, validate)
+    training, synthetic = training_on(summary, backbone, config, mode)
+    return learn_from(training, synthetic, draw, validate)
 
 
 def learn_from(
-    training: SummaryTraining, leaf: Tensor, draw: Generator, validate: Validate | None = None
+    training: InnerLoopTrainer, synthetic: Tensor, draw: Generator, validate: Validate | None = None
 ) -> Learned:
     """`learn`, for a recipe and what its batches are cut from, (mu, zeta or 2 zeta, .)."""
     model = training.model
@@ -205,7 +228,7 @@ def learn_from(
     while state.age < training.count:
         began = time.perf_counter()
         count = min(VALIDATE_EVERY, training.count - state.age)
-        state = advance(training, leaf, state, draw, count)
+        state = advance(training, synthetic, state, draw, count)
         seconds += time.perf_counter() - began
         if not torch.isfinite(state.parameters).all():
             raise DivergedError(
@@ -221,13 +244,15 @@ def learn_from(
 
 def training_on(
     summary: Summary, backbone: Backbone, config: LearnerConfig, mode: Mode
-) -> tuple[SummaryTraining, Tensor]:
+) -> tuple[InnerLoopTrainer, Tensor]:
     """The recipe of learners on this summary, and what their batches are cut from."""
     C_UTD = query(*summary.learned)
     model = recommender(backbone, summary.V, mode)
-    reader = reader_for(summary.V, summary.positions, fixed=model.scores_are_fixed)
-    training = SummaryTraining(model, config, config.steps_in(mode), reader, len(summary.T))
-    return training, reader.leaf(C_UTD)
+    soft_embedding = soft_embedding_for(summary.V, summary.positions, fixed=model.scores_are_fixed)
+    training = InnerLoopTrainer(
+        model, config, config.steps_in(mode), soft_embedding, len(summary.T)
+    )
+    return training, soft_embedding.synthetic(C_UTD)
 
 
 def recommender(backbone: Backbone, V_ND: Tensor, mode: Mode) -> Recommender:

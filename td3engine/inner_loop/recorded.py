@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from td3engine.inner_loop.adam import GivenRates, LearnerState, Rule, adam
-from td3engine.inner_loop.gradients import InnerStep, Take
-from td3engine.inner_loop.graphed import Graphed
-from td3engine.models.recommender import Draws
+from td3engine.inner_loop.adam import AdamSchedule, LearnerState, PrecomputedSchedule, adam
+from td3engine.inner_loop.gradients import GradFn, InnerStep
+from td3engine.inner_loop.graphed import CudaGraph
+from td3engine.models.recommender import StepRandomness
 
 
 class RecordedSteps:
@@ -24,25 +24,29 @@ class RecordedSteps:
         take: how a step's gradient is taken; its derivatives are written out.
     """
 
-    def __init__(self, take: Take[Draws]) -> None:
+    def __init__(self, take: GradFn[StepRandomness]) -> None:
         self.take = take
-        self._graphed: Graphed | None = None
+        self._graphed: CudaGraph | None = None
 
     def __call__(
-        self, leaf: Tensor, start: LearnerState, steps: Sequence[InnerStep[Draws]], rule: Rule
+        self,
+        synthetic: Tensor,
+        start: LearnerState,
+        steps: Sequence[InnerStep[StepRandomness]],
+        schedule: AdamSchedule,
     ) -> LearnerState:
         """The state after `steps`; see `unroll.train`."""
         if self._graphed is None:
-            self._graphed = Graphed(self._step, leaf.device)
+            self._graphed = CudaGraph(self._step, synthetic.device)
         # The same of every step, and no tensors: part of what is recorded.
-        self._asked, self._rule = steps[0].noise.asked, rule
+        self._target_positions, self._rule = steps[0].randomness.targets, schedule
         ages = range(start.age, start.age + len(steps))
-        rates = torch.tensor([rule.at(age) for age in ages], dtype=torch.float64).to(leaf)
+        rates = torch.tensor([schedule.at(age) for age in ages], dtype=torch.float64).to(synthetic)
         state = torch.stack([start.parameters, start.first, start.second])
         for step, rate in zip(steps, rates, strict=True):
-            asked, dropout = step.noise.asked, step.noise.dropout
-            drawn = [asked.rows, asked.at, *([] if dropout is None else [dropout])]
-            (state,) = self._graphed(state, leaf[step.rows], rate, *drawn)
+            targets, dropout = step.randomness.targets, step.randomness.dropout
+            drawn = [targets.rows, targets.at, *([] if dropout is None else [dropout])]
+            (state,) = self._graphed(state, synthetic[step.rows], rate, *drawn)
         # Each in memory of its own, for it is kept, and the recording's is used again.
         parts = [part.clone() for part in state]
         return LearnerState(parts[0], parts[1], parts[2], start.age + len(steps))
@@ -56,8 +60,10 @@ class RecordedSteps:
         at: Tensor,
         *dropout: Tensor,
     ) -> tuple[Tensor]:
-        asked = replace(self._asked, rows=rows, at=at)
-        taken = self.take(state[0], batch, Draws(asked, dropout[0] if dropout else None), False)
-        rule = GivenRates(self._rule.weight_decay, self._rule.beta2, rate[None])
-        after = adam(LearnerState(state[0], state[1], state[2], 0), taken.gradient, rule)
+        targets = replace(self._target_positions, rows=rows, at=at)
+        taken = self.take(
+            state[0], batch, StepRandomness(targets, dropout[0] if dropout else None), False
+        )
+        schedule = PrecomputedSchedule(self._rule.weight_decay, self._rule.beta2, rate[None])
+        after = adam(LearnerState(state[0], state[1], state[2], 0), taken.gradient, schedule)
         return (torch.stack([after.parameters, after.first, after.second]),)

@@ -2,7 +2,7 @@
 
 A step of a small model is some hundred kernels of a few microseconds, and as long again to start
 them. Both functions are traced as one and cut where the direction comes in; what lies before the
-cut and is needed behind it is kept between them, as `inner.ByHand` keeps it. Then there are two
+cut and is needed behind it is kept between them, as `AnalyticGradient` keeps it. Then there are two
 ways to start less:
 
 - compiled: `torch.compile` fuses each of the two. It takes a minute or two the first time on a
@@ -29,15 +29,15 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from td3engine.errors import CompilerError
-from td3engine.inner_loop.gradients import Take, Taken
+from td3engine.inner_loop.gradients import GradFn, InnerGradient
 from td3engine.inner_loop.side_by_side import side_by_side
-from td3engine.models.recommender import Draws
+from td3engine.models.recommender import StepRandomness
 
 Function = Callable[..., tuple[Tensor, ...]]
 
 
 class TracedTake:
-    """`unroll.Take` of a recipe whose model and reader stay the same, traced.
+    """`unroll.GradFn` of a recipe whose model and reader stay the same, traced.
 
     Args:
         take: the recipe's own.
@@ -49,30 +49,40 @@ class TracedTake:
         CompilerError: there is no C++ compiler, or Python's headers are missing, and `compiled`.
     """
 
-    def __init__(self, take: Take[Draws], *, compiled: bool, stacked: bool) -> None:
+    def __init__(self, take: GradFn[StepRandomness], *, compiled: bool, stacked: bool) -> None:
         if compiled:
             demand_compiler()
         self.compiled, self.stacked = compiled, stacked
         self._take = take
         self._made: dict[object, tuple[Function, Function]] = {}
 
-    def __call__(self, theta: Tensor, batch: Tensor, draws: Draws, _second: bool) -> Taken:
-        asked, dropout = draws.asked, draws.dropout
-        step = [theta, batch, asked.rows, asked.at, *([] if dropout is None else [dropout])]
-        kind = (batch.shape, asked.at.shape, asked.each, asked.whole, dropout is None)
+    def __call__(
+        self, theta: Tensor, batch: Tensor, randomness: StepRandomness, _second: bool
+    ) -> InnerGradient:
+        targets, dropout = randomness.targets, randomness.dropout
+        step = [theta, batch, targets.rows, targets.at, *([] if dropout is None else [dropout])]
+        kind = (
+            batch.shape,
+            targets.at.shape,
+            targets.per_row,
+            targets.all_positions,
+            dropout is None,
+        )
         if kind not in self._made:
-            self._made[kind] = self._make(draws, step)
-        return _Taken(*self._made[kind], step)
+            self._made[kind] = self._make(randomness, step)
+        return _TracedGradient(*self._made[kind], step)
 
     @torch.no_grad()
-    def _make(self, like: Draws, step: list[Tensor]) -> tuple[Function, Function]:
+    def _make(self, like: StepRandomness, step: list[Tensor]) -> tuple[Function, Function]:
         """What depends on shapes alone is settled by tracing, once."""
 
         def joint(direction_P: Tensor, theta: Tensor, batch: Tensor, *drawn: Tensor) -> Any:
             rows, at, *dropout = drawn
-            asked = replace(like.asked, rows=rows, at=at)
-            taken = self._take(theta, batch, Draws(asked, dropout[0] if dropout else None), True)
-            return taken.gradient, *taken.along(direction_P)
+            targets = replace(like.targets, rows=rows, at=at)
+            taken = self._take(
+                theta, batch, StepRandomness(targets, dropout[0] if dropout else None), True
+            )
+            return taken.gradient, *taken.hvp(direction_P)
 
         inputs = [torch.ones_like(step[0]), *step]
         one = [each[0] for each in inputs] if self.stacked else inputs
@@ -104,12 +114,12 @@ class _Compiled:
         return self._compiled(*inputs)
 
 
-class _Taken:
+class _TracedGradient:
     def __init__(self, first: Function, second: Function, step: list[Tensor]) -> None:
         self.gradient, *self._kept = first(*step)
         self._second = second
 
-    def along(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
+    def hvp(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
         to_parameters, to_batch = self._second(direction_P, *self._kept)
         return to_parameters, to_batch
 

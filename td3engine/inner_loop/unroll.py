@@ -12,17 +12,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from td3engine.inner_loop.adam import LearnerState, Rule, _adam_reverse, _Adjoint, adam
-from td3engine.inner_loop.gradients import InnerStep, Noise, Take, Taken
+from td3engine.inner_loop.adam import AdamSchedule, LearnerState, _adam_reverse, _Adjoint, adam
+from td3engine.inner_loop.gradients import GradFn, InnerGradient, InnerStep, Randomness
 
 
 def train(
     state: LearnerState,
-    leaf: Tensor,
-    steps: Sequence[InnerStep[Noise]],
-    take: Take[Noise],
-    rule: Rule,
-    kept: list[Taken] | None = None,
+    synthetic: Tensor,
+    steps: Sequence[InnerStep[Randomness]],
+    take: GradFn[Randomness],
+    schedule: AdamSchedule,
+    kept: list[InnerGradient] | None = None,
 ) -> list[LearnerState]:
     """Train through `steps`; all states, `state` first.
 
@@ -31,21 +31,21 @@ def train(
     """
     states = [state]
     for step in steps:
-        taken = take(states[-1].parameters, leaf[step.rows], step.noise, kept is not None)
+        taken = take(states[-1].parameters, synthetic[step.rows], step.randomness, kept is not None)
         if kept is not None:
             kept.append(taken)
-        states.append(adam(states[-1], taken.gradient, rule))
+        states.append(adam(states[-1], taken.gradient, schedule))
     return states
 
 
 def meta_gradient(
     states: Sequence[LearnerState],
-    leaf: Tensor,
-    steps: Sequence[InnerStep[Noise]],
-    take: Take[Noise],
-    rule: Rule,
+    synthetic: Tensor,
+    steps: Sequence[InnerStep[Randomness]],
+    take: GradFn[Randomness],
+    schedule: AdamSchedule,
     outer_gradient_P: Tensor,
-    kept: list[Taken] | None = None,
+    kept: list[InnerGradient] | None = None,
 ) -> Tensor:
     """dL/d(leaf) of a real loss L, through all `steps`; of K learners the sum over them.
 
@@ -61,16 +61,16 @@ def meta_gradient(
     """
     zeros = torch.zeros_like(outer_gradient_P)
     adjoint = _Adjoint(outer_gradient_P, zeros, zeros)
-    to_leaf = torch.zeros_like(leaf)
+    to_synthetic = torch.zeros_like(synthetic)
     for before, after, step in zip(
         reversed(states[:-1]), reversed(states[1:]), reversed(steps), strict=True
     ):
         if kept is None:
-            taken = take(before.parameters, leaf[step.rows], step.noise, True)
+            taken = take(before.parameters, synthetic[step.rows], step.randomness, True)
         else:
             taken = kept.pop()
-        to_gradient, adjoint = _adam_reverse(before, after, taken.gradient, rule, adjoint)
-        to_parameters, to_batch = taken.along(to_gradient)
+        to_gradient, adjoint = _adam_reverse(before, after, taken.gradient, schedule, adjoint)
+        to_parameters, to_batch = taken.hvp(to_gradient)
         adjoint = _Adjoint(adjoint.parameters + to_parameters, adjoint.first, adjoint.second)
-        to_leaf.index_add_(0, step.rows.flatten(), to_batch.flatten(0, step.rows.dim() - 1))
-    return to_leaf
+        to_synthetic.index_add_(0, step.rows.flatten(), to_batch.flatten(0, step.rows.dim() - 1))
+    return to_synthetic

@@ -12,15 +12,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from td3engine.inner_loop.adam import GivenRates, LearnerState, Rule
-from td3engine.inner_loop.gradients import InnerStep, Taken
-from td3engine.inner_loop.graphed import Graphed
-from td3engine.inner_loop.learner import SummaryTraining
+from td3engine.inner_loop.adam import AdamSchedule, LearnerState, PrecomputedSchedule
+from td3engine.inner_loop.gradients import InnerGradient, InnerStep
+from td3engine.inner_loop.graphed import CudaGraph
+from td3engine.inner_loop.learner import InnerLoopTrainer
 from td3engine.inner_loop.traced import TracedTake
 from td3engine.inner_loop.unroll import meta_gradient, train
-from td3engine.models.recommender import Draws
+from td3engine.models.recommender import StepRandomness
 
-Window = Sequence[InnerStep[Draws]]
+Window = Sequence[InnerStep[StepRandomness]]
 
 
 Back = Callable[[Sequence[Tensor]], Tensor]
@@ -32,7 +32,7 @@ class Unroll(Protocol):
     """Takes some learners through their windows."""
 
     def __call__(
-        self, leaf: Tensor, starts: Sequence[LearnerState], windows: Sequence[Window]
+        self, synthetic: Tensor, starts: Sequence[LearnerState], windows: Sequence[Window]
     ) -> tuple[list[LearnerState], Back]:
         """Each learner's state at its window's end, and the way back.
 
@@ -43,7 +43,7 @@ class Unroll(Protocol):
         """
 
 
-class Alone:
+class SequentialUnroll:
     """`Unroll` of one learner.
 
     Args:
@@ -51,21 +51,21 @@ class Alone:
         recompute: take each step's gradient again on the way back.
     """
 
-    def __init__(self, recipe: SummaryTraining, *, recompute: bool) -> None:
-        self.recipe, self.recompute = recipe, recompute
+    def __init__(self, trainer: InnerLoopTrainer, *, recompute: bool) -> None:
+        self.trainer, self.recompute = trainer, recompute
 
     def __call__(
-        self, leaf: Tensor, starts: Sequence[LearnerState], windows: Sequence[Window]
+        self, synthetic: Tensor, starts: Sequence[LearnerState], windows: Sequence[Window]
     ) -> tuple[list[LearnerState], Back]:
         """See `Unroll`."""
         (start,), (steps,) = starts, windows
-        kept: list[Taken] | None = None if self.recompute else []
-        take, rule = self.recipe.take, self.recipe.rule
-        states = train(start, leaf, steps, take, rule, kept)
+        kept: list[InnerGradient] | None = None if self.recompute else []
+        take, schedule = self.trainer.take, self.trainer.schedule
+        states = train(start, synthetic, steps, take, schedule, kept)
 
         def back(outer_gradients: Sequence[Tensor]) -> Tensor:
             (outer,) = outer_gradients
-            return meta_gradient(states, leaf, steps, take, rule, outer, kept)
+            return meta_gradient(states, synthetic, steps, take, schedule, outer, kept)
 
         return states[-1:], back
 
@@ -81,24 +81,24 @@ class Together:
     """
 
     def __init__(
-        self, recipe: SummaryTraining, device: torch.device, *, compiled: bool, recompute: bool
+        self, trainer: InnerLoopTrainer, device: torch.device, *, compiled: bool, recompute: bool
     ) -> None:
-        self.recipe, self.recompute = recipe, recompute
-        self.take = TracedTake(recipe.take_one, compiled=compiled, stacked=True)
+        self.trainer, self.recompute = trainer, recompute
+        self.take = TracedTake(trainer.grad_fn, compiled=compiled, stacked=True)
         pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        self.forward = Graphed(self._train, device, pool)
-        self.reverse = Graphed(self._meta_gradient, device, pool)
+        self.forward = CudaGraph(self._train, device, pool)
+        self.reverse = CudaGraph(self._meta_gradient, device, pool)
 
     def __call__(
-        self, leaf: Tensor, starts: Sequence[LearnerState], windows: Sequence[Window]
+        self, synthetic: Tensor, starts: Sequence[LearnerState], windows: Sequence[Window]
     ) -> tuple[list[LearnerState], Back]:
         """See `Unroll`."""
-        self._asked = windows[0][0].noise.asked
+        self._target_positions = windows[0][0].randomness.targets
         count, ages = len(windows[0]), [start.age for start in starts]
         names = ("parameters", "first", "second")
         parts = [torch.stack([getattr(start, name) for start in starts]) for name in names]
         rates = self._rates(ages, count).to(parts[0])
-        p, m, v = self.forward(leaf, *parts, rates, *_stacked_steps(windows))
+        p, m, v = self.forward(synthetic, *parts, rates, *_stacked_steps(windows))
         # Each in memory of its own, for it is kept, and may be for longer than others.
         states = [
             LearnerState(p[nth].clone(), m[nth].clone(), v[nth].clone(), age + count)
@@ -107,34 +107,34 @@ class Together:
         return states, self._from_ends
 
     def _from_ends(self, outer_gradients: Sequence[Tensor]) -> Tensor:
-        (to_leaf,) = self.reverse(torch.stack([*outer_gradients]))
-        return to_leaf
+        (to_synthetic,) = self.reverse(torch.stack([*outer_gradients]))
+        return to_synthetic
 
     def _rates(self, ages: Sequence[int], count: int) -> Tensor:
         """(W, 2, K, 1), float64."""
-        rates = [[self.recipe.rule.at(age + step) for age in ages] for step in range(count)]
+        rates = [[self.trainer.schedule.at(age + step) for age in ages] for step in range(count)]
         return torch.tensor(rates, dtype=torch.float64).mT[..., None]
 
     def _train(
-        self, leaf: Tensor, parameters: Tensor, first: Tensor, second: Tensor, rates: Tensor,
+        self, synthetic: Tensor, parameters: Tensor, first: Tensor, second: Tensor, rates: Tensor,
         rows: Tensor, at_rows: Tensor, at: Tensor, *dropout: Tensor,
     ) -> tuple[Tensor, ...]:  # fmt: skip
         """The states at the windows' ends. What the way back needs stays where it is."""
-        self._leaf, rule = leaf, self.recipe.rule
-        self._rule: Rule = GivenRates(rule.weight_decay, rule.beta2, rates)
+        self._leaf, schedule = synthetic, self.trainer.schedule
+        self._rule: AdamSchedule = PrecomputedSchedule(schedule.weight_decay, schedule.beta2, rates)
         self._steps = [
             InnerStep(
                 rows[nth],
-                Draws(
-                    replace(self._asked, rows=at_rows[nth], at=at[nth]),
+                StepRandomness(
+                    replace(self._target_positions, rows=at_rows[nth], at=at[nth]),
                     dropout[0][nth] if dropout else None,
                 ),
             )
             for nth in range(len(rows))
         ]
-        self._kept: list[Taken] | None = None if self.recompute else []
+        self._kept: list[InnerGradient] | None = None if self.recompute else []
         start = LearnerState(parameters, first, second, 0)
-        self._states = train(start, leaf, self._steps, self.take, self._rule, self._kept)
+        self._states = train(start, synthetic, self._steps, self.take, self._rule, self._kept)
         end = self._states[-1]
         return end.parameters, end.first, end.second
 
@@ -147,11 +147,11 @@ class Together:
 def _stacked_steps(windows: Sequence[Window]) -> list[Tensor]:
     """Rows (W, K, B); asked rows and places (W, K, N); dropout (W, K, M), if there is any."""
     steps = [step for at_once in zip(*windows, strict=True) for step in at_once]
-    dropout = [step.noise.dropout for step in steps if step.noise.dropout is not None]
+    dropout = [step.randomness.dropout for step in steps if step.randomness.dropout is not None]
     parts = [
         [step.rows for step in steps],
-        [step.noise.asked.rows for step in steps],
-        [step.noise.asked.at for step in steps],
+        [step.randomness.targets.rows for step in steps],
+        [step.randomness.targets.at for step in steps],
         *([dropout] if dropout else []),
     ]
     shape = len(windows[0]), len(windows)

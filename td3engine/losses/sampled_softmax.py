@@ -29,7 +29,7 @@ SMALLEST_TOTAL = 1e-30
 POPULARITY_POWER = 0.75  # negatives are drawn by an item's count to this power
 
 
-class NegativeDraws:
+class NegativeSampler:
     """Items drawn with replacement, by a power of their training interactions.
 
     Args:

@@ -28,7 +28,7 @@ ROWS_OF_A_BLOCK = 512  # where the items are cut too
 LARGEST_SCORE = 60.0  # whose exp float32 can hold, and add up over any catalogue: e^88 is too much
 
 
-class Catalogue:
+class SoftmaxOverItems:
     """log-sum-exp of h E^T per row of h (K, d), and its derivatives in closed form.
 
     Args:
@@ -72,7 +72,7 @@ class Catalogue:
                 found.addmm_(P.T, self.hidden[rows] * (_of_rows(upstream, rows) * scale))
         return self.expected * upstream, found
 
-    def along(
+    def hvp(
         self, upstream: Tensor | float, v_KD: Tensor | None, w_ND: Tensor | None, to_table: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Change of both gradients along v of h and w of E (None: none); before them the change of
@@ -83,7 +83,7 @@ class Catalogue:
         found = torch.zeros_like(self.table) if to_table else None
         for rows, P, scale in self._probabilities():
             h, u = self.hidden[rows], _of_rows(upstream, rows)
-            Z = _along(v_KD, w_ND, self.hidden, self.table, rows).mul_(P)
+            Z = _score_tangents(v_KD, w_ND, self.hidden, self.table, rows).mul_(P)
             mean = Z.sum(-1, keepdim=True).mul_(scale)
             to_upstream.append(mean.squeeze(-1))
             mixed = Z @ self.table
@@ -260,17 +260,17 @@ class _LogSumExp(torch.autograd.Function):
         ctx: Any, hidden_KD: Tensor, table_ND: Tensor, log_weight_N: Tensor | None
     ) -> Tensor:
         derivatives = any(ctx.needs_input_grad)
-        ctx.catalogue = Catalogue(hidden_KD, table_ND, derivatives, log_weight_N)
+        ctx.softmax = SoftmaxOverItems(hidden_KD, table_ND, derivatives, log_weight_N)
         # Saved as autograd wants it, for its check that nobody changes them in place.
         ctx.save_for_backward(hidden_KD, table_ND)
-        value: Tensor = ctx.catalogue.value
+        value: Tensor = ctx.softmax.value
         return value.clone()  # not itself: its graph would hold what holds it
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden_KD, table_ND = ctx.saved_tensors
         wanted = tuple(ctx.needs_input_grad[:2])
-        arguments = (upstream[0], hidden_KD, table_ND, ctx.catalogue, wanted)
+        arguments = (upstream[0], hidden_KD, table_ND, ctx.softmax, wanted)
         to_hidden, to_table = _Gradient.apply(*arguments)  # type: ignore[no-untyped-call]
         return (to_hidden if wanted[0] else None), (to_table if wanted[1] else None), None
 
@@ -282,11 +282,11 @@ class _Gradient(torch.autograd.Function):
         upstream_K: Tensor,
         hidden_KD: Tensor,
         table_ND: Tensor,
-        catalogue: Catalogue,
+        softmax: SoftmaxOverItems,
         wanted: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        to_hidden, to_table = catalogue.gradient(upstream_K[:, None], wanted[1])
-        ctx.catalogue = catalogue
+        to_hidden, to_table = softmax.gradient(upstream_K[:, None], wanted[1])
+        ctx.softmax = softmax
         ctx.save_for_backward(upstream_K, hidden_KD, table_ND)
         ctx.set_materialize_grads(False)
         return to_hidden, table_ND.new_empty(0) if to_table is None else to_table
@@ -298,7 +298,7 @@ class _Gradient(torch.autograd.Function):
         v_KD, w_ND = directions
         if v_KD is None and w_ND is None:
             return None, None, None, None, None
-        found = ctx.catalogue.along(upstream_K[:, None], v_KD, w_ND, ctx.needs_input_grad[2])
+        found = ctx.softmax.hvp(upstream_K[:, None], v_KD, w_ND, ctx.needs_input_grad[2])
         return *found, None, None
 
 
@@ -311,7 +311,7 @@ def _of_rows(upstream: Tensor | float, rows: slice) -> Tensor | float:
     return upstream[rows] if isinstance(upstream, Tensor) else upstream
 
 
-def _along(
+def _score_tangents(
     v_KD: Tensor | None, w_ND: Tensor | None, hidden_KD: Tensor, table_ND: Tensor, rows: slice
 ) -> Tensor:
     """Change of these rows' scores along the directions, in memory of its own."""

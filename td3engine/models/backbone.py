@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 
 @dataclass(frozen=True)
-class Asked:
+class TargetPositions:
     """Which events of a batch a training pass predicts: event `at[k]` of row `rows[k]`, int64 (K).
 
     An event may be asked for more than once; each time counts.
@@ -29,17 +29,17 @@ class Asked:
 
     rows: Tensor
     at: Tensor
-    each: int | None = None
-    whole: bool = False
+    per_row: int | None = None
+    all_positions: bool = False
 
     @property
-    def few(self) -> int | None:
+    def selected_per_row(self) -> int | None:
         """How many events every row asks for, if that is not all of them."""
-        return None if self.whole else self.each
+        return None if self.all_positions else self.per_row
 
 
-class Passes(Protocol):
-    """An encoder's derivatives written out: each pass once, in this order (`by_hand`)."""
+class AnalyticEncoder(Protocol):
+    """An encoder's derivatives written out: each pass once, in this order (`analytic`)."""
 
     def forward(self, input_BLD: Tensor) -> Tensor:
         """Hidden states (K, d) of embedded events (B, L, d)."""
@@ -47,10 +47,10 @@ class Passes(Protocol):
     def backward(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients: of the flat parameters (P), and of the input (B, L, d)."""
 
-    def forward_along(self, parameters_P: Tensor, input_BLD: Tensor | None) -> Tensor:
+    def jvp(self, parameters_P: Tensor, input_BLD: Tensor | None) -> Tensor:
         """Change of the hidden states along a direction; None leaves the input as it is."""
 
-    def backward_along(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
+    def backward_jvp(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
         """Change of both gradients along that direction, given that of the states' gradient."""
 
 
@@ -62,13 +62,13 @@ class Backbone(Protocol):
         history: most events of a history that it reads; a training row has one more.
         causal: predicts an event from those before it; else from those around it (cloze).
         biased: scores carry a trained bias per item.
-        written_out: it has `by_hand`.
+        written_out: it has `analytic`.
     """
 
     history: int
     causal: bool
     biased: bool
-    written_out: bool
+    has_analytic_grad: bool
 
     @property
     def n_parameters(self) -> int:
@@ -85,14 +85,14 @@ class Backbone(Protocol):
         sequences: int,
         events: int,
         generator: Generator,
-        each: int | None = None,
+        per_row: int | None = None,
         passes: int = 1,
     ) -> Tensor | None:
         """Scaled dropout masks of training passes over rows of so many events, one flat tensor, a
-        pass after the other; None when dropout is zero. With `Asked.each` a backbone may leave out
-        what is not asked for; an event that is asked for twice then has two masks."""
+        pass after the other; None when dropout is zero. With `TargetPositions.per_row` a backbone
+        may leave out what is not asked for; an event that is asked for twice then has two masks."""
 
-    def asked(self, lengths_B: Tensor, generator: Generator) -> Asked:
+    def draw_targets(self, lengths_B: Tensor, generator: Generator) -> TargetPositions:
         """What a training pass over rows of these lengths predicts by the model's own rule."""
 
     def predict(
@@ -100,7 +100,7 @@ class Backbone(Protocol):
         parameters_P: Tensor,
         events_BLD: Tensor,
         lengths_B: Tensor,
-        asked: Asked,
+        targets: TargetPositions,
         dropout: Tensor | None,
     ) -> Tensor:
         """The hidden states (K, d) that predict the asked events of embedded rows (B, L, d), of
@@ -110,9 +110,13 @@ class Backbone(Protocol):
     def last(self, parameters_P: Tensor, events_BLD: Tensor, lengths_B: Tensor) -> Tensor:
         """The hidden states (B, d) that predict what follows each row, L <= history."""
 
-    def by_hand(
-        self, parameters_P: Tensor, asked: Asked | None, dropout: Tensor | None, rows: int
-    ) -> Passes:
+    def analytic(
+        self,
+        parameters_P: Tensor,
+        targets: TargetPositions | None,
+        dropout: Tensor | None,
+        rows: int,
+    ) -> AnalyticEncoder:
         """`predict` of so many rows of one length that ask for as many events each, with its
         derivatives written out; with None for `asked`, the states at all positions.
 
@@ -126,34 +130,38 @@ class Causal(ABC):
 
     causal = True
     biased = False
-    written_out = False
+    has_analytic_grad = False
 
     @abstractmethod
     def encode(self, parameters_P: Tensor, input_BLD: Tensor, dropout: Tensor | None) -> Tensor:
         """Hidden states (B, L, d) for embedded inputs (B, L, d), L <= history."""
 
-    def by_hand(
-        self, _parameters_P: Tensor, _asked: Asked | None, _dropout: Tensor | None, _rows: int
-    ) -> Passes:
+    def analytic(
+        self,
+        _parameters_P: Tensor,
+        _target_positions: TargetPositions | None,
+        _dropout: Tensor | None,
+        _rows: int,
+    ) -> AnalyticEncoder:
         raise NotImplementedError("derivatives go by autograd")
 
-    def asked(self, lengths_B: Tensor, _: Generator) -> Asked:
+    def draw_targets(self, lengths_B: Tensor, _: Generator) -> TargetPositions:
         """Every event but the first: one pass serves all of them."""
         at_L = torch.arange(1, int(lengths_B.max()), device=lengths_B.device)
         rows, at = torch.nonzero(at_L < lengths_B[:, None], as_tuple=True)
-        return Asked(rows, at + 1)
+        return TargetPositions(rows, at + 1)
 
     def predict(
         self,
         parameters_P: Tensor,
         events_BLD: Tensor,
         _lengths_B: Tensor,
-        asked: Asked,
+        targets: TargetPositions,
         dropout: Tensor | None,
     ) -> Tensor:
         # Padding lies to the right, where a causal state never looks.
         hidden_BLD = self.encode(parameters_P, events_BLD[:, :-1], dropout)
-        return hidden_BLD[asked.rows, asked.at - 1]
+        return hidden_BLD[targets.rows, targets.at - 1]
 
     def last(self, parameters_P: Tensor, events_BLD: Tensor, lengths_B: Tensor) -> Tensor:
         hidden_BLD = self.encode(parameters_P, events_BLD, None)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from td3engine.config import BackboneConfig
-from td3engine.models.backbone import Asked, Passes
+from td3engine.models.backbone import AnalyticEncoder, TargetPositions
 from td3engine.models.flat_parameters import FlatParameters, Shape, cut_masks, draw_masks
 from td3engine.models.transformer import mask_shapes, norm, parameter_shapes, transform
 
@@ -26,7 +26,7 @@ class BERT4Rec(FlatParameters):
 
     causal = False
     biased = True
-    written_out = False
+    has_analytic_grad = False
 
     def __init__(self, config: BackboneConfig, history: int) -> None:
         super().__init__(_shapes(config, history))
@@ -44,7 +44,7 @@ class BERT4Rec(FlatParameters):
         shapes = mask_shapes(self.config, sequences, events)
         return draw_masks(shapes * passes, self.config.dropout, generator)
 
-    def asked(self, lengths_B: Tensor, generator: Generator) -> Asked:
+    def draw_targets(self, lengths_B: Tensor, generator: Generator) -> TargetPositions:
         """The cloze rule: a row asks for its last event only, or for each event with probability
         `MASKED`, and for its last if that chose none. Row by row, in order of position."""
         device = lengths_B.device
@@ -58,37 +58,43 @@ class BERT4Rec(FlatParameters):
         rows, at = torch.nonzero(
             torch.where(last_only_B[:, None], last_BL, chosen_BL), as_tuple=True
         )
-        return Asked(rows, at)
+        return TargetPositions(rows, at)
 
     def predict(
         self,
         parameters_P: Tensor,
         events_BLD: Tensor,
         lengths_B: Tensor,
-        asked: Asked,
+        targets: TargetPositions,
         dropout: Tensor | None,
     ) -> Tensor:
         sequences, positions, _ = events_BLD.shape
         p = self.named(parameters_P)
         masks = cut_masks(dropout, mask_shapes(self.config, sequences, positions))
         masked_BL = torch.zeros(sequences, positions, dtype=torch.bool, device=events_BLD.device)
-        masked_BL[asked.rows, asked.at] = True
+        masked_BL[targets.rows, targets.at] = True
         seen_BLD = torch.where(masked_BL[:, :, None], p["mask"], events_BLD)
         at_L = torch.arange(positions, device=events_BLD.device)
         # Every row has an event, so no position is left with nothing to attend to.
         padding = at_L >= lengths_B[:, None, None, None]
         hidden_BLD = transform(self.config, p, seen_BLD + p["position"][:positions], padding, masks)
-        hidden_KD = hidden_BLD[asked.rows, asked.at]
+        hidden_KD = hidden_BLD[targets.rows, targets.at]
         return norm(F.gelu(F.linear(hidden_KD, p["head"], p["head_bias"])), p, "head_")
 
     def last(self, parameters_P: Tensor, events_BLD: Tensor, lengths_B: Tensor) -> Tensor:
         rows = torch.arange(len(events_BLD), device=events_BLD.device)
         one_more = F.pad(events_BLD, (0, 0, 0, 1))
-        return self.predict(parameters_P, one_more, lengths_B + 1, Asked(rows, lengths_B), None)
+        return self.predict(
+            parameters_P, one_more, lengths_B + 1, TargetPositions(rows, lengths_B), None
+        )
 
-    def by_hand(
-        self, _parameters_P: Tensor, _asked: Asked | None, _dropout: Tensor | None, _rows: int
-    ) -> Passes:
+    def analytic(
+        self,
+        _parameters_P: Tensor,
+        _target_positions: TargetPositions | None,
+        _dropout: Tensor | None,
+        _rows: int,
+    ) -> AnalyticEncoder:
         raise NotImplementedError("derivatives go by autograd")
 
 

@@ -13,16 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from td3engine.models.backbone import Asked, Backbone
+from td3engine.models.backbone import Backbone, TargetPositions
 
 TABLE_STD = 0.02
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepRandomness:
     """Random draws of one training pass: which events it predicts, and its dropout masks."""
 
-    asked: Asked
+    targets: TargetPositions
     dropout: Tensor | None
 
 
@@ -55,9 +55,9 @@ class Recommender:
         return self.frozen is not None and not self.backbone.biased
 
     @property
-    def written_out(self) -> bool:
-        """Whether a step's derivatives are written out (`inner.ByHand`)."""
-        return self.backbone.written_out and not self.backbone.biased
+    def has_analytic_grad(self) -> bool:
+        """Whether a step's derivatives are written out (`inner.AnalyticGradient`)."""
+        return self.backbone.has_analytic_grad and not self.backbone.biased
 
     @property
     def n_parameters(self) -> int:
@@ -92,11 +92,13 @@ class Recommender:
         return torch.cat([torch.arange(encoder, device=device), rows.flatten(), biases])
 
     def states(
-        self, encoder_P: Tensor, events_BLF: Tensor, lengths_B: Tensor, draws: Draws
+        self, encoder_P: Tensor, events_BLF: Tensor, lengths_B: Tensor, randomness: StepRandomness
     ) -> Tensor:
         """What predicts the asked events, as scored against F: (K, d) or (K, d + 1)."""
         events_BLD = events_BLF[..., : self.width]
-        hidden = self.backbone.predict(encoder_P, events_BLD, lengths_B, draws.asked, draws.dropout)
+        hidden = self.backbone.predict(
+            encoder_P, events_BLD, lengths_B, randomness.targets, randomness.dropout
+        )
         return self._scoring(hidden)
 
     def last(self, encoder_P: Tensor, events_BLF: Tensor, lengths_B: Tensor) -> Tensor:
@@ -104,11 +106,11 @@ class Recommender:
         events_BLD = events_BLF[..., : self.width]
         return self._scoring(self.backbone.last(encoder_P, events_BLD, lengths_B))
 
-    def real_draws(self, lengths_B: Tensor, generator: Generator) -> Draws:
+    def sample_randomness(self, lengths_B: Tensor, generator: Generator) -> StepRandomness:
         """Draws of a training pass over real rows, padded to the longest of them."""
-        asked = self.backbone.asked(lengths_B, generator)
+        targets = self.backbone.draw_targets(lengths_B, generator)
         longest = int(lengths_B.max())
-        return Draws(asked, self.backbone.dropout(len(lengths_B), longest, generator))
+        return StepRandomness(targets, self.backbone.dropout(len(lengths_B), longest, generator))
 
     def _scoring(self, hidden_KD: Tensor) -> Tensor:
         return F.pad(hidden_KD, (0, 1), value=1.0) if self.backbone.biased else hidden_KD

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from td3engine.config import BackboneConfig, BackboneName
-from td3engine.models.backbone import Asked, Backbone
+from td3engine.models.backbone import Backbone
 from td3engine.models.bert4rec import BERT4Rec
 from td3engine.models.gru4rec import GRU4Rec
 from td3engine.models.narm import NARM
@@ -22,4 +22,4 @@ def build_backbone(config: BackboneConfig, history: int) -> Backbone:
     return _MODELS[config.name](config, history)
 
 
-__all__ = ["NARM", "Asked", "BERT4Rec", "Backbone", "GRU4Rec", "SASRec", "build_backbone"]
+__all__ = ["NARM", "BERT4Rec", "Backbone", "GRU4Rec", "SASRec", "build_backbone"]

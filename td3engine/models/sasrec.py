@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor
 
 from td3engine.config import BackboneConfig
-from td3engine.models.analytic.sasrec import SASRecByHand
-from td3engine.models.backbone import Asked, Causal, Passes
+from td3engine.models.analytic.sasrec import AnalyticSASRec
+from td3engine.models.backbone import AnalyticEncoder, Causal, TargetPositions
 from td3engine.models.flat_parameters import FlatParameters, Shape, cut_masks, draw_masks
 from td3engine.models.transformer import mask_shapes, parameter_shapes, transform
 
@@ -18,7 +18,7 @@ from td3engine.models.transformer import mask_shapes, parameter_shapes, transfor
 class SASRec(FlatParameters, Causal):
     """A causal transformer; see `Backbone` for the interface."""
 
-    written_out = True
+    has_analytic_grad = True
 
     def __init__(self, config: BackboneConfig, history: int) -> None:
         super().__init__(_shapes(config, history))
@@ -30,10 +30,10 @@ class SASRec(FlatParameters, Causal):
         sequences: int,
         events: int,
         generator: Generator,
-        each: int | None = None,
+        per_row: int | None = None,
         passes: int = 1,
     ) -> Tensor | None:
-        shapes = mask_shapes(self.config, sequences, events - 1, each)
+        shapes = mask_shapes(self.config, sequences, events - 1, per_row)
         return draw_masks(shapes * passes, self.config.dropout, generator)
 
     def encode(self, parameters_P: Tensor, input_BLD: Tensor, dropout: Tensor | None) -> Tensor:
@@ -45,15 +45,17 @@ class SASRec(FlatParameters, Causal):
         parameters_P: Tensor,
         events_BLD: Tensor,
         lengths_B: Tensor,
-        asked: Asked,
+        targets: TargetPositions,
         dropout: Tensor | None,
     ) -> Tensor:
-        if dropout is None or asked.few is None:
-            return super().predict(parameters_P, events_BLD, lengths_B, asked, dropout)
+        if dropout is None or targets.selected_per_row is None:
+            return super().predict(parameters_P, events_BLD, lengths_B, targets, dropout)
         input_BLD = events_BLD[:, :-1]
         rows, positions, _ = input_BLD.shape
-        masks = cut_masks(dropout, mask_shapes(self.config, rows, positions, asked.few))
-        place = asked.rows, asked.at - 1
+        masks = cut_masks(
+            dropout, mask_shapes(self.config, rows, positions, targets.selected_per_row)
+        )
+        place = targets.rows, targets.at - 1
         masks[-3:] = [_at_all(mask, place, positions) for mask in masks[-3:]]
         return self._encode(parameters_P, input_BLD, masks)[place]
 
@@ -64,14 +66,18 @@ class SASRec(FlatParameters, Causal):
         future = torch.ones(positions, positions, dtype=torch.bool, device=input_BLD.device).triu(1)
         return transform(self.config, p, input_BLD + p["position"][:positions], future, masks)
 
-    def by_hand(
-        self, parameters_P: Tensor, asked: Asked | None, dropout: Tensor | None, rows: int
-    ) -> Passes:
+    def analytic(
+        self,
+        parameters_P: Tensor,
+        targets: TargetPositions | None,
+        dropout: Tensor | None,
+        rows: int,
+    ) -> AnalyticEncoder:
         at_BA = None
-        if asked is not None and not asked.whole:
-            assert asked.few is not None, "rows ask for unlike numbers of events"
-            at_BA = asked.at.view(rows, asked.few) - 1
-        return SASRecByHand(self.config, self.named, parameters_P, dropout, at_BA)
+        if targets is not None and not targets.all_positions:
+            assert targets.selected_per_row is not None, "rows ask for unlike numbers of events"
+            at_BA = targets.at.view(rows, targets.selected_per_row) - 1
+        return AnalyticSASRec(self.config, self.named, parameters_P, dropout, at_BA)
 
 
 def _at_all(mask: Tensor | None, place: tuple[Tensor, Tensor], positions: int) -> Tensor | None:

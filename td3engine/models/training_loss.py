@@ -6,24 +6,32 @@ from torch import Tensor
 
 from td3engine.losses.cross_entropy import mean_cross_entropy
 from td3engine.losses.softmax import log_sum_exp
-from td3engine.models.backbone import Asked
-from td3engine.models.recommender import Draws, Recommender
+from td3engine.models.backbone import TargetPositions
+from td3engine.models.recommender import Recommender, StepRandomness
 
 SMALLEST_SHARE = 1e-6
 
 
 def real_loss(
-    model: Recommender, theta: Tensor, items_BL: Tensor, lengths_B: Tensor, draws: Draws
+    model: Recommender,
+    theta: Tensor,
+    items_BL: Tensor,
+    lengths_B: Tensor,
+    randomness: StepRandomness,
 ) -> Tensor:
     """Mean cross-entropy of the asked events of real rows, right-padded. Once differentiable."""
     encoder_P, table_NF = model.parts(theta)
-    hidden_KF = model.states(encoder_P, F.embedding(items_BL, table_NF), lengths_B, draws)
-    targets_K = items_BL[draws.asked.rows, draws.asked.at]
+    hidden_KF = model.states(encoder_P, F.embedding(items_BL, table_NF), lengths_B, randomness)
+    targets_K = items_BL[randomness.targets.rows, randomness.targets.at]
     return mean_cross_entropy(hidden_KF, F.embedding(targets_K, table_NF), table_NF)
 
 
 def unseen_loss(
-    model: Recommender, theta: Tensor, items_BL: Tensor, lengths_B: Tensor, draws: Draws
+    model: Recommender,
+    theta: Tensor,
+    items_BL: Tensor,
+    lengths_B: Tensor,
+    randomness: StepRandomness,
 ) -> Tensor:
     """Mean cross-entropy of the asked events among the items that the row has not had before.
 
@@ -33,23 +41,27 @@ def unseen_loss(
     """
     encoder_P, table_NF = model.parts(theta)
     embedded = F.embedding(items_BL, table_NF)
-    hidden_KF = model.states(encoder_P, embedded, lengths_B, draws)
-    return unseen_cross_entropy(hidden_KF, embedded, table_NF, items_BL, draws.asked)
+    hidden_KF = model.states(encoder_P, embedded, lengths_B, randomness)
+    return unseen_cross_entropy(hidden_KF, embedded, table_NF, items_BL, randomness.targets)
 
 
 def unseen_cross_entropy(
-    hidden_KF: Tensor, embedded_BLF: Tensor, table_NF: Tensor, items_BL: Tensor, asked: Asked
+    hidden_KF: Tensor,
+    embedded_BLF: Tensor,
+    table_NF: Tensor,
+    items_BL: Tensor,
+    targets: TargetPositions,
 ) -> Tensor:
     """The loss of `unseen_loss`, from its states and embedded rows."""
     everything_K = log_sum_exp(hidden_KF, table_NF)
-    scores_KL = (embedded_BLF[asked.rows] @ hidden_KF[:, :, None]).squeeze(-1)
+    scores_KL = (embedded_BLF[targets.rows] @ hidden_KF[:, :, None]).squeeze(-1)
     same_BLL = items_BL[:, :, None] == items_BL[:, None, :]
     repeats_BL = same_BLL.tril(-1).any(-1)
     at_L = torch.arange(items_BL.shape[1], device=items_BL.device)
-    before_KL = (at_L < asked.at[:, None]) & ~repeats_BL[asked.rows]
+    before_KL = (at_L < targets.at[:, None]) & ~repeats_BL[targets.rows]
     share_K = torch.where(before_KL, (scores_KL - everything_K[:, None]).exp(), 0.0).sum(-1)
     # Rounding can take a row that leaves next to nothing to the unseen items past one.
     unseen_K = everything_K + torch.log1p(-share_K.clamp(max=1 - SMALLEST_SHARE))
-    target_K = scores_KL.gather(1, asked.at[:, None]).squeeze(1)
-    counted_K = ~repeats_BL[asked.rows, asked.at]
+    target_K = scores_KL.gather(1, targets.at[:, None]).squeeze(1)
+    counted_K = ~repeats_BL[targets.rows, targets.at]
     return (unseen_K - target_K)[counted_K].sum() / counted_K.sum().clamp(min=1)

@@ -29,34 +29,34 @@ from td3engine.data.windows import training_windows
 from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.learner import (
+    InnerLoopTrainer,
     Learned,
-    SummaryTraining,
     advance,
     encode_last,
     learn_from,
     recommender,
 )
-from td3engine.inner_loop.windows import Alone, Together
+from td3engine.inner_loop.windows import SequentialUnroll, Together
 from td3engine.losses.softmax import KEPT_SCORES
 from td3engine.models.backbone import Backbone
-from td3engine.models.recommender import Draws
+from td3engine.models.recommender import StepRandomness
 from td3engine.models.sequences import gather
 from td3engine.outer_loop.initial_summary import initial_summary
-from td3engine.outer_loop.item_sampler import Sampler
-from td3engine.outer_loop.learner_pool import Pooled, Turn, _kept, _pooled
-from td3engine.outer_loop.objective import RealBatch, RecordedSurrogate, Surrogate
-from td3engine.ranking.holdout import Questions
+from td3engine.outer_loop.item_sampler import ItemSampler
+from td3engine.outer_loop.learner_pool import LearnerWindow, PooledLearner, _kept, _pooled
+from td3engine.outer_loop.objective import RealBatch, RecordedObjective, SurrogateObjective
+from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import evaluate
-from td3engine.runtime.distributed import World
+from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
-from td3engine.runtime.torch_setup import strict_order
-from td3engine.summary.soft_sequences import Reader, ReadQueries, reader_for
+from td3engine.runtime.torch_setup import deterministic
+from td3engine.summary.soft_sequences import ChunkedQueries, SoftEmbedding, soft_embedding_for
 from td3engine.summary.tucker import Summary, query
 from td3engine.teacher.training import Trained
 
 SMALLEST_NORM = 1e-12
 
-Mark = Callable[[str], object]
+StageHook = Callable[[str], object]
 """Told the name of each part of an outer step when the part is over (benchmarks time them)."""
 
 
@@ -80,19 +80,19 @@ class Distillation:
         config: DistillConfig,
         backbone: Backbone,
         teacher: Trained,
-        asked: Questions,
+        holdout: HoldoutSet,
         device: torch.device,
-        world: World | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.split, self.config, self.backbone, self.teacher = split, config, backbone, teacher
-        self.asked, self.device, self.world = asked, device, world or World()
+        self.holdout, self.device, self.group = holdout, device, group or ProcessGroup()
         # A summary of length zeta trains zeta - 1 positions: learners read no more than that.
         self.history = config.learner_history
         # A biased backbone's table has one more column.
         self.V_ND = teacher.table[:, : config.backbone.hidden]
         self.summary = initial_summary(config, split, backbone, teacher)
         # On another machine a decomposition may differ in its last bits.
-        learned = self.world.from_lead(list(self.summary.learned), device)
+        learned = self.group.broadcast(list(self.summary.learned), device)
         self.factors = [factor.clone().requires_grad_() for factor in learned]
         self.done = 0
         self.best: dict[str, Any] = {"validation": -1.0, "step": 0}
@@ -110,22 +110,22 @@ class Distillation:
         self.mode: Mode = mode
         self.model = recommender(self.backbone, self.V_ND, mode)
         self.inner_steps = learner.steps_in(mode)
-        reader = reader_for(
+        soft_embedding = soft_embedding_for(
             self.V_ND,
             self.summary.positions,
             fixed=self.model.scores_are_fixed,
-            twice_by_autograd=not self.model.written_out,
+            twice_by_autograd=not self.model.has_analytic_grad,
         )
         sampled = softmax_over(len(self.V_ND), outer.softmax) == "sampled"
         sampled = sampled and self.model.scores_are_fixed
         # With a sample the model is another one at each step: nothing to trace once.
-        traced = self.model.written_out and not sampled and self._keeps_scores(reader)
+        traced = self.model.has_analytic_grad and not sampled and self._keeps_scores(soft_embedding)
         together, compiled = traced and outer.vectorised, traced and outer.compiled
-        self.training = SummaryTraining(
+        self.training = InnerLoopTrainer(
             self.model,
             learner,
             self.inner_steps,
-            reader,
+            soft_embedding,
             self.config.summary.length,
             compiled=compiled and not together,
             recorded=together,
@@ -134,14 +134,14 @@ class Distillation:
         if together:
             again = outer.recompute
             self.together = Together(self.training, self.device, compiled=compiled, recompute=again)
-        self.sampler: Sampler | None = None
+        self.sampler: ItemSampler | None = None
         if sampled:
-            self.sampler = Sampler(self.split, self.model, outer.negatives)
-        self.surrogate = Surrogate(self.model, self.teacher, outer, self.sampler)
-        self.recorded: RecordedSurrogate | None = None
+            self.sampler = ItemSampler(self.split, self.model, outer.negatives)
+        self.surrogate = SurrogateObjective(self.model, self.teacher, outer, self.sampler)
+        self.recorded: RecordedObjective | None = None
         if together and outer.among == "all" and self.device.type == "cuda":
             most = outer.batch, self.history + 1
-            self.recorded = RecordedSurrogate(self.surrogate, self.device, *most)
+            self.recorded = RecordedObjective(self.surrogate, self.device, *most)
         trained = [factor for factor in self.factors if factor.requires_grad]
         rate, decay = outer.lr_in(mode), outer.weight_decay
         self.optimizer = torch.optim.Adam(trained, lr=rate, weight_decay=decay)
@@ -149,16 +149,19 @@ class Distillation:
         first = 0 if self.done == 0 else outer.pool + outer.steps
         self.pools = {
             learner: [self.fresh(learner, first + nth, staggered=True) for nth in range(outer.pool)]
-            for learner in self.world.share(outer.learners)
+            for learner in self.group.share(outer.learners)
         }
 
-    def _keeps_scores(self, reader: Reader) -> bool:
+    def _keeps_scores(self, soft_embedding: SoftEmbedding) -> bool:
         """Whether what a step computes over the catalogue is small enough to be kept: a traced
         step keeps all that its Hessian product needs."""
         learner, length = self.config.learner, self.config.summary.length
         last = learner.objective == "last-and-augmented"
         targets = learner.batch * (learner.augmented + 1 if last else length - 1)
-        return not isinstance(reader, ReadQueries) and targets * len(self.V_ND) <= KEPT_SCORES
+        return (
+            not isinstance(soft_embedding, ChunkedQueries)
+            and targets * len(self.V_ND) <= KEPT_SCORES
+        )
 
     def steps(self) -> Iterator[float]:
         """Distil to the end, yielding the best validation NDCG@10 after each outer step."""
@@ -171,28 +174,30 @@ class Distillation:
                 self._validate()
             yield max(self.best["validation"], 0.0)
 
-    def step(self, mark: Mark = lambda _part: None) -> None:
+    def step(self, on_stage: StageHook = lambda _part: None) -> None:
         """One outer step; the module's docstring tells it in words."""
         outer = self.config.outer
         if self.mode != self.config.mode and self.done == self.shared_steps:
             self._distil_for(self.config.mode)
         C_UTD = query(*self.factors)
-        read_from = self.training.reader.leaf(C_UTD)
-        leaf = read_from.detach()
+        read_from = self.training.soft_embedding.synthetic(C_UTD)
+        synthetic = read_from.detach()
         self._sample(C_UTD.detach())
-        mark("soft sequences")
+        on_stage("soft sequences")
         mine = [*self.pools]
         groups = [mine] if self.together else [[learner] for learner in mine]
-        to_leaf = reduce(Tensor.add_, (self._meta_gradient(each, leaf, mark) for each in groups))
+        to_synthetic = reduce(
+            Tensor.add_, (self._meta_gradient(each, synthetic, on_stage) for each in groups)
+        )
         self.optimizer.zero_grad()
-        with strict_order():
-            read_from.backward(to_leaf.div_(outer.learners))
-        self.world.add_up(self._gradients())
+        with deterministic():
+            read_from.backward(to_synthetic.div_(outer.learners))
+        self.group.all_reduce(self._gradients())
         self._scale_gradient()
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         self.optimizer.step()
-        mark("rest")
+        on_stage("rest")
 
     def _sample(self, C_UTD: Tensor) -> None:
         """Choose the items of this step's inner losses, where that is a sample."""
@@ -202,34 +207,40 @@ class Distillation:
         rng = numpy_generator(self.config.seed, Purpose.SUB_CATALOGUE, self.done)
         self.training = self.training.over(self.sampler.sub_catalogue(targets_UTD, rng))
 
-    def _meta_gradient(self, learners: Sequence[int], leaf: Tensor, mark: Mark) -> Tensor:
+    def _meta_gradient(
+        self, learners: Sequence[int], synthetic: Tensor, on_stage: StageHook
+    ) -> Tensor:
         """dL/d(leaf) of some of the step's learners, which stay in their pools a window older."""
-        turns = [self._turn(learner, leaf) for learner in learners]
-        mark("warm-up")
-        unroll = self.together or Alone(self.training, recompute=self.config.outer.recompute)
-        ends, back = unroll(leaf, [each.start for each in turns], [each.window for each in turns])
-        for turn, end in zip(turns, ends, strict=True):
-            self.pools[turn.learner][turn.nth] = Pooled(end, owed=0)
-        mark("window")
+        windows = [self._turn(learner, synthetic) for learner in learners]
+        on_stage("warm-up")
+        unroll = self.together or SequentialUnroll(
+            self.training, recompute=self.config.outer.recompute
+        )
+        ends, back = unroll(
+            synthetic, [each.start for each in windows], [each.window for each in windows]
+        )
+        for turn, end in zip(windows, ends, strict=True):
+            self.pools[turn.learner][turn.nth] = PooledLearner(end, warmup_steps=0)
+        on_stage("window")
         outer_gradients = [
             self._real_gradient(end.parameters, turn.rng, turn.draw)
-            for turn, end in zip(turns, ends, strict=True)
+            for turn, end in zip(windows, ends, strict=True)
         ]
-        mark("real batch")
-        to_leaf = back(outer_gradients)
-        mark("reverse")
-        return to_leaf
+        on_stage("real batch")
+        to_synthetic = back(outer_gradients)
+        on_stage("reverse")
+        return to_synthetic
 
-    def _turn(self, learner: int, leaf: Tensor) -> Turn:
+    def _turn(self, learner: int, synthetic: Tensor) -> LearnerWindow:
         """A learner of the pool, what it owes paid, and the random draws of its window."""
-        outer, seed, recipe = self.config.outer, self.config.seed, self.training
+        outer, seed, trainer = self.config.outer, self.config.seed, self.training
         draw = generator(seed, Purpose.OUTER_STEP, self.done, self.device.type, learner=learner)
         rng = numpy_generator(seed, Purpose.OUTER_STEP, self.done, learner=learner)
         nth = int(rng.integers(outer.pool))
         pooled = self.learner(learner, nth)
-        start = advance(recipe, leaf, pooled.state, draw, pooled.owed)
-        window = recipe.steps(start.age, outer.window, len(leaf), draw)
-        return Turn(learner, nth, start, window, rng, draw)
+        start = advance(trainer, synthetic, pooled.state, draw, pooled.warmup_steps)
+        window = trainer.steps(start.age, outer.window, len(synthetic), draw)
+        return LearnerWindow(learner, nth, start, window, rng, draw)
 
     def _scale_gradient(self) -> None:
         """Normalise or clip the factors' gradient, whose norm is finite."""
@@ -248,10 +259,10 @@ class Distillation:
     def _gradients(self) -> list[Tensor]:
         return [factor.grad for factor in self.factors if factor.grad is not None]
 
-    def learner(self, learner: int, nth: int) -> Pooled:
+    def learner(self, learner: int, nth: int) -> PooledLearner:
         """The nth of a learner's pool, or a new one in its place if it has no window left."""
         outer, pooled = self.config.outer, self.pools[learner][nth]
-        if pooled.state.age + pooled.owed + outer.window <= self.inner_steps:
+        if pooled.state.age + pooled.warmup_steps + outer.window <= self.inner_steps:
             return pooled
         return self.fresh(learner, outer.pool + self.done, staggered=False)
 
@@ -280,7 +291,7 @@ class Distillation:
         All processes call this; the leader's has the pools of all.
         """
         mine = {each: [_kept(pooled) for pooled in pool] for each, pool in self.pools.items()}
-        everybody = self.world.to_lead(mine, torch.device("cpu"))
+        everybody = self.group.gather(mine, torch.device("cpu"))
         return {
             "mode": self.mode,
             "factors": [factor.detach() for factor in self.factors],
@@ -301,18 +312,22 @@ class Distillation:
         self.done, self.best = state["done"], dict(state["best"])
         self.pools = {each: [_pooled(kept) for kept in state["pools"][each]] for each in self.pools}
 
-    def fresh(self, learner: int, index: int, *, staggered: bool) -> Pooled:
+    def fresh(self, learner: int, index: int, *, staggered: bool) -> PooledLearner:
         """A new one for a learner's pool; first ones are spread over all ages, others are young."""
         outer, seed = self.config.outer, self.config.seed
         draw = generator(seed, Purpose.POOL, index, self.device.type, learner=learner)
         rng = numpy_generator(seed, Purpose.POOL, index, learner=learner)
         latest = self.inner_steps - outer.window
-        owed = int(rng.integers(0, (latest if staggered else min(outer.window, latest)) + 1))
+        warmup_steps = int(
+            rng.integers(0, (latest if staggered else min(outer.window, latest)) + 1)
+        )
         if outer.start == "teacher":
             early = self.teacher.early
             encoder_P = early[int(rng.integers(len(early)))]
-            return Pooled(LearnerState.fresh(self.model.with_table(encoder_P, draw)), owed)
-        return Pooled(LearnerState.fresh(self.model.initial(draw)), owed)
+            return PooledLearner(
+                LearnerState.fresh(self.model.with_table(encoder_P, draw)), warmup_steps
+            )
+        return PooledLearner(LearnerState.fresh(self.model.initial(draw)), warmup_steps)
 
     def _real_gradient(
         self, theta: Tensor, rng: np.random.Generator, draw: torch.Generator
@@ -324,20 +339,20 @@ class Distillation:
         items, lengths = (part.to(self.device) for part in rows)
         if self.recorded is not None:
             return self.recorded.gradient(theta, items, lengths)
-        draws = Draws(self.backbone.asked(lengths, draw), dropout=None)
-        return self.surrogate.gradient(theta, RealBatch(items, lengths, draws, rng))
+        randomness = StepRandomness(self.backbone.draw_targets(lengths, draw), dropout=None)
+        return self.surrogate.gradient(theta, RealBatch(items, lengths, randomness, rng))
 
     def _validate(self) -> None:
         """Keep the summary if learners trained on it do better than on any before."""
         current = self.summary.with_learned(*(factor.detach().clone() for factor in self.factors))
         self._sample(query(*current.learned))
         count, total = self.config.outer.validation_learners, torch.zeros(1, dtype=torch.float64)
-        for nth in self.world.share(count):
+        for nth in self.group.share(count):
             draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
             learned = self._learned(current, draw)
             scorer = encode_last(self.backbone, learned.parameters, learned.table)
-            total += evaluate(scorer, learned.table, self.asked, "full")["ndcg@10"]
-        self.world.add_up([total])
+            total += evaluate(scorer, learned.table, self.holdout, "full")["ndcg@10"]
+        self.group.all_reduce([total])
         validation = float(total) / count
         if validation > self.best["validation"]:
             self.best = {
@@ -349,7 +364,7 @@ class Distillation:
     def _learned(self, current: Summary, draw: torch.Generator) -> Learned:
         """A learner trained on the summary: as its user does it, or over a sample of the items."""
         learned = learn_from(
-            self.training, self.training.reader.leaf(query(*current.learned)), draw
+            self.training, self.training.soft_embedding.synthetic(query(*current.learned)), draw
         )
         return learned if self.sampler is None else replace(learned, table=self.V_ND)
 

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from td3engine.data.split import Split
-from td3engine.losses.sampled_softmax import NegativeDraws, sampled_cross_entropy
+from td3engine.losses.sampled_softmax import NegativeSampler, sampled_cross_entropy
 from td3engine.losses.softmax import SCORES_AT_ONCE
 from td3engine.models.recommender import Recommender
 
 ITEMS_A_POSITION = 4
 
 
-class Sampler:
+class ItemSampler:
     """Samples of a frozen item table, for learners on a summary and for their real batches.
 
     Args:
@@ -26,7 +26,7 @@ class Sampler:
     def __init__(self, split: Split, model: Recommender, count: int) -> None:
         assert model.frozen is not None  # else scores would not be fixed
         self.model, self.table_ND = model, model.frozen
-        self.draws = NegativeDraws(split, min(count, model.n_items))
+        self.negatives = NegativeSampler(split, min(count, model.n_items))
 
     def sub_catalogue(self, C_UTD: Tensor, rng: np.random.Generator) -> Recommender:
         """The model over the items that the queries C point at most, and over drawn ones."""
@@ -45,7 +45,7 @@ class Sampler:
         return sampled_cross_entropy(hidden_KD, targets_K, self.table_ND, *self._drawn(rng))
 
     def _drawn(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        items_M, log_weight_M = self.draws.draw(rng)
+        items_M, log_weight_M = self.negatives.draw(rng)
         return items_M.to(self.table_ND.device), log_weight_M.to(self.table_ND)
 
 

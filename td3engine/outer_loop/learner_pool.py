@@ -11,7 +11,7 @@ from td3engine.inner_loop.windows import Window
 
 
 @dataclass(frozen=True)
-class Pooled:
+class PooledLearner:
     """A learner of the pool.
 
     Attributes:
@@ -21,11 +21,11 @@ class Pooled:
     """
 
     state: LearnerState
-    owed: int
+    warmup_steps: int
 
 
 @dataclass(frozen=True)
-class Turn:
+class LearnerWindow:
     """A learner's part in an outer step.
 
     Attributes:
@@ -43,11 +43,11 @@ class Turn:
     draw: torch.Generator
 
 
-def _kept(pooled: Pooled) -> dict[str, Any]:
+def _kept(pooled: PooledLearner) -> dict[str, Any]:
     """A learner of the pool as a checkpoint holds it."""
-    return {**vars(pooled.state), "owed": pooled.owed}
+    return {**vars(pooled.state), "owed": pooled.warmup_steps}
 
 
-def _pooled(kept: dict[str, Any]) -> Pooled:
+def _pooled(kept: dict[str, Any]) -> PooledLearner:
     state = {name: value for name, value in kept.items() if name != "owed"}
-    return Pooled(LearnerState(**state), kept["owed"])
+    return PooledLearner(LearnerState(**state), kept["owed"])

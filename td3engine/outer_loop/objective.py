@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.config import OuterConfig
-from td3engine.inner_loop.graphed import Graphed
+from td3engine.inner_loop.graphed import CudaGraph
 from td3engine.losses.cross_entropy import mean_score
 from td3engine.losses.softmax import mean_expected_score, mean_log_sum_exp
-from td3engine.models.backbone import Asked
-from td3engine.models.recommender import Draws, Recommender
+from td3engine.models.backbone import TargetPositions
+from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.models.training_loss import unseen_cross_entropy
-from td3engine.outer_loop.item_sampler import Sampler
+from td3engine.outer_loop.item_sampler import ItemSampler
 from td3engine.teacher.training import Trained
 
 
@@ -38,13 +38,13 @@ class RealBatch:
 
     items: Tensor
     lengths: Tensor
-    draws: Draws
+    randomness: StepRandomness
     rng: np.random.Generator | None = None
     weight: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Surrogate:
+class SurrogateObjective:
     """The objective of learners of one kind.
 
     Attributes:
@@ -57,7 +57,7 @@ class Surrogate:
     model: Recommender
     teacher: Trained
     outer: OuterConfig
-    sampler: Sampler | None
+    sampler: ItemSampler | None
 
     def gradient(self, theta_P: Tensor, batch: RealBatch) -> Tensor:
         """Gradient of the objective to a learner's parameters, (P)."""
@@ -69,7 +69,7 @@ class Surrogate:
         """The objective, once differentiable."""
         encoder_P, table_NF = self.model.parts(theta_P)
         embedded_BLF = F.embedding(batch.items, table_NF)
-        hidden_KF = self.model.states(encoder_P, embedded_BLF, batch.lengths, batch.draws)
+        hidden_KF = self.model.states(encoder_P, embedded_BLF, batch.lengths, batch.randomness)
         loss = self._of_targets(hidden_KF, embedded_BLF, table_NF, batch)
         if self.model.frozen is None or not self.outer.feature_weight:
             return loss
@@ -82,15 +82,15 @@ class Surrogate:
         self, hidden_KF: Tensor, embedded_BLF: Tensor, table_NF: Tensor, batch: RealBatch
     ) -> Tensor:
         """Mean cross-entropy of the targets."""
-        asked, weight = batch.draws.asked, batch.weight
+        targets, weight = batch.randomness.targets, batch.weight
         if self.outer.among == "unseen":
-            return unseen_cross_entropy(hidden_KF, embedded_BLF, table_NF, batch.items, asked)
+            return unseen_cross_entropy(hidden_KF, embedded_BLF, table_NF, batch.items, targets)
         if self.sampler is not None:
             assert batch.rng is not None
-            targets_K = batch.items[asked.rows, asked.at]
+            targets_K = batch.items[targets.rows, targets.at]
             return self.sampler.cross_entropy(hidden_KF, targets_K, batch.rng).mean()
         # What a cross-entropy has of its target is the target's expected score (I-2).
-        score = mean_score(hidden_KF, embedded_BLF[asked.rows, asked.at], weight)
+        score = mean_score(hidden_KF, embedded_BLF[targets.rows, targets.at], weight)
         share = self.outer.teacher_share
         if self.model.frozen is None and share:
             theirs = self._teachers(batch), self.teacher.table
@@ -102,10 +102,10 @@ class Surrogate:
     def _teachers(self, batch: RealBatch) -> Tensor:
         """The teacher's hidden states where the learner's are asked for, as scored, (K, f)."""
         read_BLF = F.embedding(batch.items, self.teacher.table)
-        return self.model.states(self.teacher.parameters, read_BLF, batch.lengths, batch.draws)
+        return self.model.states(self.teacher.parameters, read_BLF, batch.lengths, batch.randomness)
 
 
-class RecordedSurrogate:
+class RecordedObjective:
     """A surrogate's gradient on batches that are padded to one shape, on a GPU recorded.
 
     Each place of a batch is asked for, and what is padding weighs nothing: so nothing depends on
@@ -117,14 +117,16 @@ class RecordedSurrogate:
         rows, length: of a batch, the most.
     """
 
-    def __init__(self, surrogate: Surrogate, device: torch.device, rows: int, length: int) -> None:
+    def __init__(
+        self, surrogate: SurrogateObjective, device: torch.device, rows: int, length: int
+    ) -> None:
         assert surrogate.sampler is None  # a sample is another one each time
         assert surrogate.outer.among == "all"  # others know no weights
         self.surrogate, self.rows, self.length = surrogate, rows, length
-        self._graphed = Graphed(self._gradient, device)
+        self._graphed = CudaGraph(self._gradient, device)
 
     def gradient(self, theta_P: Tensor, items_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        """See `Surrogate.gradient`."""
+        """See `SurrogateObjective.gradient`."""
         less = self.rows - len(items_BL)
         items = F.pad(items_BL, (0, self.length - items_BL.shape[1], 0, less))
         (found,) = self._graphed(theta_P, items, F.pad(lengths_B, (0, less)))
@@ -134,8 +136,10 @@ class RecordedSurrogate:
         rows_B = torch.arange(self.rows, device=items_BL.device)
         at_A = torch.arange(1, self.length, device=items_BL.device)
         shape = self.rows, self.length - 1
-        asked = Asked(rows_B[:, None].expand(shape).flatten(), at_A.expand(shape).flatten())
+        targets = TargetPositions(
+            rows_B[:, None].expand(shape).flatten(), at_A.expand(shape).flatten()
+        )
         counted = (at_A < lengths_B[:, None]).flatten().to(theta_P.dtype)
         weight_K1 = (counted / counted.sum())[:, None]
-        batch = RealBatch(items_BL, lengths_B, Draws(asked, None), weight=weight_K1)
+        batch = RealBatch(items_BL, lengths_B, StepRandomness(targets, None), weight=weight_K1)
         return (self.surrogate.gradient(theta_P, batch),)

@@ -32,9 +32,9 @@ from td3engine.inner_loop.traced import demand_compiler
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.ranking.holdout import questions
-from td3engine.runtime.distributed import World
-from td3engine.runtime.torch_setup import crowded, settle
+from td3engine.ranking.holdout import holdout_set
+from td3engine.runtime.distributed import ProcessGroup
+from td3engine.runtime.torch_setup import configure, cpu_contention
 from td3engine.summary.bundle import Manifest, save_bundle
 from td3engine.summary.tucker import Summary
 from td3engine.teacher.training import LogTraining, Trained
@@ -133,12 +133,12 @@ class Run:
         config: DistillConfig,
         folder: Path,
         control: Control,
-        world: World | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         self.log, self.fingerprint, self.config = log, fingerprint, config
         # As it was asked for: `auto` is settled by the log, and a resumed run is told the same.
         self.identity = {"fingerprint": fingerprint, "config": config.model_dump_json()}
-        self.folder, self.control, self.world = folder, control, world or World()
+        self.folder, self.control, self.group = folder, control, group or ProcessGroup()
         self.device = pick_device(config.device)
         self.backbone = build_backbone(config.backbone, config.data.max_history)
         self.seconds: dict[str, float] = {}
@@ -166,14 +166,14 @@ class Run:
         self._distilled()
 
     def _distilled(self) -> Distilled:
-        settle(self.device)
+        configure(self.device)
         self._refuse_unlike_ranks()
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self._enter("preparing")
-        if self.device.type == "cpu" and (why := crowded()):
+        if self.device.type == "cpu" and (why := cpu_contention()):
             self.control.listener(Note(why))
-        if self.world.leads:
+        if self.group.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
         kept = self._read_checkpoint()
         self.seconds = dict(kept.get("seconds", {}))
@@ -215,18 +215,18 @@ class Run:
             CompilerError: it is not there.
         """
         outer = self.config.outer
-        if outer.compiled and self.backbone.written_out and outer.softmax != "sampled":
+        if outer.compiled and self.backbone.has_analytic_grad and outer.softmax != "sampled":
             demand_compiler()
 
     def _refuse_unlike_ranks(self) -> None:
         learners = self.config.outer.learners
-        if self.world.size > learners:
+        if self.group.size > learners:
             raise RanksError(
-                f"{self.world.size} processes cannot share outer.learners = {learners}: "
-                f"--set outer.learners={self.world.size} (or more) gives each of them one"
+                f"{self.group.size} processes cannot share outer.learners = {learners}: "
+                f"--set outer.learners={self.group.size} (or more) gives each of them one"
             )
-        leaders = self.world.from_lead(self.identity, self.device)
-        if any(self.world.any(self.identity != leaders)):
+        leaders = self.group.broadcast(self.identity, self.device)
+        if any(self.group.any(self.identity != leaders)):
             raise RanksError("the processes of this run have different logs or configurations")
 
     def _pretrain(self, kept: dict[str, Any]) -> Trained:
@@ -240,18 +240,18 @@ class Run:
             Recommender(backbone, self.split.n_items, width),
             self.config.teacher,
             lambda rng: training_windows(self.split, history, rng),
-            questions(self.split, "validation", history, self.config.data.validation_users),
+            holdout_set(self.split, "validation", history, self.config.data.validation_users),
             seed=self.config.seed,
             device=self.device,
         )
         if "teacher" in kept:
             training.restore(kept["teacher"])
         pace = self._pace(self.config.teacher.max_epochs, training.epoch, may_end_early=True)
-        for best in self.world.led(training.epochs()):
+        for best in self.group.iterate_on_main(training.epochs()):
             pace(training.epoch, best)
             self._between_steps(training.epoch, lambda: {"teacher": training.state()})
-        result = vars(training.result()) if self.world.leads else {}
-        return Trained(**self.world.from_lead(result, self.device))
+        result = vars(training.result()) if self.group.is_main else {}
+        return Trained(**self.group.broadcast(result, self.device))
 
     def _distil(self, teacher: Trained, kept: dict[str, Any]) -> Distilled:
         self._enter("distilling")
@@ -260,14 +260,14 @@ class Run:
             self.config,
             self.backbone,
             teacher,
-            questions(
+            holdout_set(
                 self.split,
                 "validation",
                 self.config.learner_history,
                 self.config.data.validation_users,
             ),
             self.device,
-            self.world,
+            self.group,
         )
         if "distillation" in kept:
             distillation.restore(kept["distillation"])
@@ -285,8 +285,8 @@ class Run:
         self._state = lambda: final
         self._write_checkpoint(distillation.done, self._state)
         # What is left is little: the leader's alone.
-        self.world.close()
-        self.world = World()
+        self.group.close()
+        self.group = ProcessGroup()
         return Distilled(teacher, distillation.summary, *distillation.result())
 
     def _evaluate(self, distilled: Distilled) -> Outcome:
@@ -295,7 +295,7 @@ class Run:
             self.split,
             self.config,
             self.device,
-            between=lambda: self._between_steps(self.config.outer.steps, self._state),
+            on_step=lambda: self._between_steps(self.config.outer.steps, self._state),
         )
         if "sampled-100" not in benchmark.protocols:
             self.control.listener(
@@ -368,8 +368,8 @@ class Run:
         return report
 
     def _between_steps(self, step: int, state: Callable[[], dict[str, Any]]) -> None:
-        due = self.world.leads and self._checkpoint_is_due()
-        stop, due = self.world.any(self.control.stop(), due)
+        due = self.group.is_main and self._checkpoint_is_due()
+        stop, due = self.group.any(self.control.stop(), due)
         if stop or due:
             self._write_checkpoint(step, state)
         if stop:
@@ -384,7 +384,7 @@ class Run:
         """Write the checkpoint whole or not at all: to another name, synced, then renamed."""
         began = time.monotonic()
         whole = state()  # all processes have a part in it
-        if not self.world.leads:
+        if not self.group.is_main:
             return
         self._leave()
         target = self.folder / CHECKPOINT_FILE
@@ -401,9 +401,9 @@ class Run:
     def _read_checkpoint(self) -> dict[str, Any]:
         path = self.folder / CHECKPOINT_FILE
         stored: dict[str, Any] = {}
-        if self.world.leads and path.exists():
+        if self.group.is_main and path.exists():
             stored = torch.load(path, map_location=self.device, weights_only=True)
-        kept: dict[str, Any] = self.world.from_lead(stored, self.device)
+        kept: dict[str, Any] = self.group.broadcast(stored, self.device)
         if kept and any(kept[name] != value for name, value in self.identity.items()):
             raise CheckpointMismatchError(f"{path} belongs to another log or configuration")
         return kept

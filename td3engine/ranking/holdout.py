@@ -15,7 +15,7 @@ Role = Literal["validation", "test"]
 
 
 @dataclass(frozen=True)
-class Questions:
+class HoldoutSet:
     """One ranking question a user: what comes after this history?
 
     Attributes:
@@ -36,7 +36,7 @@ class Questions:
     n_items: int
 
 
-def questions(split: Split, role: Role, history: int, at_most: int | None = None) -> Questions:
+def holdout_set(split: Split, role: Role, history: int, at_most: int | None = None) -> HoldoutSet:
     """The leave-one-out questions of all users that have one (at least three events).
 
     With `at_most`, of that many users, drawn once and for all: a sample that every model of a log
@@ -46,14 +46,14 @@ def questions(split: Split, role: Role, history: int, at_most: int | None = None
     if at_most is not None and at_most < len(users):
         users = np.sort(np.random.default_rng(0).choice(users, at_most, replace=False))
     first = split.offsets[:-1][users]
-    asked = split.offsets[1:][users] - (1 if role == "test" else 2)
-    items, lengths = gather(split, np.maximum(first, asked - history), asked)
-    seen_rows, seen_items = _pairs(split, first, asked)
+    holdout = split.offsets[1:][users] - (1 if role == "test" else 2)
+    items, lengths = gather(split, np.maximum(first, holdout - history), holdout)
+    seen_rows, seen_items = _pairs(split, first, holdout)
     user_rows, user_items = _pairs(split, first, split.offsets[1:][users])
-    return Questions(
+    return HoldoutSet(
         items=items,
         lengths=lengths,
-        targets=torch.from_numpy(split.histories[asked].astype(np.int64)),
+        targets=torch.from_numpy(split.histories[holdout].astype(np.int64)),
         seen_rows=seen_rows,
         seen_items=seen_items,
         user_rows=user_rows,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from td3engine.ranking.holdout import Questions
+from td3engine.ranking.holdout import HoldoutSet
 
 Protocol = Literal["full", "sampled-100"]
 PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled-100")
@@ -41,21 +41,21 @@ def metrics(ranks: Tensor) -> Metrics:
     return found
 
 
-def rank_among_unseen(hidden_QD: Tensor, table_ND: Tensor, asked: Questions) -> Tensor:
+def rank_among_unseen(hidden_QD: Tensor, table_ND: Tensor, holdout: HoldoutSet) -> Tensor:
     """Rank of each target among all unseen items, int64 (Q). Ties count against the model.
 
     Counting ties as lost keeps a model that scores everything alike from looking perfect; written
     as "not below", it does the same to a model whose scores are NaN.
     """
-    ranks = torch.empty(len(asked.targets), dtype=torch.int64)
+    ranks = torch.empty(len(holdout.targets), dtype=torch.int64)
     device = table_ND.device
-    at_once = max(1, SCORES_AT_ONCE // asked.n_items)
-    starts = torch.searchsorted(asked.seen_rows, torch.arange(0, len(ranks) + at_once, at_once))
+    at_once = max(1, SCORES_AT_ONCE // holdout.n_items)
+    starts = torch.searchsorted(holdout.seen_rows, torch.arange(0, len(ranks) + at_once, at_once))
     for chunk, first in enumerate(range(0, len(ranks), at_once)):
         rows = slice(first, first + at_once)
         seen = slice(int(starts[chunk]), int(starts[chunk + 1]))
-        seen_rows, seen_items = asked.seen_rows[seen] - first, asked.seen_items[seen]
-        targets = asked.targets[rows, None].to(device)
+        seen_rows, seen_items = holdout.seen_rows[seen] - first, holdout.seen_items[seen]
+        targets = holdout.targets[rows, None].to(device)
         scores = hidden_QD[rows] @ table_ND.T
         target = scores.gather(1, targets)
         scores[seen_rows.to(device), seen_items.to(device)] = -torch.inf
@@ -66,9 +66,11 @@ def rank_among_unseen(hidden_QD: Tensor, table_ND: Tensor, asked: Questions) -> 
     return ranks
 
 
-def rank_among_sampled(hidden_QD: Tensor, table_ND: Tensor, asked: Questions, seed: int) -> Tensor:
+def rank_among_sampled(
+    hidden_QD: Tensor, table_ND: Tensor, holdout: HoldoutSet, seed: int
+) -> Tensor:
     """Rank of each target among 100 uniform items from outside the user's history, int64 (Q)."""
-    candidates = torch.cat([asked.targets[:, None], sample_negatives(asked, seed)], 1)
+    candidates = torch.cat([holdout.targets[:, None], sample_negatives(holdout, seed)], 1)
     hidden, table = hidden_QD.cpu(), table_ND.cpu()
     ranks = torch.empty(len(candidates), dtype=torch.int64)
     at_once = max(1, SCORES_AT_ONCE // (candidates.shape[1] * table.shape[1]))
@@ -80,25 +82,25 @@ def rank_among_sampled(hidden_QD: Tensor, table_ND: Tensor, asked: Questions, se
     return ranks
 
 
-def available_protocols(asked: Questions) -> tuple[Protocol, ...]:
+def available_protocols(holdout: HoldoutSet) -> tuple[Protocol, ...]:
     """Both, unless the catalogue is so small that a user has fewer than 100 negatives left."""
-    different = torch.unique(asked.user_rows * asked.n_items + asked.user_items)
-    met = torch.bincount(different // asked.n_items, minlength=1).max()
-    return PROTOCOLS if asked.n_items - int(met) >= NEGATIVES else ("full",)
+    different = torch.unique(holdout.user_rows * holdout.n_items + holdout.user_items)
+    met = torch.bincount(different // holdout.n_items, minlength=1).max()
+    return PROTOCOLS if holdout.n_items - int(met) >= NEGATIVES else ("full",)
 
 
-def sample_negatives(asked: Questions, seed: int) -> Tensor:
+def sample_negatives(holdout: HoldoutSet, seed: int) -> Tensor:
     """100 distinct uniform items a question, none from the user's history, int64 (Q, 100).
 
     Raises:
         ValueError: a user has met so many items that fewer than 100 are left.
     """
     rng = np.random.default_rng(seed)
-    bounds = torch.searchsorted(asked.user_rows, torch.arange(len(asked.targets) + 1)).tolist()
-    drawn = np.empty((len(asked.targets), NEGATIVES), dtype=np.int64)
+    bounds = torch.searchsorted(holdout.user_rows, torch.arange(len(holdout.targets) + 1)).tolist()
+    drawn = np.empty((len(holdout.targets), NEGATIVES), dtype=np.int64)
     for row in range(len(drawn)):
-        history = np.unique(asked.user_items[bounds[row] : bounds[row + 1]].numpy())
-        left = asked.n_items - len(history)
+        history = np.unique(holdout.user_items[bounds[row] : bounds[row + 1]].numpy())
+        left = holdout.n_items - len(history)
         if left < NEGATIVES:
             raise ValueError(f"{left} items are left as negatives, {NEGATIVES} are needed")
         # Positions among the items left over, shifted past the history's items below them.
@@ -109,7 +111,7 @@ def sample_negatives(asked: Questions, seed: int) -> Tensor:
 
 
 def evaluate(
-    hidden: Scorer, table_ND: Tensor, asked: Questions, protocol: Protocol, seed: int = 0
+    hidden: Scorer, table_ND: Tensor, holdout: HoldoutSet, protocol: Protocol, seed: int = 0
 ) -> Metrics:
     """Metrics of a model.
 
@@ -120,7 +122,7 @@ def evaluate(
         protocol: which candidates.
         seed: of the negatives under `sampled-100`.
     """
-    hidden_QD = hidden(asked.items, asked.lengths)
+    hidden_QD = hidden(holdout.items, holdout.lengths)
     if protocol == "full":
-        return metrics(rank_among_unseen(hidden_QD, table_ND, asked))
-    return metrics(rank_among_sampled(hidden_QD, table_ND, asked, seed))
+        return metrics(rank_among_unseen(hidden_QD, table_ND, holdout))
+    return metrics(rank_among_sampled(hidden_QD, table_ND, holdout, seed))

@@ -28,38 +28,38 @@ Tree = Any
 """Tensors, numbers and strings in dictionaries and lists: what `torch.load` reads safely."""
 
 
-class World:
+class ProcessGroup:
     """A process by itself: rank 0 of 1."""
 
     rank = 0
     size = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         return self.rank == 0
 
     def share(self, count: int) -> range:
         """This process's part of `count` numbered pieces of work."""
         return range(self.rank, count, self.size)
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, the same bits in each of them."""
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether a process has it set."""
         return flags
 
-    def from_lead(self, tree: Tree, device: torch.device) -> Tree:
+    def broadcast(self, tree: Tree, device: torch.device) -> Tree:
         """The leader's `tree`, on this process's device; the others' own is ignored."""
         del device
         return tree
 
-    def to_lead(self, tree: Tree, device: torch.device) -> list[Tree]:
+    def gather(self, tree: Tree, device: torch.device) -> list[Tree]:
         """All processes' trees by rank, on the leader's device; elsewhere this process's only."""
         del device
         return [tree]
 
-    def led(self, values: Iterator[float]) -> Iterator[float]:
+    def iterate_on_main(self, values: Iterator[float]) -> Iterator[float]:
         """`values` as the leader goes through them; the others get each one, and do no work."""
         return values
 
@@ -67,7 +67,7 @@ class World:
         """Part; each process goes on by itself, as another `World`."""
 
 
-class Ranks(World):
+class TorchProcessGroup(ProcessGroup):
     """One of several processes, over torch.distributed: tensors of a GPU by NCCL, others by gloo.
 
     Every method raises PeerLostError when another process has ended or does not answer.
@@ -76,7 +76,7 @@ class Ranks(World):
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
+    def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         flat = torch.cat([tensor.flatten() for tensor in tensors])
         with self._others():
             dist.all_reduce(flat)
@@ -90,18 +90,18 @@ class Ranks(World):
             dist.all_reduce(raised, dist.ReduceOp.MAX)
         return tuple(bool(flag) for flag in raised)
 
-    def from_lead(self, tree: Tree, device: torch.device) -> Tree:
-        sent = _packed(tree) if self.leads else torch.empty(0, dtype=torch.uint8)
+    def broadcast(self, tree: Tree, device: torch.device) -> Tree:
+        sent = _packed(tree) if self.is_main else torch.empty(0, dtype=torch.uint8)
         size = torch.tensor(len(sent))
         with self._others():
             dist.broadcast(size, 0)
-            if not self.leads:
+            if not self.is_main:
                 sent = torch.empty(int(size), dtype=torch.uint8)
             dist.broadcast(sent, 0)
-        return tree if self.leads else _unpacked(sent, device)
+        return tree if self.is_main else _unpacked(sent, device)
 
-    def to_lead(self, tree: Tree, device: torch.device) -> list[Tree]:
-        if not self.leads:
+    def gather(self, tree: Tree, device: torch.device) -> list[Tree]:
+        if not self.is_main:
             packed = _packed(tree)
             with self._others():
                 dist.send(torch.tensor(len(packed)), 0)
@@ -120,15 +120,15 @@ class Ranks(World):
             dist.barrier()
         return found
 
-    def led(self, values: Iterator[float]) -> Iterator[float]:
+    def iterate_on_main(self, values: Iterator[float]) -> Iterator[float]:
         cpu = torch.device("cpu")
-        if self.leads:
+        if self.is_main:
             for value in values:
-                self.from_lead(value, cpu)
+                self.broadcast(value, cpu)
                 yield value
-            self.from_lead(None, cpu)
+            self.broadcast(None, cpu)
         else:
-            while (value := self.from_lead(None, cpu)) is not None:
+            while (value := self.broadcast(None, cpu)) is not None:
                 yield value
 
     def close(self) -> None:
@@ -147,7 +147,7 @@ class Ranks(World):
             ) from error
 
 
-def join(device: torch.device, patience: timedelta = PATIENCE) -> World:
+def join(device: torch.device, patience: timedelta = PATIENCE) -> ProcessGroup:
     """The world that a launcher (torchrun) has put this process into, else one by itself.
 
     Args:
@@ -161,8 +161,8 @@ def join(device: torch.device, patience: timedelta = PATIENCE) -> World:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        return World()
-    ranks = Ranks(int(os.environ["RANK"]), size)
+        return ProcessGroup()
+    ranks = TorchProcessGroup(int(os.environ["RANK"]), size)
     if device.type == "cuda":
         local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= here:

@@ -41,18 +41,18 @@ WAITING = 3  # times as long as with one thread is too long
 LARGEST_ERROR = 1e-4  # of a product of 64 x 64 unit normals: float32 1e-5, from bfloat16 0.1
 
 
-def settle(device: torch.device | None = None) -> None:
+def configure(device: torch.device | None = None) -> None:
     """All of the module's docstring, as far as it applies here."""
     keep_freed_memory()
-    quick_products()
+    use_fast_matmul()
     quota = processors_allowed()
     if quota is not None and quota < torch.get_num_threads():
         torch.set_num_threads(quota)
     if device is not None and device.type == "cuda":
-        fixed_order()
+        use_deterministic_cuda()
 
 
-def fixed_order() -> None:
+def use_deterministic_cuda() -> None:
     """Has torch take sums on a GPU in a fixed order, in this process.
 
     To be called before the first product there: cuBLAS reads its setting once.
@@ -77,7 +77,7 @@ def keep_freed_memory() -> bool:
     return all(taken)
 
 
-def quick_products() -> bool:
+def use_fast_matmul() -> bool:
     """Has torch multiply float32 matrices by oneDNN, if that is quicker here and as exact."""
     if "AMD" not in str(torch.cpu.get_capabilities().get("cpu_name", "")):
         return False
@@ -106,7 +106,7 @@ def processors_allowed() -> int | None:
         return None
 
 
-def crowded() -> str | None:
+def cpu_contention() -> str | None:
     """Says so where torch's threads wait for each other much longer than they compute.
 
     Every parallel operation ends when its last thread does: where one of them has no core of its
@@ -139,7 +139,7 @@ def _seconds_of_small_operations() -> float:
 
 
 @contextmanager
-def strict_order() -> Iterator[None]:
+def deterministic() -> Iterator[None]:
     """Where sums are taken in a fixed order, have operations keep to it that only warn otherwise:
     attention's gradient (`scaled_dot_product_attention`) splits its keys unless it is forced."""
     settled = torch.are_deterministic_algorithms_enabled()

@@ -2,14 +2,14 @@
 
 Three ways, by what a batch of the summary is cut from (the *leaf*):
 
-- `ReadReady`: the scoring table is fixed, and X is computed once (I-1).
-- `ReadDense`: the table is trained, and the probabilities S are few enough to be stored.
-- `ReadQueries`: the table is trained and S would be too large; the queries C are kept, and S is
+- `Precomputed`: the scoring table is fixed, and X is computed once (I-1).
+- `DenseProbs`: the table is trained, and the probabilities S are few enough to be stored.
+- `ChunkedQueries`: the table is trained and S would be too large; the queries C are kept, and S is
   computed in chunks of positions, again each time that it is needed.
 
 Positions are all that a summary has queries of: where shapes say zeta, that is 2 zeta with targets
 of their own. Each way reads a batch for autograd (`read`), or gives the passes of
-`backbones.by_hand` (`passes`).
+`backbones.analytic` (`passes`).
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from td3engine.losses import softmax as catalogue
+from td3engine.losses import softmax
 from td3engine.summary.tucker import soft_sequences
 
 LARGEST_DENSE = 2**26  # numbers of S that are stored: 256 MiB
 
 
-class ReadingPasses(Protocol):
+class EmbeddingPasses(Protocol):
     """Reading one batch, each pass once and in this order. None: the table is not trained."""
 
     def forward(self) -> Tensor:
@@ -34,30 +34,30 @@ class ReadingPasses(Protocol):
     def backward(self, to_X: Tensor) -> Tensor | None:
         """Gradient of the table, (n, d)."""
 
-    def forward_along(self, table_ND: Tensor) -> Tensor | None:
+    def jvp(self, table_ND: Tensor) -> Tensor | None:
         """Change of X along a direction of the table."""
 
-    def backward_along(self, to_X: Tensor) -> tuple[Tensor | None, Tensor]:
+    def backward_jvp(self, to_X: Tensor) -> tuple[Tensor | None, Tensor]:
         """Change of the table's gradient along that direction, given that of X's; and the
         derivative of (gradient . direction) to the batch."""
 
 
-class Reader(Protocol):
+class SoftEmbedding(Protocol):
     """One of the ways."""
 
-    def leaf(self, C_UTD: Tensor) -> Tensor:
+    def synthetic(self, C_UTD: Tensor) -> Tensor:
         """What batches are cut from, differentiable in the queries: (mu, zeta, .)."""
 
     def read(self, batch: Tensor, table_NF: Tensor) -> Tensor:
         """A batch's expected rows of the table, (B, zeta, f)."""
 
-    def passes(self, batch: Tensor, table_ND: Tensor) -> ReadingPasses:
+    def passes(self, batch: Tensor, table_ND: Tensor) -> EmbeddingPasses:
         """The same with its derivatives written out."""
 
 
-def reader_for(
+def soft_embedding_for(
     V_ND: Tensor, positions: int, *, fixed: bool, twice_by_autograd: bool = False
-) -> Reader:
+) -> SoftEmbedding:
     """The way to read a summary.
 
     Args:
@@ -68,25 +68,25 @@ def reader_for(
             attention it cannot: S is stored then, however large.
     """
     if fixed:
-        return ReadReady(V_ND)
+        return Precomputed(V_ND)
     if twice_by_autograd or positions * len(V_ND) <= LARGEST_DENSE:
-        return ReadDense(V_ND)
-    return ReadQueries(V_ND)
+        return DenseProbs(V_ND)
+    return ChunkedQueries(V_ND)
 
 
 @dataclass(frozen=True)
-class ReadReady:
+class Precomputed:
     """The leaf is X (mu, zeta, d)."""
 
     V: Tensor
 
-    def leaf(self, C_UTD: Tensor) -> Tensor:
+    def synthetic(self, C_UTD: Tensor) -> Tensor:
         return soft_sequences(C_UTD, self.V, self.V)
 
     def read(self, batch: Tensor, _table_NF: Tensor) -> Tensor:
         return batch
 
-    def passes(self, batch: Tensor, _table_ND: Tensor) -> ReadingPasses:
+    def passes(self, batch: Tensor, _table_ND: Tensor) -> EmbeddingPasses:
         return _Ready(batch)
 
 
@@ -100,26 +100,26 @@ class _Ready:
     def backward(self, _to_X: Tensor) -> None:
         return None
 
-    def forward_along(self, _table_ND: Tensor) -> None:
+    def jvp(self, _table_ND: Tensor) -> None:
         return None
 
-    def backward_along(self, to_X: Tensor) -> tuple[None, Tensor]:
+    def backward_jvp(self, to_X: Tensor) -> tuple[None, Tensor]:
         return None, to_X
 
 
 @dataclass(frozen=True)
-class ReadDense:
+class DenseProbs:
     """The leaf is S (mu, zeta, n)."""
 
     V: Tensor
 
-    def leaf(self, C_UTD: Tensor) -> Tensor:
+    def synthetic(self, C_UTD: Tensor) -> Tensor:
         return (C_UTD @ self.V.T).softmax(-1)
 
     def read(self, batch: Tensor, table_NF: Tensor) -> Tensor:
         return batch @ table_NF
 
-    def passes(self, batch: Tensor, table_ND: Tensor) -> ReadingPasses:
+    def passes(self, batch: Tensor, table_ND: Tensor) -> EmbeddingPasses:
         return _Dense(batch, table_ND)
 
 
@@ -134,31 +134,31 @@ class _Dense:
         self.to_X = to_X
         return self._to_table(to_X)
 
-    def forward_along(self, table_ND: Tensor) -> Tensor:
-        self.table_along = table_ND
+    def jvp(self, table_ND: Tensor) -> Tensor:
+        self.table_tangent = table_ND
         return self.S @ table_ND
 
-    def backward_along(self, to_X: Tensor) -> tuple[Tensor, Tensor]:
-        return self._to_table(to_X), to_X @ self.table.t() + self.to_X @ self.table_along.t()
+    def backward_jvp(self, to_X: Tensor) -> tuple[Tensor, Tensor]:
+        return self._to_table(to_X), to_X @ self.table.t() + self.to_X @ self.table_tangent.t()
 
     def _to_table(self, to_X: Tensor) -> Tensor:
         return self.S.flatten(0, 1).t() @ to_X.flatten(0, 1)
 
 
 @dataclass(frozen=True)
-class ReadQueries:
+class ChunkedQueries:
     """The leaf is C (mu, zeta, d)."""
 
     V: Tensor
 
-    def leaf(self, C_UTD: Tensor) -> Tensor:
+    def synthetic(self, C_UTD: Tensor) -> Tensor:
         return C_UTD
 
     def read(self, batch: Tensor, table_NF: Tensor) -> Tensor:
         """Once differentiable."""
         return soft_sequences(batch, self.V, table_NF)
 
-    def passes(self, batch: Tensor, table_ND: Tensor) -> ReadingPasses:
+    def passes(self, batch: Tensor, table_ND: Tensor) -> EmbeddingPasses:
         return _Queries(batch, self.V, table_ND)
 
 
@@ -174,15 +174,17 @@ class _Queries:
         self.to_X_KD = to_X.flatten(0, 1)
         return self._to_table(self.to_X_KD)
 
-    def forward_along(self, table_ND: Tensor) -> Tensor:
-        self.table_along = table_ND
+    def jvp(self, table_ND: Tensor) -> Tensor:
+        self.table_tangent = table_ND
         return self._expected(table_ND)
 
-    def backward_along(self, to_X: Tensor) -> tuple[Tensor, Tensor]:
+    def backward_jvp(self, to_X: Tensor) -> tuple[Tensor, Tensor]:
         to_X_KD = to_X.flatten(0, 1)
         to_C_KD = torch.empty_like(self.C_KD)
         for rows, S in self._probabilities():
-            to_S = (to_X_KD[rows] @ self.table.t()).addmm_(self.to_X_KD[rows], self.table_along.t())
+            to_S = (to_X_KD[rows] @ self.table.t()).addmm_(
+                self.to_X_KD[rows], self.table_tangent.t()
+            )
             to_scores = to_S.sub_((S * to_S).sum(-1, keepdim=True)).mul_(S)
             torch.mm(to_scores, self.V, out=to_C_KD[rows])
         return self._to_table(to_X_KD), to_C_KD.view(self.shape)
@@ -200,7 +202,7 @@ class _Queries:
         return found
 
     def _probabilities(self) -> Iterator[tuple[slice, Tensor]]:
-        at_once = max(1, catalogue.SCORES_AT_ONCE // len(self.V))
+        at_once = max(1, softmax.SCORES_AT_ONCE // len(self.V))
         for first in range(0, len(self.C_KD), at_once):
             rows = slice(first, first + at_once)
             yield rows, (self.C_KD[rows] @ self.V.t()).softmax(-1)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from td3engine.config import TeacherConfig
 from td3engine.data.split import Split
-from td3engine.inner_loop.adam import AdamRule, LearnerState, adam
-from td3engine.losses.sampled_softmax import NegativeDraws, sampled_cross_entropy
-from td3engine.models.recommender import Draws, Recommender
+from td3engine.inner_loop.adam import LearnerAdam, LearnerState, adam
+from td3engine.losses.sampled_softmax import NegativeSampler, sampled_cross_entropy
+from td3engine.models.recommender import Recommender, StepRandomness
 
 
 class SampledSteps:
@@ -26,16 +26,20 @@ class SampledSteps:
         self, split: Split, model: Recommender, config: TeacherConfig, theta_P: Tensor
     ) -> None:
         self.model, self.theta = model, theta_P
-        self.rule = AdamRule(config.lr, config.weight_decay, beta2=config.beta2)
-        self.draws = NegativeDraws(split, min(config.negatives, model.n_items))
+        self.schedule = LearnerAdam(config.lr, config.weight_decay, beta2=config.beta2)
+        self.negatives = NegativeSampler(split, min(config.negatives, model.n_items))
         self.first, self.second = torch.zeros_like(theta_P), torch.zeros_like(theta_P)
         self.taken = 0
 
     def step(
-        self, items_BL: Tensor, lengths_B: Tensor, draws: Draws, rng: np.random.Generator
+        self,
+        items_BL: Tensor,
+        lengths_B: Tensor,
+        randomness: StepRandomness,
+        rng: np.random.Generator,
     ) -> None:
         """One step of Adam on a batch of rows, right-padded."""
-        negatives_M, log_weight_M = (part.to(items_BL.device) for part in self.draws.draw(rng))
+        negatives_M, log_weight_M = (part.to(items_BL.device) for part in self.negatives.draw(rng))
         given = torch.cat([items_BL.flatten(), negatives_M])
         touched_R, local = given.unique(return_inverse=True)
         items = local[: items_BL.numel()].view_as(items_BL)
@@ -44,14 +48,14 @@ class SampledSteps:
 
         theta = self.theta[where].requires_grad_()
         encoder_P, table_RF = part.parts(theta)
-        hidden_KF = part.states(encoder_P, F.embedding(items, table_RF), lengths_B, draws)
-        targets_K = items[draws.asked.rows, draws.asked.at]
+        hidden_KF = part.states(encoder_P, F.embedding(items, table_RF), lengths_B, randomness)
+        targets_K = items[randomness.targets.rows, randomness.targets.at]
         negatives = local[items_BL.numel() :]
         loss_K = sampled_cross_entropy(hidden_KF, targets_K, table_RF, negatives, log_weight_M)
         (gradient,) = torch.autograd.grad(loss_K.mean(), theta)
 
         before = LearnerState(theta.detach(), self.first[where], self.second[where], self.taken)
-        after = adam(before, gradient, self.rule)
+        after = adam(before, gradient, self.schedule)
         self.theta[where] = after.parameters
         self.first[where], self.second[where] = after.first, after.second
         self.taken = after.age

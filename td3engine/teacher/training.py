@@ -21,10 +21,10 @@ from td3engine.data.windows import WindowIndex, batches_of_like_length
 from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import BETA1
 from td3engine.inner_loop.learner import encode_last
-from td3engine.models.recommender import Draws, Recommender
+from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.models.sequences import gather
 from td3engine.models.training_loss import real_loss
-from td3engine.ranking.holdout import Questions
+from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import evaluate
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.teacher.sampled_steps import SampledSteps
@@ -69,10 +69,14 @@ class FullSteps:
         )
 
     def step(
-        self, items_BL: Tensor, lengths_B: Tensor, draws: Draws, _rng: np.random.Generator
+        self,
+        items_BL: Tensor,
+        lengths_B: Tensor,
+        randomness: StepRandomness,
+        _rng: np.random.Generator,
     ) -> None:
         """One step of Adam on a batch of rows, right-padded."""
-        loss = real_loss(self.model, self.theta, items_BL, lengths_B, draws)
+        loss = real_loss(self.model, self.theta, items_BL, lengths_B, randomness)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -105,13 +109,13 @@ class LogTraining:
         model: Recommender,
         config: TeacherConfig,
         windows: WindowsOfEpoch,
-        asked: Questions,
+        holdout: HoldoutSet,
         *,
         seed: int,
         device: torch.device,
     ) -> None:
         self.split, self.model, self.config = split, model, config
-        self.windows, self.asked, self.seed, self.device = windows, asked, seed, device
+        self.windows, self.holdout, self.seed, self.device = windows, holdout, seed, device
         draw = generator(seed, Purpose.TEACHER_INITIAL, device=device.type)
         self.theta = model.initial(draw)
         # Of a frozen table there is nothing to train item by item.
@@ -174,9 +178,9 @@ class LogTraining:
         self.epoch, self.seconds, self.stale = state["epoch"], state["seconds"], state["stale"]
         self.early, self.best = list(state["early"]), dict(state["best"])
 
-    def draws(self, lengths_B: Tensor, draw: torch.Generator) -> Draws:
+    def randomness(self, lengths_B: Tensor, draw: torch.Generator) -> StepRandomness:
         """What a training pass predicts, and its dropout."""
-        return self.model.real_draws(lengths_B, draw)
+        return self.model.sample_randomness(lengths_B, draw)
 
     def _train_epoch(self) -> None:
         rng = numpy_generator(self.seed, Purpose.TEACHER_EPOCH, self.epoch)
@@ -185,13 +189,13 @@ class LogTraining:
         for chosen in batches_of_like_length(index, self.config.batch, rng):
             items, lengths = gather(self.split, index.start[chosen], index.end[chosen])
             items, lengths = items.to(self.device), lengths.to(self.device)
-            self.steps.step(items, lengths, self.draws(lengths, draw), rng)
+            self.steps.step(items, lengths, self.randomness(lengths, draw), rng)
 
     def _validate(self) -> None:
         """Keep the model if it is the best so far."""
         parameters, table = self.model.parts(self.theta.detach())
         scorer = encode_last(self.model.backbone, parameters, table)
-        validation = evaluate(scorer, table, self.asked, "full")["ndcg@10"]
+        validation = evaluate(scorer, table, self.holdout, "full")["ndcg@10"]
         if not torch.isfinite(self.theta).all():
             raise DivergedError(f"training on real sequences diverged in epoch {self.epoch}")
         if validation > self.best["validation"]:

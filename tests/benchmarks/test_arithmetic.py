@@ -22,7 +22,7 @@ def test_an_encoder(layers: int, heads: int, inner: int) -> None:
     model = SASRec(config, 10)
     model.reset()
     events = torch.randn(3, 7, 8, requires_grad=True)
-    expected = forward(config, 3, 7, asked=3 * 7)
+    expected = forward(config, 3, 7, targets=3 * 7)
     assert _counted(lambda: model(events).square().sum(), [*model.parameters(), events]) == [
         expected,
         GRADIENT * expected,
@@ -39,7 +39,7 @@ def test_the_last_layer_at_the_asked_positions_alone() -> None:
         keys, values = events @ square, events @ square
         mixed = ((last @ square) @ keys.mT).softmax(-1) @ values
         _ = mixed @ square @ up @ down
-    assert count.get_total_flops() == forward(config, 3, 7, asked=3)
+    assert count.get_total_flops() == forward(config, 3, 7, targets=3)
 
 
 def test_the_log_sum_exp_keeps_its_probabilities() -> None:
@@ -71,11 +71,11 @@ def test_an_outer_step_is_the_sum_of_its_parts(
     config = small_config(learner=learner, outer={"window": 3}, summary=summary)
     found = outer_step(config, ITEMS, real_targets=70)
     # Rows of 8 events: 7 positions are read. 70 targets are 10 such rows.
-    inner = forward(config.backbone, 4, 7, asked=asked)
-    real = forward(config.backbone, 10, 7, asked=70)
+    inner = forward(config.backbone, 4, 7, targets=asked)
+    real = forward(config.backbone, 10, 7, targets=70)
     each, all_real, read = (scoring(states, ITEMS, 8) for states in (asked, 70, positions))
-    by_hand = 2 * read + 3 * (3 * inner + 2 * each) + 4 * real + 2 * all_real
-    assert found.total == by_hand + 3 * (6 * inner + 2 * each) + 2 * read
+    analytic = 2 * read + 3 * (3 * inner + 2 * each) + 4 * real + 2 * all_real
+    assert found.total == analytic + 3 * (6 * inner + 2 * each) + 2 * read
 
 
 def _counted(compute: Callable[[], Tensor], inputs: Sequence[Tensor]) -> list[int]:

@@ -57,12 +57,12 @@ def test_the_same_meta_gradient_as_the_engines(layers: int, schedule: str) -> No
     engine = work.engine()
     (pooled,) = engine.pools[0]
     textbook = work.textbook(engine.summary.learned)
-    textbook.starts = np.array([pooled.owed])
+    textbook.starts = np.array([pooled.warmup_steps])
     # The learner that the engine has drawn, in place of one of the textbook's own.
     textbook.learner.reset = lambda: load(  # type: ignore[method-assign]
         textbook.learner, work.backbone.named(pooled.state.parameters)
     )
-    assert pooled.owed > 0
+    assert pooled.warmup_steps > 0
 
     engine.step()
     textbook.step(work.real_rows(np.random.default_rng(0)), lambda _part: None)

@@ -181,10 +181,10 @@ class Arena:
 
     def _family(self) -> Iterator[tuple[int, int, str]]:
         """Processes with this service's environment, their parents and command lines."""
-        mark = f"{FOLDER_VARIABLE}={self.points}".encode()
+        on_stage = f"{FOLDER_VARIABLE}={self.points}".encode()
         for folder in Path("/proc").glob("[0-9]*"):
             try:
-                if mark not in (folder / "environ").read_bytes().split(b"\0"):
+                if on_stage not in (folder / "environ").read_bytes().split(b"\0"):
                     continue
                 line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except (FileNotFoundError, ProcessLookupError, PermissionError):

@@ -77,7 +77,7 @@ class Chaos:
             self._pause(self._rng.uniform(*(REAL_PAUSE_SECONDS if real else PAUSE_SECONDS)))
             row.orphans += len(self._left_alone())
 
-    def settle(self) -> None:
+    def configure(self) -> None:
         """Undo everything, and wait until all jobs are over."""
         self._wait(lambda: not self._undos, 30)
         logger.info("settling: %d jobs", len(self._arena.unfinished()))

@@ -56,7 +56,7 @@ def run(
             with Traffic(arena.url, log, configs, seed, in_flight=in_flight) as traffic:
                 chaos.strike(deck)
                 traffic.stop()
-                chaos.settle()
+                chaos.configure()
             expected = _real(arena.store, folder) if real_engine else _chain(arena.store)
             logger.info("judging")
             _let_it_be_swept(arena)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from td3engine.config import BackboneConfig, BackboneName
-from td3engine.models.backbone import Asked, Backbone
+from td3engine.models.backbone import Backbone, TargetPositions
 from tests.td3engine.oracles import distance, leaves, normal, seeded
 
 WIDTH, INNER, HISTORY = 8, 10, 7
@@ -29,9 +29,11 @@ def make_parameters(backbone: Backbone, seed: int = 0) -> Tensor:
     return initial + normal(seed + 1, len(initial), std=0.4)
 
 
-def ask(*pairs: tuple[int, int]) -> Asked:
+def ask(*pairs: tuple[int, int]) -> TargetPositions:
     """Asks for these (row, event)."""
-    return Asked(torch.tensor([row for row, _ in pairs]), torch.tensor([at for _, at in pairs]))
+    return TargetPositions(
+        torch.tensor([row for row, _ in pairs]), torch.tensor([at for _, at in pairs])
+    )
 
 
 def drawn(backbone: Backbone, sequences: int, events: int, seed: int = 6) -> Tensor:

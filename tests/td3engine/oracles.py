@@ -190,22 +190,24 @@ def make_split(histories: Sequence[Sequence[int]], n_items: int) -> Split:
 
 
 def masks_at_all(
-    config: BackboneConfig, few: Tensor | None, places: list[list[int]], positions: int
+    config: BackboneConfig, selected_per_row: Tensor | None, places: list[list[int]], positions: int
 ) -> Tensor | None:
     """SASRec's masks for all positions, from those that hold only the last layer's at `places`
     (events, one more than positions), which are all unlike."""
-    if few is None:
+    if selected_per_row is None:
         return None
     rows, count, width = len(places), len(places[0]), config.hidden
     assert all(len(set(row)) == count for row in places), "an event with two masks"
     a_layer = rows * positions * (config.heads * positions + 2 * width)
     before = rows * positions * width + (config.layers - 1) * a_layer
     sizes = [before, rows * config.heads * count * positions]
-    earlier, attention, *others = few.split([*sizes, rows * count * width, rows * count * width])
+    earlier, attention, *others = selected_per_row.split(
+        [*sizes, rows * count * width, rows * count * width]
+    )
     whole = [
-        torch.ones(rows, config.heads, positions, positions, dtype=few.dtype),
-        torch.ones(rows, positions, width, dtype=few.dtype),
-        torch.ones(rows, positions, width, dtype=few.dtype),
+        torch.ones(rows, config.heads, positions, positions, dtype=selected_per_row.dtype),
+        torch.ones(rows, positions, width, dtype=selected_per_row.dtype),
+        torch.ones(rows, positions, width, dtype=selected_per_row.dtype),
     ]
     for row, events in enumerate(places):
         for nth, event in enumerate(events):

@@ -8,10 +8,10 @@ from torch import Tensor
 from td3engine.config import BACKBONES, BackboneConfig, BackboneName, TeacherConfig
 from td3engine.data.windows import training_windows
 from td3engine.inner_loop.learner import encode_last
-from td3engine.models.backbone import Asked, Backbone
+from td3engine.models.backbone import Backbone, TargetPositions
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
-from td3engine.ranking.holdout import questions
+from td3engine.ranking.holdout import holdout_set
 from td3engine.ranking.metrics import evaluate
 from td3engine.teacher.training import LogTraining
 from tests.td3engine.backbone_kit import (
@@ -79,7 +79,7 @@ def test_every_parameter_matters(name: BackboneName) -> None:
     events = make_events()
     # All lengths full, so that every position is read and, by one row or another, asked for.
     lengths = torch.full((len(events),), HISTORY + 1)
-    asked = backbone.asked(lengths, seeded(1))
+    asked = backbone.draw_targets(lengths, seeded(1))
     found = backbone.predict(parameters, events, lengths, asked, None)
     (gradient,) = torch.autograd.grad((found * normal(7, *found.shape)).sum(), parameters)
     for part, view in backbone.named(gradient).items():
@@ -124,7 +124,7 @@ def test_no_dropout_draws_nothing(name: BackboneName) -> None:
 def test_a_mask_of_ones_drops_nothing(name: BackboneName) -> None:
     backbone = make_backbone(name, dropout=0.5)
     parameters, events = make_parameters(backbone), make_events()
-    asked = backbone.asked(LENGTHS, seeded(1))
+    asked = backbone.draw_targets(LENGTHS, seeded(1))
     masks = drawn(backbone, len(LENGTHS), HISTORY + 1)
     none, ones, some = (
         backbone.predict(parameters, events, LENGTHS, asked, each)
@@ -136,7 +136,7 @@ def test_a_mask_of_ones_drops_nothing(name: BackboneName) -> None:
 
 @every_causal_one
 def test_causal_ones_ask_for_all_but_the_first(name: BackboneName) -> None:
-    asked = make_backbone(name).asked(LENGTHS, seeded(1))
+    asked = make_backbone(name).draw_targets(LENGTHS, seeded(1))
     wanted = [(row, at) for row, length in enumerate(LENGTHS) for at in range(1, int(length))]
     assert list(zip(asked.rows.tolist(), asked.at.tolist(), strict=True)) == wanted
 
@@ -149,7 +149,7 @@ def test_last_is_predict_of_one_more_event(name: BackboneName) -> None:
     lengths = LENGTHS - 1
     found = backbone.last(parameters, events[:, :HISTORY], lengths)
     rows = torch.arange(len(events))
-    wanted = backbone.predict(parameters, events, LENGTHS, Asked(rows, lengths), None)
+    wanted = backbone.predict(parameters, events, LENGTHS, TargetPositions(rows, lengths), None)
     assert found.shape == (len(events), WIDTH)
     assert distance(found, wanted) < EXACT
 
@@ -171,7 +171,7 @@ def test_an_event_changes_only_what_comes_after(name: BackboneName, place: int) 
     backbone = make_backbone(name)
     parameters, events = make_parameters(backbone), make_events()
     lengths = torch.full((len(events),), HISTORY + 1)
-    asked = backbone.asked(lengths, seeded(0))
+    asked = backbone.draw_targets(lengths, seeded(0))
     changed = events.clone()
     changed[1, place] += normal(6, WIDTH)
     before, after = (
@@ -187,7 +187,7 @@ def test_it_is_twice_differentiable(name: BackboneName) -> None:
     config = BackboneConfig(name=name, hidden=4, layers=1, heads=2, inner=4, dropout=0.3)
     backbone = build_backbone(config, 3)
     lengths = torch.tensor([4, 2])
-    asked = backbone.asked(lengths, seeded(1))
+    asked = backbone.draw_targets(lengths, seeded(1))
     masks = drawn(backbone, 2, 4).double()
 
     def predict(parameters: Tensor, events: Tensor) -> Tensor:
@@ -202,7 +202,7 @@ def test_it_is_twice_differentiable(name: BackboneName) -> None:
 
 def first_and_second(backbone: Backbone, parameters: Tensor, events: Tensor) -> list[Tensor]:
     """States, their gradient, and the gradient of that one's square."""
-    asked = backbone.asked(LENGTHS, seeded(1))
+    asked = backbone.draw_targets(LENGTHS, seeded(1))
     inputs = leaves(parameters, events)
     masks = drawn(backbone, len(LENGTHS), HISTORY + 1)
     found = backbone.predict(inputs[0], inputs[1], LENGTHS, asked, masks)
@@ -237,7 +237,7 @@ def test_it_learns_the_order_of_a_ring(name: BackboneName) -> None:
         Recommender(backbone, n_items, config.hidden),
         TeacherConfig(max_epochs=60, batch=16, lr=0.01, validate_every=5),
         lambda rng: training_windows(split, history, rng),
-        questions(split, "validation", history),
+        holdout_set(split, "validation", history),
         seed=0,
         device=torch.device("cpu"),
     )
@@ -246,7 +246,7 @@ def test_it_learns_the_order_of_a_ring(name: BackboneName) -> None:
             break
     trained = training.result()
     scorer = encode_last(backbone, trained.parameters, trained.table)
-    found = evaluate(scorer, trained.table, questions(split, "test", history), "full")
+    found = evaluate(scorer, trained.table, holdout_set(split, "test", history), "full")
     # One of the 29 unseen items at random would be among the first five in a sixth of the cases.
     # BERT4Rec predicts a fifth of the events a step and ends between .84 and 1, by its seed and
     # by the last bits of a processor's arithmetic.

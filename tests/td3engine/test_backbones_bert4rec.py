@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from td3engine.config import BackboneConfig
-from td3engine.models.backbone import Asked
+from td3engine.models.backbone import TargetPositions
 from td3engine.models.bert4rec import BERT4Rec
 from tests.td3engine.backbone_kit import (
     EXACT,
@@ -64,7 +64,7 @@ class TorchBERT4Rec(nn.Module):
         self.head = nn.Sequential(linear, nn.GELU(), norm)
         self.weights += [linear.weight, linear.bias, norm.weight, norm.bias]
 
-    def predict(self, events: Tensor, lengths: Tensor, asked: Asked) -> Tensor:
+    def predict(self, events: Tensor, lengths: Tensor, asked: TargetPositions) -> Tensor:
         pairs = list(zip(asked.rows.tolist(), asked.at.tolist(), strict=True))
         found = []
         for row, at in pairs:
@@ -203,7 +203,7 @@ def test_asked_follows_the_cloze_rule(length: int) -> None:
     """An event that is not the last is asked for by half of the rows with 0.2; the last one by the
     other half, by those with 0.2, and by those that would ask for nothing."""
     rows = 20_000
-    asked = make_bert().asked(torch.full((rows,), length), seeded(3))
+    asked = make_bert().draw_targets(torch.full((rows,), length), seeded(3))
     shares = torch.bincount(asked.at, minlength=length) / rows
     wanted = torch.full((length,), 0.5 * 0.2)
     wanted[-1] = 0.5 + 0.5 * (0.2 + 0.8**length)
@@ -214,7 +214,7 @@ def test_asked_follows_the_cloze_rule(length: int) -> None:
 def test_a_row_that_asks_for_its_last_event_by_rule_asks_for_no_other() -> None:
     """Else an inference-like row would hide events that inference shows."""
     rows, length = 20_000, 12
-    asked = make_bert().asked(torch.full((rows,), length), seeded(4))
+    asked = make_bert().draw_targets(torch.full((rows,), length), seeded(4))
     counts = torch.bincount(asked.rows, minlength=rows)
     alone = (counts[asked.rows] == 1) & (asked.at == length - 1)
     # Half by rule; of the others those that drew nothing, and those that drew the last alone.
@@ -224,7 +224,7 @@ def test_a_row_that_asks_for_its_last_event_by_rule_asks_for_no_other() -> None:
 
 def test_asked_is_row_major_within_rows_and_the_generators() -> None:
     lengths = torch.arange(1, 30).repeat(4)
-    asked, again, other = (make_bert().asked(lengths, seeded(seed)) for seed in (1, 1, 2))
+    asked, again, other = (make_bert().draw_targets(lengths, seeded(seed)) for seed in (1, 1, 2))
     assert asked.rows.dtype == asked.at.dtype == torch.int64
     pairs = list(zip(asked.rows.tolist(), asked.at.tolist(), strict=True))
     assert pairs == sorted(set(pairs))

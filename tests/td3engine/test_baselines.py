@@ -13,7 +13,7 @@ from td3engine.evaluation.baselines import (
 from td3engine.evaluation.benchmark import (
     Benchmark,
 )
-from td3engine.ranking.holdout import questions
+from td3engine.ranking.holdout import holdout_set
 from tests.td3engine.oracles import make_split
 from tests.td3engine.small import small_config
 
@@ -52,13 +52,15 @@ def test_real_users_have_as_many_steps_as_a_summary(windows: int, steps: int) ->
 
 def test_a_look_at_validation_asks_a_fixed_sample() -> None:
     split = make_split([range(user % 3 + 3) for user in range(30)], 10)
-    everyone = questions(split, "validation", 8)
-    some = questions(split, "validation", 8, at_most=10)
-    again = questions(split, "validation", 8, at_most=10)
+    everyone = holdout_set(split, "validation", 8)
+    some = holdout_set(split, "validation", 8, at_most=10)
+    again = holdout_set(split, "validation", 8, at_most=10)
     assert len(some.targets) == 10
     assert torch.equal(some.items, again.items)
-    assert len(questions(split, "validation", 8, at_most=30).targets) == len(everyone.targets) == 30
-    test = questions(split, "test", 8, at_most=10)
+    assert (
+        len(holdout_set(split, "validation", 8, at_most=30).targets) == len(everyone.targets) == 30
+    )
+    test = holdout_set(split, "test", 8, at_most=10)
     # The same users, an event later.
     assert (test.lengths == some.lengths + 1).all()
 

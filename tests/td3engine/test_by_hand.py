@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from td3engine.config import BackboneConfig
 from td3engine.models.analytic.layers import Attention, Gelu, Linear, Norm, PerHead
-from td3engine.models.backbone import Asked
+from td3engine.models.backbone import TargetPositions
 from td3engine.models.sasrec import SASRec
 from tests.td3engine.oracles import distance, leaves, normal, seeded
 
@@ -36,17 +36,17 @@ def assert_derivatives(
         assert distance(found, first) < EXACT
 
     # The change of the value along the directions: the gradient of its gradient by `to_y`.
-    (along,) = torch.autograd.grad(firsts, to_y, directions, retain_graph=True)
-    assert distance(layer.forward_along(*directions), along) < EXACT
+    (hvp,) = torch.autograd.grad(firsts, to_y, directions, retain_graph=True)
+    assert distance(layer.jvp(*directions), hvp) < EXACT
 
     # Of the gradients, where `to_y` changes too. The Hessian is symmetric.
-    to_y_along = normal(11, *wanted.shape)
+    to_y_tangent = normal(11, *wanted.shape)
     products = torch.autograd.grad(
         firsts, every, directions, retain_graph=True, materialize_grads=True
     )
-    moved = torch.autograd.grad(wanted, every, to_y_along)
+    moved = torch.autograd.grad(wanted, every, to_y_tangent)
     for found, product, more in zip(
-        flat(layer.backward_along(to_y_along)), products, moved, strict=True
+        flat(layer.backward_jvp(to_y_tangent)), products, moved, strict=True
     ):
         assert distance(found, product + more) < EXACT
 
@@ -109,16 +109,16 @@ def test_sasrec(layers: int, heads: int, dropout: float, kind: str) -> None:
     twice = 2 if dropout == 0 else 4  # by hand, one that is asked for twice has two masks
     asked = {
         "all": None,
-        "whole": Asked(
+        "whole": TargetPositions(
             torch.arange(rows).repeat_interleave(events),
             torch.arange(1, events + 1).repeat(rows),
-            whole=True,
+            all_positions=True,
         ),
-        "some": Asked(
-            torch.arange(rows).repeat_interleave(2), torch.tensor([5, 1, 2, twice, 3, 5]), each=2
+        "some": TargetPositions(
+            torch.arange(rows).repeat_interleave(2), torch.tensor([5, 1, 2, twice, 3, 5]), per_row=2
         ),
     }[kind]
-    masks = backbone.dropout(rows, events + 1, seeded(2), asked.few if asked else None)
+    masks = backbone.dropout(rows, events + 1, seeded(2), asked.selected_per_row if asked else None)
     lengths = torch.full((rows,), events + 1)
 
     def value(input_BLD: Tensor, parameters_P: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def test_sasrec(layers: int, heads: int, dropout: float, kind: str) -> None:
         events_BLD = functional.pad(input_BLD, (0, 0, 0, 1))
         return backbone.predict(parameters_P, events_BLD, lengths, asked, masks)
 
-    passes = backbone.by_hand(parameters, asked, masks, rows)
+    passes = backbone.analytic(parameters, asked, masks, rows)
     assert_derivatives(InOrder(passes), value, [normal(3, rows, events, 4)], [parameters])
 
 
@@ -141,9 +141,9 @@ class InOrder:
     def backward(self, to_y: Tensor) -> list[Tensor]:
         return [*self.passes.backward(to_y)][::-1]
 
-    def forward_along(self, input_BLD: Tensor, parameters_P: Tensor) -> Tensor:
-        found: Tensor = self.passes.forward_along(parameters_P, input_BLD)
+    def jvp(self, input_BLD: Tensor, parameters_P: Tensor) -> Tensor:
+        found: Tensor = self.passes.jvp(parameters_P, input_BLD)
         return found
 
-    def backward_along(self, to_y: Tensor) -> list[Tensor]:
-        return [*self.passes.backward_along(to_y)][::-1]
+    def backward_jvp(self, to_y: Tensor) -> list[Tensor]:
+        return [*self.passes.backward_jvp(to_y)][::-1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from td3engine.losses import softmax as catalogue
+from td3engine.losses import softmax
 from td3engine.losses.cross_entropy import mean_score
 from td3engine.losses.softmax import log_sum_exp, mean_expected_score, mean_log_sum_exp
 from tests.td3engine.oracles import distance, leaves, normal
@@ -26,8 +26,8 @@ TRAINED = ["hidden", "table", "both"]
 @pytest.fixture(autouse=True, params=sorted(WAYS))
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     at_once, kept = WAYS[request.param]
-    monkeypatch.setattr(catalogue, "SCORES_AT_ONCE", at_once)
-    monkeypatch.setattr(catalogue, "KEPT_SCORES", kept)
+    monkeypatch.setattr(softmax, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(softmax, "KEPT_SCORES", kept)
     return str(request.param)
 
 
@@ -61,14 +61,14 @@ def test_value_and_both_derivatives(trained: str) -> None:
         assert distance(found, wanted) < EXACT
 
 
-@pytest.mark.parametrize("along", [0, 1])
-def test_the_second_derivative_along_one_of_the_first_alone(along: int) -> None:
+@pytest.mark.parametrize("hvp", [0, 1])
+def test_the_second_derivative_along_one_of_the_first_alone(hvp: int) -> None:
     """Of hidden states and table both trained, only one's gradient is used, and to both."""
     hidden, table, inputs = arguments("both")
     (upstream,) = leaves(normal(2, ROWS))
     seconds = []
     for value in (log_sum_exp(hidden, table), plain(hidden, table)):
-        (first,) = torch.autograd.grad(value, inputs[along], upstream, create_graph=True)
+        (first,) = torch.autograd.grad(value, inputs[hvp], upstream, create_graph=True)
         direction = normal(3, *first.shape)
         seconds.append(torch.autograd.grad(first, [*inputs, upstream], direction))
     for found, wanted in zip(*seconds, strict=True):
@@ -116,10 +116,10 @@ def test_mean_and_its_gradient(
 ) -> None:
     """In chunks of one row and of more, and in blocks of items where scores are small; the last
     ones not full. And with every score taken for a large one."""
-    monkeypatch.setattr(catalogue, "SCORES_IN_CACHE", cache)
-    monkeypatch.setattr(catalogue, "FEWEST_ROWS", 1)
-    monkeypatch.setattr(catalogue, "ROWS_OF_A_BLOCK", 3)
-    monkeypatch.setattr(catalogue, "LARGEST_SCORE", largest)
+    monkeypatch.setattr(softmax, "SCORES_IN_CACHE", cache)
+    monkeypatch.setattr(softmax, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(softmax, "ROWS_OF_A_BLOCK", 3)
+    monkeypatch.setattr(softmax, "LARGEST_SCORE", largest)
     hidden, table, inputs = arguments(trained)
     values = [mean_log_sum_exp(hidden, table), plain(hidden, table).mean()]
     assert distance(*values) < EXACT
@@ -231,7 +231,7 @@ def test_the_score_that_another_model_expects(
     trained: str, largest: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of other width than ours; value and gradients, and none to the other model."""
-    monkeypatch.setattr(catalogue, "LARGEST_SCORE", largest)
+    monkeypatch.setattr(softmax, "LARGEST_SCORE", largest)
     hidden, table, inputs = arguments(trained)
     given, keys = leaves(normal(4, ROWS, WIDTH + 1), normal(5, ITEMS, WIDTH + 1))
     found = mean_expected_score(hidden, table, given, keys)
@@ -295,8 +295,8 @@ def test_no_more_of_another_models_scores_at_once_either(way: str) -> None:
 @pytest.mark.parametrize("cache", [2 * ITEMS, 1000])
 def test_means_whose_rows_weigh_unlike(cache: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Value and gradients against the definition, in one chunk of rows and in several."""
-    monkeypatch.setattr(catalogue, "SCORES_IN_CACHE", cache)
-    monkeypatch.setattr(catalogue, "FEWEST_ROWS", 1)
+    monkeypatch.setattr(softmax, "SCORES_IN_CACHE", cache)
+    monkeypatch.setattr(softmax, "FEWEST_ROWS", 1)
     weight = normal(6, ROWS, 1).square()
     weight[1] = 0.0
     given, keys = normal(2, ROWS, 4), normal(3, ITEMS, 4)

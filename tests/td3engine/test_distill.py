@@ -24,13 +24,13 @@ from td3engine.inner_loop.gradients import InnerStep
 from td3engine.inner_loop.learner import recommender
 from td3engine.inner_loop.traced import TracedTake
 from td3engine.inner_loop.unroll import train
-from td3engine.models.recommender import Draws
+from td3engine.models.recommender import StepRandomness
 from td3engine.models.sasrec import SASRec
 from td3engine.models.sequences import gather
 from td3engine.outer_loop import distillation as distill
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.ranking.holdout import questions
-from td3engine.runtime.distributed import World
+from td3engine.ranking.holdout import holdout_set
+from td3engine.runtime.distributed import ProcessGroup
 from td3engine.teacher.training import Trained
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
@@ -69,17 +69,17 @@ class Watched:
     """What each outer step drew."""
 
     starts: list[LearnerState] = field(default_factory=list)
-    windows: list[list[InnerStep[Draws]]] = field(default_factory=list)
+    windows: list[list[InnerStep[StepRandomness]]] = field(default_factory=list)
     real: list[list[Tensor]] = field(default_factory=list)
 
 
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watched:
     watched = Watched()
 
-    def watched_train(state: LearnerState, leaf: Tensor, steps: Any, *rest: Any) -> Any:
+    def watched_train(state: LearnerState, synthetic: Tensor, steps: Any, *rest: Any) -> Any:
         watched.starts.append(state)
         watched.windows.append(steps)
-        return train(state, leaf, steps, *rest)
+        return train(state, synthetic, steps, *rest)
 
     def watched_gather(split: Split, start: Any, end: Any) -> tuple[Tensor, Tensor]:
         items, lengths = gather(split, start, end)
@@ -121,7 +121,7 @@ def config_of(
     )
 
 
-def make(config: DistillConfig, biased: bool, world: World | None = None) -> Distillation:
+def make(config: DistillConfig, biased: bool, group: ProcessGroup | None = None) -> Distillation:
     rng = np.random.default_rng(0)
     histories = [rng.integers(ITEMS, size=size).tolist() for size in [4, 9, 6, 12, 5, 7, 2, 8] * 2]
     split = make_split(histories, ITEMS)
@@ -134,8 +134,8 @@ def make(config: DistillConfig, biased: bool, world: World | None = None) -> Dis
         validation=0.5,
         seconds=1.0,
     )
-    asked = questions(split, "validation", config.learner_history)
-    return Distillation(split, config, backbone, teacher, asked, torch.device("cpu"), world)
+    asked = holdout_set(split, "validation", config.learner_history)
+    return Distillation(split, config, backbone, teacher, asked, torch.device("cpu"), group)
 
 
 def textbook_of(distillation: Distillation, mode: Mode, biased: bool) -> Textbook:
@@ -181,7 +181,7 @@ def textbook_step(
     textbook: Textbook,
     factors: list[Tensor],
     start: LearnerState,
-    window: list[InnerStep[Draws]],
+    window: list[InnerStep[StepRandomness]],
     real: list[Tensor],
 ) -> tuple[tuple[Tensor, ...], TapeAdam]:
     """dL/d(each factor) of an outer step, and its learner at the window's end."""
@@ -194,11 +194,13 @@ def textbook_step(
     theta = start.parameters.clone().requires_grad_()
     learner = TapeAdam(theta, start.first, start.second, start.age)
     for step in window:
-        places, masks = None, step.noise.dropout
+        places, masks = None, step.randomness.dropout
         if config.learner.objective == "last-and-augmented":
-            drawn = step.noise.asked.at.view(2, 2)[:, 1:]  # 2 sequences: the last, and a drawn one
+            drawn = step.randomness.targets.at.view(2, 2)[
+                :, 1:
+            ]  # 2 sequences: the last, and a drawn one
             places = [[ZETA - 1, *row] for row in drawn.tolist()]
-            masks = masks_at_all(config.backbone, step.noise.dropout, places, ZETA - 1)
+            masks = masks_at_all(config.backbone, step.randomness.dropout, places, ZETA - 1)
         rows = S[step.rows], masks, places, targets[step.rows]
         loss = textbook.summary_loss(learner.theta, *rows)
         lr = config.learner.lr * (1 - learner.age / learner_steps)
@@ -228,7 +230,7 @@ def assert_kept(distillation: Distillation, learner: TapeAdam) -> None:
     kept = [p for p in everybody if distance(compared(p.state.parameters), theta) < EXACT]
     assert len(kept) == 1
     state = kept[0].state
-    assert (state.age, kept[0].owed) == (learner.age, 0)
+    assert (state.age, kept[0].warmup_steps) == (learner.age, 0)
     assert distance(compared(state.first), compared(learner.m)) < EXACT
     assert distance(compared(state.second), compared(learner.v)) < EXACT
 
@@ -328,8 +330,8 @@ def assert_same_draws(one: Any, other: Any) -> None:
     assert torch.equal(one[0].parameters, other[0].parameters)
     for mine, theirs in zip(one[1], other[1], strict=True):
         assert torch.equal(mine.rows, theirs.rows)
-        assert torch.equal(mine.noise.dropout, theirs.noise.dropout)
-        assert torch.equal(mine.noise.asked.at, theirs.noise.asked.at)
+        assert torch.equal(mine.randomness.dropout, theirs.randomness.dropout)
+        assert torch.equal(mine.randomness.targets.at, theirs.randomness.targets.at)
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(one[2], other[2], strict=True))
 
 
@@ -377,18 +379,18 @@ def test_a_window_goes_on_where_the_pool_left_off(
     distillation = make(config_of(mode, pool=1, steps=12), False)
     end = distillation.pools[0][0].state
     assert end.age == 0
-    owed = distillation.pools[0][0].owed
+    warmup_steps = distillation.pools[0][0].warmup_steps
     fresh = 0
     for done, _ in enumerate(islice(distillation.steps(), 11)):
         start = watched.starts[done]
-        if end.age + owed + 3 <= distillation.inner_steps:
-            assert start.age == end.age + owed
-            assert owed > 0 or torch.equal(start.parameters, end.parameters)
+        if end.age + warmup_steps + 3 <= distillation.inner_steps:
+            assert start.age == end.age + warmup_steps
+            assert warmup_steps > 0 or torch.equal(start.parameters, end.parameters)
         else:
             fresh += 1
             assert start.age <= 3
-        end, owed = distillation.pools[0][0].state, distillation.pools[0][0].owed
-        assert owed == 0
+        end, warmup_steps = distillation.pools[0][0].state, distillation.pools[0][0].warmup_steps
+        assert warmup_steps == 0
     assert fresh > 1
 
 

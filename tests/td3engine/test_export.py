@@ -156,10 +156,10 @@ def test_independent_draws_have_the_frequencies_of_the_summary(temperature: floa
     expected = copies * P / P.sum(-1, keepdim=True)
     counts = torch.nn.functional.one_hot(drawn.view(USERS, copies, LENGTH), ITEMS).sum(1).double()
     # Cells with few expected draws are taken together, as the test wants it.
-    few = expected < 5
+    selected_per_row = expected < 5
     for user in range(USERS):
         for position in range(LENGTH):
-            rare = few[user, position]
+            rare = selected_per_row[user, position]
             e, c = expected[user, position], counts[user, position]
             e = torch.cat([e[~rare], e[rare].sum(0, keepdim=True)])
             c = torch.cat([c[~rare], c[rare].sum(0, keepdim=True)])

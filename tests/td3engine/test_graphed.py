@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from td3engine.inner_loop.graphed import Graphed
+from td3engine.inner_loop.graphed import CudaGraph
 from tests.td3engine.devices import CPU, DEVICES
 from tests.td3engine.oracles import normal
 
@@ -15,7 +15,7 @@ def both(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_each_call_is_of_its_own_inputs(device: torch.device) -> None:
-    graphed = Graphed(both, device)
+    graphed = CudaGraph(both, device)
     for nth in range(3):
         inputs = [normal(10 * nth + which, 4).to(device) for which in range(2)]
         for found, wanted in zip(graphed(*inputs), both(*inputs), strict=True):
@@ -30,7 +30,7 @@ def test_inputs_are_copied_and_outputs_overwritten(device: torch.device) -> None
         seen.append(x.data_ptr())
         return (2 * x,)
 
-    graphed = Graphed(double, device)
+    graphed = CudaGraph(double, device)
     given = torch.ones(3, device=device)
     (first,) = graphed(given)
     (second,) = graphed(given + 1)
@@ -42,7 +42,7 @@ def test_inputs_are_copied_and_outputs_overwritten(device: torch.device) -> None
 
 
 def test_other_shapes_and_types_are_refused() -> None:
-    graphed = Graphed(both, CPU)
+    graphed = CudaGraph(both, CPU)
     graphed(torch.ones(3), torch.ones(3))
     with pytest.raises(ValueError, match=r"recorded with .*3.*called with .*1"):
         graphed(torch.ones(3), torch.ones(1))
@@ -65,7 +65,7 @@ def test_one_function_goes_on_from_what_another_has_left(device: torch.device) -
         return (left[0] * y + left[1],)
 
     pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-    one, two = Graphed(forward, device, pool), Graphed(back, device, pool)
+    one, two = CudaGraph(forward, device, pool), CudaGraph(back, device, pool)
     for nth in range(3):
         x, y = normal(nth, 4).to(device), normal(10 + nth, 4).to(device)
         assert torch.equal(one(x)[0], x.sum())

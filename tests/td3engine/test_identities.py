@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from td3engine.config import SummaryConfig
 from td3engine.losses.cross_entropy import cross_entropy
-from td3engine.summary.soft_sequences import ReadDense, ReadQueries, ReadReady
+from td3engine.summary.soft_sequences import ChunkedQueries, DenseProbs, Precomputed
 from td3engine.summary.tucker import Summary, query, soft_sequences
 from tests.td3engine.oracles import (
     dense_kl,
@@ -138,17 +138,17 @@ def test_readers_agree_with_the_definition() -> None:
     (table,) = leaves(normal(9, ITEMS, WIDTH + 1))
     wanted = torch.einsum("utn,nf->utf", S, table)
     direction = normal(10, MU, ZETA, WIDTH + 1)
-    for found in (ReadDense(V).read(S, table), ReadQueries(V).read(query(U, T, G), table)):
+    for found in (DenseProbs(V).read(S, table), ChunkedQueries(V).read(query(U, T, G), table)):
         assert distance(found, wanted) < EXACT
         assert_same_gradients(found, wanted, [table], direction)
     X = wanted.detach()
-    assert ReadReady(V).read(X, table) is X
+    assert Precomputed(V).read(X, table) is X
 
 
 def test_dense_reading_is_twice_differentiable_in_both() -> None:
     """Against finite differences of its gradient, as the meta-gradient needs it."""
     S, table = leaves(normal(0, 2, 3, 4).softmax(-1), normal(1, 4, 2))
-    assert torch.autograd.gradgradcheck(ReadDense(table).read, (S, table))
+    assert torch.autograd.gradgradcheck(DenseProbs(table).read, (S, table))
 
 
 def test_a_hard_target_is_the_usual_cross_entropy() -> None:

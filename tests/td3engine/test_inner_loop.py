@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
-from td3engine.inner_loop.learner import Learned, SummaryTraining, learn, recommender, training_on
-from td3engine.models.backbone import Asked
-from td3engine.models.recommender import Draws
+from td3engine.inner_loop.learner import InnerLoopTrainer, Learned, learn, recommender, training_on
+from td3engine.models.backbone import TargetPositions
+from td3engine.models.recommender import StepRandomness
 from td3engine.models.sasrec import SASRec
 from td3engine.summary import soft_sequences as reading
-from td3engine.summary.soft_sequences import ReadDense
+from td3engine.summary.soft_sequences import DenseProbs
 from td3engine.summary.tucker import Summary
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
@@ -80,15 +80,15 @@ def textbook(
         start.append(torch.zeros(ITEMS))
     trained = torch.cat(start).requires_grad_()
     optimizer = torch.optim.Adam([trained], lr=0.01, betas=(0.9, 0.97), weight_decay=0.02)
-    model, reader = recommender(backbone, SUMMARY.V, mode), ReadDense(SUMMARY.V)
-    recipe = SummaryTraining(model, make_config(steps), steps, reader, ZETA)
+    model, soft_embedding = recommender(backbone, SUMMARY.V, mode), DenseProbs(SUMMARY.V)
+    trainer = InnerLoopTrainer(model, make_config(steps), steps, soft_embedding, ZETA)
     targets = targets_of(summary)
-    for number, step in enumerate(recipe.steps(0, steps, MU, draw)):
+    for number, step in enumerate(trainer.steps(0, steps, MU, draw)):
         optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / steps)
         rows = [(2 * number) % MU, (2 * number + 1) % MU]
         optimizer.zero_grad()
         # The KL; the engine's loss is less its entropy, of no gradient here.
-        book.summary_loss(trained, S[rows], step.noise.dropout, None, targets[rows]).backward()
+        book.summary_loss(trained, S[rows], step.randomness.dropout, None, targets[rows]).backward()
         optimizer.step()
     return book.parts(trained.detach())
 
@@ -133,22 +133,22 @@ def test_the_loss_by_attention_and_by_probabilities_is_the_definition(
     """A batch as X or queries C (a summary's user) and as S (distilling): value and gradient."""
     book = definition(backbone, mode)
     monkeypatch.setattr(reading, "LARGEST_DENSE", 0)
-    by_attention, leaf = training_on(summary, backbone, make_config(20), mode)
-    own, reader = summary.Y is not None, ReadDense(SUMMARY.V)
+    by_attention, synthetic = training_on(summary, backbone, make_config(20), mode)
+    own, soft_embedding = summary.Y is not None, DenseProbs(SUMMARY.V)
     model, config = by_attention.model, make_config(20)
-    dense = SummaryTraining(model, config, 20, reader, ZETA)
+    dense = InnerLoopTrainer(model, config, 20, soft_embedding, ZETA)
     targets = targets_of(summary)
     probabilities = torch.cat([S, targets], 1) if own else S
     initial = by_attention.model.initial(seeded(1))
     (theta,) = leaves(initial + normal(2, len(initial), std=0.3))
     rows, places = torch.tensor([2, 5, 3]), [[7, 5], [7, 6], [7, 1]]
-    asked = Asked(torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor(places).flatten())
-    draws = Draws(asked, backbone.dropout(3, ZETA, seeded(3)))
+    asked = TargetPositions(torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor(places).flatten())
+    randomness = StepRandomness(asked, backbone.dropout(3, ZETA, seeded(3)))
     entropy = -(targets * targets.log()).sum(-1)[rows.repeat_interleave(2), asked.at].mean()
-    wanted = book.summary_loss(theta, S[rows], draws.dropout, places, targets[rows]) + entropy
+    wanted = book.summary_loss(theta, S[rows], randomness.dropout, places, targets[rows]) + entropy
     (gradient,) = torch.autograd.grad(wanted, theta)
-    for training, batch in ((by_attention, leaf[rows]), (dense, probabilities[rows])):
-        found = training.loss(theta, batch, draws)
+    for training, batch in ((by_attention, synthetic[rows]), (dense, probabilities[rows])):
+        found = training.loss(theta, batch, randomness)
         assert distance(found, wanted) < 1e-10
         assert distance(torch.autograd.grad(found, theta)[0], gradient) < 1e-10
 

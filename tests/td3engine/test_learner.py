@@ -28,10 +28,10 @@ def test_the_last_event_is_asked_once_a_row_and_the_rest_at_random(augmented: in
     draw = torch.Generator().manual_seed(0)
     summary = Summary.initial(config.summary, torch.randn(20, 8, generator=draw), draw)
     backbone = build_backbone(config.backbone, config.data.max_history)
-    training, leaf = training_on(summary, backbone, config.learner, "shared-items")
-    (step,) = training.steps(0, 1, len(leaf), draw)
-    rows, at = step.noise.asked.rows, step.noise.asked.at
+    training, synthetic = training_on(summary, backbone, config.learner, "shared-items")
+    (step,) = training.steps(0, 1, len(synthetic), draw)
+    rows, at = step.randomness.targets.rows, step.randomness.targets.at
     assert rows.bincount().tolist() == [augmented + 1] * 4
     assert (at == 7).sum() == 4  # the augmentation stops short of the last of 8 events
     assert ((at >= 5) & (at <= 7)).all()
-    advance(training, leaf, LearnerState.fresh(training.model.initial(draw)), draw, 2)
+    advance(training, synthetic, LearnerState.fresh(training.model.initial(draw)), draw, 2)

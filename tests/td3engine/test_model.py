@@ -9,7 +9,7 @@ from td3engine.config import BackboneConfig, Mode
 from td3engine.inner_loop import learner
 from td3engine.inner_loop.learner import encode_last, recommender
 from td3engine.losses.cross_entropy import cross_entropy
-from td3engine.models.recommender import Draws, Recommender
+from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.models.sasrec import SASRec
 from td3engine.models.training_loss import real_loss, unseen_loss
 from tests.td3engine.biased import BiasedSASRec
@@ -114,13 +114,16 @@ def test_real_loss_is_the_mean_over_events_of_rows_one_by_one(
     (theta,) = leaves(theta)
     rows = some_rows(*lengths)
     items, sizes = padded(rows)
-    draws = Draws(model.backbone.asked(sizes, seeded(0)), None)
-    found, wanted = real_loss(model, theta, items, sizes, draws), textbook.real_loss(theta, rows)
+    randomness = StepRandomness(model.backbone.draw_targets(sizes, seeded(0)), None)
+    found, wanted = (
+        real_loss(model, theta, items, sizes, randomness),
+        textbook.real_loss(theta, rows),
+    )
     assert distance(found, wanted) < EXACT
     ours, theirs = (torch.autograd.grad(each, theta)[0] for each in (found, wanted))
     assert distance(ours, theirs) < EXACT
     other_pad, _ = padded(rows, fill=5)
-    assert torch.equal(real_loss(model, theta, other_pad, sizes, draws), found)
+    assert torch.equal(real_loss(model, theta, other_pad, sizes, randomness), found)
 
 
 @kinds
@@ -136,15 +139,15 @@ def test_unseen_loss_is_the_mean_over_rows_one_by_one(
     rows[0][1] = rows[0][0]
     rows[1][2] = rows[1][0]
     items, sizes = padded(rows)
-    draws = Draws(model.backbone.asked(sizes, seeded(0)), None)
-    found = unseen_loss(model, theta, items, sizes, draws)
+    randomness = StepRandomness(model.backbone.draw_targets(sizes, seeded(0)), None)
+    found = unseen_loss(model, theta, items, sizes, randomness)
     wanted = textbook.real_loss(theta, rows, unseen=True)
     assert distance(found, wanted) < EXACT
     ours, theirs = (torch.autograd.grad(each, theta)[0] for each in (found, wanted))
     assert distance(ours, theirs) < EXACT
     assert distance(found, textbook.real_loss(theta, rows)) > 1e-3
     other_pad, _ = padded(rows, fill=5)
-    assert torch.equal(unseen_loss(model, theta, other_pad, sizes, draws), found)
+    assert torch.equal(unseen_loss(model, theta, other_pad, sizes, randomness), found)
 
 
 def test_unseen_loss_where_nothing_is_new_is_zero() -> None:
@@ -152,7 +155,11 @@ def test_unseen_loss_where_nothing_is_new_is_zero() -> None:
     (theta,) = leaves(theta)
     items, sizes = padded([torch.tensor([3, 3, 3])])
     found = unseen_loss(
-        model, theta, items, sizes, Draws(model.backbone.asked(sizes, seeded(0)), None)
+        model,
+        theta,
+        items,
+        sizes,
+        StepRandomness(model.backbone.draw_targets(sizes, seeded(0)), None),
     )
     assert float(found.detach()) == 0
     assert not torch.autograd.grad(found, theta)[0].any()
@@ -167,8 +174,8 @@ def test_unseen_loss_in_float32_where_the_seen_items_have_it_all() -> None:
     sharp = Recommender.sharing(model.backbone, (V * 60).float())
     items, sizes = padded(some_rows(7, 7, 7))
     (theta,) = leaves(theta.float())
-    draws = Draws(model.backbone.asked(sizes, seeded(0)), None)
-    found = unseen_loss(sharp, theta, items, sizes, draws)
+    randomness = StepRandomness(model.backbone.draw_targets(sizes, seeded(0)), None)
+    found = unseen_loss(sharp, theta, items, sizes, randomness)
     assert torch.isfinite(found)
     assert torch.isfinite(torch.autograd.grad(found, theta)[0]).all()
 
@@ -176,16 +183,18 @@ def test_unseen_loss_in_float32_where_the_seen_items_have_it_all() -> None:
 def test_real_draws_are_the_generators_and_fit_the_longest_row() -> None:
     model, _, theta = make("from-scratch", False)
     items, lengths = padded(some_rows(3, 6, 2))
-    one, same, other = (model.real_draws(lengths, seeded(seed)) for seed in (1, 1, 2))
+    one, same, other = (model.sample_randomness(lengths, seeded(seed)) for seed in (1, 1, 2))
     assert one.dropout is not None
     wanted = model.backbone.dropout(3, 6, seeded(1))
     assert wanted is not None
     assert torch.equal(one.dropout, wanted)
-    assert one.asked.rows.tolist() == [0, 0, 1, 1, 1, 1, 1, 2]
-    assert one.asked.at.tolist() == [1, 2, 1, 2, 3, 4, 5, 1]
-    losses = [real_loss(model, theta, items, lengths, draws) for draws in (one, same, other)]
+    assert one.targets.rows.tolist() == [0, 0, 1, 1, 1, 1, 1, 2]
+    assert one.targets.at.tolist() == [1, 2, 1, 2, 3, 4, 5, 1]
+    losses = [
+        real_loss(model, theta, items, lengths, randomness) for randomness in (one, same, other)
+    ]
     assert losses[0] == losses[1] != losses[2]
-    plain = real_loss(model, theta, items, lengths, Draws(one.asked, None))
+    plain = real_loss(model, theta, items, lengths, StepRandomness(one.targets, None))
     assert plain not in losses
 
 

@@ -26,7 +26,7 @@ from td3engine.errors import DivergedError, Interrupted, PeerLostError, RanksErr
 from td3engine.events import Phase
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.pipeline.run import CHECKPOINT_FILE, Control, Run
-from td3engine.runtime.distributed import World, join
+from td3engine.runtime.distributed import ProcessGroup, join
 from tests.td3engine.oracles import default_double, distance
 from tests.td3engine.ranks import CPU, together
 from tests.td3engine.small import SMALL, small_config, write_small_log
@@ -41,24 +41,24 @@ CONFIG = small_config(outer={"learners": LEARNERS})
 # --- what processes say to each other -----------------------------------------------------------
 
 
-def talk(world: World) -> None:
-    rank = world.rank
+def talk(group: ProcessGroup) -> None:
+    rank = group.rank
     one, two = torch.full((2, 3), 1.0 + rank), torch.tensor([5.0 * rank])
-    world.add_up([one, two])
+    group.all_reduce([one, two])
     assert torch.equal(one, torch.full((2, 3), 3.0))
     assert torch.equal(two, torch.tensor([5.0]))
-    assert world.any(rank == 0, rank == 1, False) == (True, True, False)
-    assert [list(world.share(count)) for count in (1, 4)] == [[0][rank:], [rank, rank + 2]]
+    assert group.any(rank == 0, rank == 1, False) == (True, True, False)
+    assert [list(group.share(count)) for count in (1, 4)] == [[0][rank:], [rank, rank + 2]]
     tree = {"rank": rank, "tensors": [torch.arange(3) + rank]}
-    leads = world.from_lead(tree, CPU)
-    assert leads["rank"] == 0
-    assert torch.equal(leads["tensors"][0], torch.arange(3))
-    ranks = [each["rank"] for each in world.to_lead(tree, CPU)]
-    assert ranks == ([0, 1] if world.leads else [1])
-    work = iter([0.5, 0.25]) if world.leads else iter([7.0])
-    assert list(world.led(work)) == [0.5, 0.25]
-    assert list(work) == ([] if world.leads else [7.0])  # only the leader works
-    world.close()
+    is_main = group.broadcast(tree, CPU)
+    assert is_main["rank"] == 0
+    assert torch.equal(is_main["tensors"][0], torch.arange(3))
+    ranks = [each["rank"] for each in group.gather(tree, CPU)]
+    assert ranks == ([0, 1] if group.is_main else [1])
+    work = iter([0.5, 0.25]) if group.is_main else iter([7.0])
+    assert list(group.iterate_on_main(work)) == [0.5, 0.25]
+    assert list(work) == ([] if group.is_main else [7.0])  # only the leader works
+    group.close()
 
 
 def test_what_processes_say_to_each_other() -> None:
@@ -66,26 +66,26 @@ def test_what_processes_say_to_each_other() -> None:
 
 
 def test_a_process_by_itself_says_the_same_to_itself() -> None:
-    world = join(CPU)
+    group = join(CPU)
     one = torch.ones(2)
-    world.add_up([one])
+    group.all_reduce([one])
     assert torch.equal(one, torch.ones(2))
-    assert world.leads
-    assert world.any(True, False) == (True, False)
-    assert list(world.share(3)) == [0, 1, 2]
-    assert world.from_lead("tree", CPU) == "tree"
-    assert world.to_lead("tree", CPU) == ["tree"]
-    assert list(world.led(iter([0.5]))) == [0.5]
-    world.close()
+    assert group.is_main
+    assert group.any(True, False) == (True, False)
+    assert list(group.share(3)) == [0, 1, 2]
+    assert group.broadcast("tree", CPU) == "tree"
+    assert group.gather("tree", CPU) == ["tree"]
+    assert list(group.iterate_on_main(iter([0.5]))) == [0.5]
+    group.close()
 
 
-def one_ends(world: World, ends: int) -> None:
-    if world.rank == ends:
-        world.any(False)
+def one_ends(group: ProcessGroup, ends: int) -> None:
+    if group.rank == ends:
+        group.any(False)
         os._exit(7)
-    with pytest.raises(PeerLostError, match=f"rank {world.rank} of 2"):
+    with pytest.raises(PeerLostError, match=f"rank {group.rank} of 2"):
         for _ in range(2):
-            world.any(False)
+            group.any(False)
 
 
 @pytest.mark.parametrize("ends", [0, 1])
@@ -95,11 +95,11 @@ def test_the_end_of_one_process_is_an_error_of_the_others(ends: int) -> None:
     assert codes[1 - ends] == 0
 
 
-def one_hangs(world: World) -> None:
-    others = [each["process"] for each in world.to_lead({"process": os.getpid()}, CPU)]
-    if world.leads:
+def one_hangs(group: ProcessGroup) -> None:
+    others = [each["process"] for each in group.gather({"process": os.getpid()}, CPU)]
+    if group.is_main:
         with pytest.raises(PeerLostError):
-            world.any(False)
+            group.any(False)
         os.kill(others[1], signal.SIGKILL)
     else:
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -112,21 +112,21 @@ def test_a_process_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
 # --- outer steps --------------------------------------------------------------------------------
 
 
-def take_steps(world: World, mode: Mode, file: Path, vectorised: bool = False) -> None:
+def take_steps(group: ProcessGroup, mode: Mode, file: Path, vectorised: bool = False) -> None:
     """Five outer steps in float64; the leader keeps its factors and the state of all."""
     with default_double():
-        distillation = steps_of(mode, world, vectorised)
+        distillation = steps_of(mode, group, vectorised)
         for _ in islice(distillation.steps(), 5):
             pass
         state = distillation.state()
-        if world.leads:
+        if group.is_main:
             torch.save(state, file)
 
 
-def steps_of(mode: Mode, world: World, vectorised: bool = False) -> Distillation:
+def steps_of(mode: Mode, group: ProcessGroup, vectorised: bool = False) -> Distillation:
     over = {"normalise": True, "validate_every": 2, "learners": LEARNERS, "feature_weight": 0.7}
     over["vectorised"] = vectorised
-    return make(config_of(mode, **over), False, world)
+    return make(config_of(mode, **over), False, group)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_two_processes_take_the_steps_of_one(mode: Mode, vectorised: bool, tmp_p
     """Factors, optimizer, learners of all pools, validation; and one goes on where two stopped.
     Each process may unroll its own learners together: of two processes one has two of them."""
     assert together(take_steps, mode, tmp_path / "two", vectorised) == [0, 0]
-    take_steps(World(), mode, tmp_path / "one")
+    take_steps(ProcessGroup(), mode, tmp_path / "one")
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
     assert set(two["pools"]) == set(range(LEARNERS))
     for name in ("done", "mode"):
@@ -152,7 +152,7 @@ def test_two_processes_take_the_steps_of_one(mode: Mode, vectorised: bool, tmp_p
     with default_double():
         ends = []
         for state in (one, two):
-            distillation = steps_of(mode, World())
+            distillation = steps_of(mode, ProcessGroup())
             before = [factor.detach().clone() for factor in distillation.factors]
             distillation.restore(state)
             next(distillation.steps())
@@ -196,17 +196,17 @@ def log_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_log(tmp_path_factory.mktemp("log") / "log.csv")
 
 
-def go(world: World, log: Interactions, folder: Path, **control: Any) -> None:
+def go(group: ProcessGroup, log: Interactions, folder: Path, **control: Any) -> None:
     control.setdefault("listener", lambda _: None)
-    run = Run(log, "f" * 64, CONFIG, folder, Control(**control), world)
-    if world.leads:
+    run = Run(log, "f" * 64, CONFIG, folder, Control(**control), group)
+    if group.is_main:
         run.run()
     else:
         run.assist()
 
 
-def whole(world: World, log: Path, folder: Path) -> None:
-    go(world, read_log(log), folder)
+def whole(group: ProcessGroup, log: Path, folder: Path) -> None:
+    go(group, read_log(log), folder)
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +219,7 @@ def by_two(log_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def by_one(log_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("one") / "out"
-    go(World(), read_log(log_path), folder)
+    go(ProcessGroup(), read_log(log_path), folder)
     return folder
 
 
@@ -249,18 +249,18 @@ def test_torchrun_makes_the_summary_of_one(by_one: Path, log_path: Path, tmp_pat
     assert_same_to_rounding(by_one, out)
 
 
-def killed(world: World, log: Path, folder: Path, who: int, at: int) -> None:
+def killed(group: ProcessGroup, log: Path, folder: Path, who: int, at: int) -> None:
     """Checkpoints after each step; one process is killed at a step of distilling."""
     asked = count(1)
 
     def stop() -> bool:
         # Asked after each of four epochs and each outer step.
-        if world.rank == who and next(asked) == 4 + at:
+        if group.rank == who and next(asked) == 4 + at:
             os.kill(os.getpid(), signal.SIGKILL)
         return False
 
     with pytest.raises(PeerLostError):
-        go(world, read_log(log), folder, checkpoint_seconds=0, stop=stop)
+        go(group, read_log(log), folder, checkpoint_seconds=0, stop=stop)
 
 
 @pytest.mark.parametrize(("who", "at"), [(0, 3), (1, 5)])
@@ -280,28 +280,28 @@ def test_a_killed_run_goes_on(
     alone = tmp_path / "alone"
     alone.mkdir()
     (alone / CHECKPOINT_FILE).write_bytes(checkpoint)
-    go(World(), read_log(log_path), alone)
+    go(ProcessGroup(), read_log(log_path), alone)
     assert_same_to_rounding(alone, by_one)
 
 
-def stopped(world: World, log: Path, folder: Path, looks: int) -> None:
+def stopped(group: ProcessGroup, log: Path, folder: Path, looks: int) -> None:
     """The second process is asked to stop; both do, after a checkpoint of the first."""
     asked = count(1)
     seen: list[tuple[Phase, int]] = []
 
     def stop() -> bool:
-        return world.rank == 1 and next(asked) == looks
+        return group.rank == 1 and next(asked) == looks
 
     with pytest.raises(Interrupted):
         go(
-            world,
+            group,
             read_log(log),
             folder,
             stop=stop,
             checkpointed=lambda _, phase, step: seen.append((phase, step)),
         )
     expected = ("pretraining", looks) if looks <= 4 else ("distilling", looks - 4)
-    assert seen == ([expected] if world.leads else [])
+    assert seen == ([expected] if group.is_main else [])
 
 
 @pytest.mark.parametrize("looks", [2, 6])
@@ -314,16 +314,16 @@ def test_all_stop_where_one_is_asked_to(
     assert (tmp_path / name).read_bytes() == (by_two / name).read_bytes()
 
 
-def unlike(world: World, log: Path, folder: Path) -> None:
+def unlike(group: ProcessGroup, log: Path, folder: Path) -> None:
     """Two seeds; then more processes than learners; then settings that only the leader tries."""
     listen = Control(listener=lambda _: None)
-    seeds = small_config(seed=world.rank, outer={"learners": 2})
+    seeds = small_config(seed=group.rank, outer={"learners": 2})
     for config, said in ((seeds, "different"), (small_config(), "--set outer.learners=2")):
         with pytest.raises(RanksError, match=said):
-            Run(read_log(log), "f" * 64, config, folder, listen, world).run()
+            Run(read_log(log), "f" * 64, config, folder, listen, group).run()
     wild = small_config(teacher={"lr": 1e30}, outer={"learners": 2})
-    run = Run(read_log(log), "f" * 64, wild, folder, listen, world)
-    if world.leads:
+    run = Run(read_log(log), "f" * 64, wild, folder, listen, group)
+    if group.is_main:
         with pytest.raises(DivergedError):
             run.run()
     else:

@@ -12,11 +12,11 @@ import torch
 from td3engine.runtime import torch_setup as processor
 from td3engine.runtime.torch_setup import (
     LARGEST_ERROR,
+    configure,
+    deterministic,
     keep_freed_memory,
     largest_error,
-    quick_products,
-    settle,
-    strict_order,
+    use_fast_matmul,
 )
 
 FILLING: Any = torch.utils.deterministic
@@ -62,7 +62,7 @@ def test_no_more_threads_than_processors(
     was = torch.get_num_threads()
     torch.set_num_threads(before)
     try:
-        settle()
+        configure()
         assert torch.get_num_threads() == after
     finally:
         torch.set_num_threads(was)
@@ -82,7 +82,7 @@ def test_threads_that_wait_for_each_other_are_told_of(
         processor, "_seconds_of_small_operations", lambda: seconds[torch.get_num_threads()]
     )
     try:
-        why = processor.crowded()
+        why = processor.cpu_contention()
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(was)
@@ -95,7 +95,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
 
 
 def test_products_are_exact() -> None:
-    quick_products()
+    use_fast_matmul()
     assert largest_error() <= LARGEST_ERROR
 
 
@@ -107,7 +107,7 @@ def test_rounding_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, "AMD EPYC")
     monkeypatch.setattr(processor, "largest_error", lambda: error)
     before = SETTINGS.fp32_precision
-    assert not quick_products()
+    assert not use_fast_matmul()
     assert SETTINGS.fp32_precision == before
 
 
@@ -117,7 +117,7 @@ def test_only_where_the_usual_library_is_slow(
 ) -> None:
     pretend(monkeypatch, name)
     monkeypatch.setattr(processor, "largest_error", lambda: 0.0)
-    assert quick_products() == asked
+    assert use_fast_matmul() == asked
     assert (SETTINGS.fp32_precision == "bf16") == asked
 
 
@@ -130,15 +130,15 @@ def test_a_gpu_adds_in_a_fixed_order_and_a_cpu_is_left_alone(
 ) -> None:
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is as before in the end
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    settle(torch.device("cpu"))
+    configure(torch.device("cpu"))
     assert not torch.are_deterministic_algorithms_enabled()
     monkeypatch.setattr(FILLING, "fill_uninitialized_memory", True)
-    with strict_order():  # where no order is settled there is none to keep to
+    with deterministic():  # where no order is settled there is none to keep to
         assert not torch.are_deterministic_algorithms_enabled()
     try:
-        settle(torch.device("cuda"))
+        configure(torch.device("cuda"))
         assert not FILLING.fill_uninitialized_memory
-        with strict_order():
+        with deterministic():
             assert torch.are_deterministic_algorithms_enabled()
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.are_deterministic_algorithms_enabled()

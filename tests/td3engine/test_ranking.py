@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from td3engine.ranking import metrics as ranking
-from td3engine.ranking.holdout import Questions, Role, questions
+from td3engine.ranking.holdout import HoldoutSet, Role, holdout_set
 from td3engine.ranking.metrics import (
     NEGATIVES,
     available_protocols,
@@ -24,7 +24,7 @@ from td3engine.ranking.metrics import (
 from tests.td3engine.oracles import make_split, normal
 
 
-def ask(histories: Sequence[Sequence[int]], targets: Sequence[int], n_items: int) -> Questions:
+def ask(histories: Sequence[Sequence[int]], targets: Sequence[int], n_items: int) -> HoldoutSet:
     """One question a history; nothing comes after the targets."""
     seen = [(row, item) for row, history in enumerate(histories) for item in history]
     user = [
@@ -32,7 +32,7 @@ def ask(histories: Sequence[Sequence[int]], targets: Sequence[int], n_items: int
         for row, (history, target) in enumerate(zip(histories, targets, strict=True))
         for item in [*history, target]
     ]
-    return Questions(
+    return HoldoutSet(
         items=torch.tensor([[history[-1]] for history in histories]),
         lengths=torch.ones(len(targets), dtype=torch.int64),
         targets=torch.tensor(targets),
@@ -70,20 +70,20 @@ RANKS = [
 
 
 def test_ranks_by_hand() -> None:
-    asked = ask(HISTORIES, TARGETS, 6)
-    assert rank_among_unseen(SCORES, torch.eye(6), asked).tolist() == RANKS
+    holdout = ask(HISTORIES, TARGETS, 6)
+    assert rank_among_unseen(SCORES, torch.eye(6), holdout).tolist() == RANKS
 
 
 @pytest.mark.parametrize("at_once", [1, 6, 11, 12, 13, 6 * 6, 7 * 6, 1000])
 def test_chunks_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """7 questions of 6 items: from one at a time (even where it does not fit) to all at once."""
     monkeypatch.setattr(ranking, "SCORES_AT_ONCE", at_once)
-    asked = ask(HISTORIES, TARGETS, 6)
-    assert rank_among_unseen(SCORES, torch.eye(6), asked).tolist() == RANKS
+    holdout = ask(HISTORIES, TARGETS, 6)
+    assert rank_among_unseen(SCORES, torch.eye(6), holdout).tolist() == RANKS
 
 
 def test_metrics_by_hand() -> None:
-    """Ranks 0, 1, 4 | 5, 9 | 10, 19 | 20: hits at 5, 10, 20 are 3, 5 and 7 of 8."""
+    """TorchProcessGroup 0, 1, 4 | 5, 9 | 10, 19 | 20: hits at 5, 10, 20 are 3, 5 and 7 of 8."""
     found = metrics(torch.tensor([10, 0, 20, 4, 1, 19, 9, 5]))
     # 1/log2(rank + 2): 1, 1/log2(3) = 0.63093, 1/log2(6) = 0.38685 | 1/log2(7) = 0.35621,
     # 1/log2(11) = 0.28906 | 1/log2(12) = 0.27894, 1/log2(21) = 0.22767.
@@ -109,8 +109,8 @@ def test_ndcg_of_one_rank(rank: int, value: float) -> None:
 
 def sampled(histories: Sequence[Sequence[int]], n_items: int, seed: int = 0) -> list[list[int]]:
     """Negatives of users with these histories (the last event of each is the target)."""
-    asked = ask([h[:-1] for h in histories], [h[-1] for h in histories], n_items)
-    drawn = sample_negatives(asked, seed)
+    holdout = ask([h[:-1] for h in histories], [h[-1] for h in histories], n_items)
+    drawn = sample_negatives(holdout, seed)
     assert drawn.shape == (len(histories), NEGATIVES)
     return [[int(item) for item in row] for row in drawn]
 
@@ -133,7 +133,7 @@ def test_negatives_avoid_validation_and_test_events_of_either_role() -> None:
     split = make_split([[3, 50, 103, 0]], 104)
     roles: tuple[Role, ...] = ("validation", "test")
     for role in roles:
-        drawn = sample_negatives(questions(split, role, 5), 0)
+        drawn = sample_negatives(holdout_set(split, role, 5), 0)
         assert sorted(drawn[0].tolist()) == sorted(set(range(104)) - {3, 50, 103, 0})
 
 
@@ -152,9 +152,9 @@ def test_protocols_that_a_catalogue_allows() -> None:
 
 
 def test_repeated_items_take_no_protocol_away() -> None:
-    asked = ask([[7, 7, 7]], [8], 102)
-    assert sample_negatives(asked, 0).shape == (1, NEGATIVES)
-    assert available_protocols(asked) == ("full", "sampled-100")
+    holdout = ask([[7, 7, 7]], [8], 102)
+    assert sample_negatives(holdout, 0).shape == (1, NEGATIVES)
+    assert available_protocols(holdout) == ("full", "sampled-100")
 
 
 def test_negatives_are_the_seeds() -> None:
@@ -168,57 +168,57 @@ def test_negatives_are_the_seeds() -> None:
 def test_negatives_are_uniform() -> None:
     """Chi-square over 300 draws of 100 from 391, with gaps at both ends and in the middle."""
     history = [0, 1, 2, 77, 199, 200, 201, 300, 399]
-    n_items, draws = 400, 300
+    n_items, randomness = 400, 300
     counts = torch.zeros(n_items, dtype=torch.int64)
-    for row in sampled([history] * draws, n_items, seed=1):
+    for row in sampled([history] * randomness, n_items, seed=1):
         counts += torch.bincount(torch.tensor(row), minlength=n_items)
     assert not counts[history].any()
     others = [item for item in range(n_items) if item not in history]
     share = NEGATIVES / len(others)
-    expected = draws * share
+    expected = randomness * share
     statistic = sum((int(counts[item]) - expected) ** 2 for item in others) / (
         expected * (1 - share)
     )
     # Mean 391 (less one), standard deviation sqrt(2 * 391) = 28: five of them either way.
     assert abs(statistic - len(others)) < 5 * math.sqrt(2 * len(others))
     # And no trend along the catalogue: the mean item drawn is the mean item left.
-    mean = sum(item * int(counts[item]) for item in others) / (draws * NEGATIVES)
-    assert abs(mean - sum(others) / len(others)) < 5 * 115 / math.sqrt(draws * NEGATIVES)
+    mean = sum(item * int(counts[item]) for item in others) / (randomness * NEGATIVES)
+    assert abs(mean - sum(others) / len(others)) < 5 * 115 / math.sqrt(randomness * NEGATIVES)
 
 
 def test_rank_among_sampled_by_hand() -> None:
     """102 items, history [0], target 1: the negatives are the other hundred, 2 to 101."""
-    asked = ask([[0], [0], [0]], [1, 1, 1], 102)
+    holdout = ask([[0], [0], [0]], [1, 1, 1], 102)
     scores = torch.zeros(3, 102)
     scores[:, 0] = 9.0  # seen: no candidate, however good
     scores[0, 1], scores[0, 2:12] = 1.0, 2.0  # ten are better
     scores[1, 1] = 1.0  # the best
     # Question 2: all alike, every tie counts against it.
-    assert rank_among_sampled(scores, torch.eye(102), asked, 0).tolist() == [10, 0, 100]
+    assert rank_among_sampled(scores, torch.eye(102), holdout, 0).tolist() == [10, 0, 100]
 
 
 @pytest.mark.parametrize("width", [4, 32, 33])
 def test_a_model_that_scores_all_items_alike_is_last_in_full(width: int) -> None:
     """Equal item embeddings: exact ties, whatever the rounding of the products."""
-    asked = ask([[0]] * 64, [1] * 64, 150)
+    holdout = ask([[0]] * 64, [1] * 64, 150)
     hidden, table = normal(0, 64, width).float(), normal(1, width).float().repeat(150, 1)
-    assert rank_among_unseen(hidden, table, asked).tolist() == [148] * 64
+    assert rank_among_unseen(hidden, table, holdout).tolist() == [148] * 64
 
 
 def test_a_model_that_scores_all_items_alike_is_last_in_sampled() -> None:
-    asked = ask([[0]] * 64, [1] * 64, 150)
+    holdout = ask([[0]] * 64, [1] * 64, 150)
     for width in (4, 32, 33):
         hidden, table = normal(0, 64, width).float(), normal(1, width).float().repeat(150, 1)
-        assert rank_among_sampled(hidden, table, asked, 0).tolist() == [100] * 64
+        assert rank_among_sampled(hidden, table, holdout, 0).tolist() == [100] * 64
 
 
 @pytest.mark.parametrize("protocol", ranking.PROTOCOLS)
 @pytest.mark.parametrize("where", ["hidden", "table", "target's row"])
 def test_a_model_that_diverged_is_not_perfect(protocol: ranking.Protocol, where: str) -> None:
-    asked = ask([[0]] * 3, [1] * 3, 150)
+    holdout = ask([[0]] * 3, [1] * 3, 150)
     hidden, table = normal(0, 3, 4), normal(1, 150, 4)
     {"hidden": hidden, "table": table, "target's row": table[1]}[where].fill_(torch.nan)
-    found = evaluate(lambda *_: hidden, table, asked, protocol)
+    found = evaluate(lambda *_: hidden, table, holdout, protocol)
     assert found["hr@20"] == 0
     assert found["ndcg@10"] == 0
 
@@ -262,14 +262,14 @@ def test_evaluate_is_the_slow_loop(
     histories = [[draw.randrange(n_items) for _ in range(draw.randint(1, 12))] for _ in range(60)]
     histories[7] = [5, 6, 5, 6, 5, 6]  # targets that were met before
     table = normal(8, n_items, 3)
-    asked = questions(make_split(histories, n_items), role, window)
+    holdout = holdout_set(make_split(histories, n_items), role, window)
 
     def total(items: Tensor, lengths: Tensor) -> Tensor:
         real = torch.arange(items.shape[1]) < lengths[:, None]
         return (table[items] * real[:, :, None]).sum(1)
 
     seed = 3
-    found = evaluate(total, table, asked, protocol, seed)
+    found = evaluate(total, table, holdout, protocol, seed)
     wanted = slow_evaluate(
         histories, role, window, table, seed if protocol == "sampled-100" else None
     )

@@ -14,13 +14,13 @@ import torch
 
 from td3engine.config import Mode
 from td3engine.inner_loop.adam import LearnerState
-from td3engine.inner_loop.learner import SummaryTraining, advance, learn_from, recommender
+from td3engine.inner_loop.learner import InnerLoopTrainer, advance, learn_from, recommender
 from td3engine.inner_loop.recorded import RecordedSteps
 from td3engine.inner_loop.unroll import train
-from td3engine.models.recommender import Draws
+from td3engine.models.recommender import StepRandomness
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.outer_loop.objective import RealBatch, RecordedSurrogate, Surrogate
-from td3engine.summary.soft_sequences import reader_for
+from td3engine.outer_loop.objective import RealBatch, RecordedObjective, SurrogateObjective
+from td3engine.summary.soft_sequences import soft_embedding_for
 from tests.td3engine.devices import CPU, DEVICES
 from tests.td3engine.oracles import default_double, distance, normal, seeded
 from tests.td3engine.test_distill import config_of, make
@@ -30,13 +30,13 @@ from tests.td3engine.test_windows import moved
 EXACT = 1e-11
 
 
-def training_on(world: World, device: torch.device, recorded: bool = True) -> SummaryTraining:
+def training_on(world: World, device: torch.device, recorded: bool = True) -> InnerLoopTrainer:
     own, V = world.training, world.V.to(device)
     mode: Mode = "from-scratch" if own.model.frozen is None else "shared-items"
-    reader = reader_for(V, 1, fixed=mode == "shared-items")
+    soft_embedding = soft_embedding_for(V, 1, fixed=mode == "shared-items")
     model = recommender(world.backbone, V, mode)
-    sizes = own.count, reader, own.length
-    return SummaryTraining(model, own.config, *sizes, recorded=recorded)
+    sizes = own.count, soft_embedding, own.length
+    return InnerLoopTrainer(model, own.config, *sizes, recorded=recorded)
 
 
 def on(device: torch.device, state: LearnerState) -> LearnerState:
@@ -60,15 +60,15 @@ def test_recorded_steps_are_those_of_training(
 ) -> None:
     """Of two learners in turn, of other ages; one goes on past the end of its schedule."""
     world = make_world(mode=mode, objective=objective, dropout=dropout, weight_decay=0.02)
-    training, leaf = training_on(world, device), world.leaf(world.factors)
+    training, synthetic = training_on(world, device), world.synthetic(world.factors)
     assert training.recorded is not None
     kept = []
     for start in (warm(world, 3), warm(world, 39), warm(world, 5)):
         steps = world.steps(start.age, 3)
-        wanted = train(start, leaf, steps, world.training.take, world.training.rule)[-1]
+        wanted = train(start, synthetic, steps, world.training.take, world.training.schedule)[-1]
         there = [moved(step, device) for step in steps]
         given = on(device, start)
-        found = training.recorded(leaf.to(device), given, there, training.rule)
+        found = training.recorded(synthetic.to(device), given, there, training.schedule)
         assert found.age == wanted.age
         kept.append((found, wanted))
     for found, wanted in kept:  # after all of them: none's memory was used again
@@ -90,13 +90,13 @@ def test_a_learner_is_recorded_where_that_is_asked_for_and_its_step_stays_the_sa
 def test_advancing_in_pieces_is_training(recorded: bool) -> None:
     """More steps than are drawn at once."""
     world = make_world(dropout=0.2)
-    leaf, draw = world.leaf(world.factors), seeded(5)
+    synthetic, draw = world.synthetic(world.factors), seeded(5)
     state = start = LearnerState.fresh(world.start)
     for count in (20, 5):
         steps = world.training.steps(state.age, count, MU, draw)
-        state = train(state, leaf, steps, world.training.take, world.training.rule)[-1]
+        state = train(state, synthetic, steps, world.training.take, world.training.schedule)[-1]
     training = training_on(world, CPU, recorded)
-    found = advance(training, leaf, start, seeded(5), 25)
+    found = advance(training, synthetic, start, seeded(5), 25)
     assert found.age == 25
     assert (training.recorded is not None) == recorded
     assert distance(found.parameters, state.parameters) < EXACT
@@ -108,12 +108,12 @@ def test_a_learner_on_a_gpu_is_that_of_plain_steps(mode: Mode) -> None:
     """Trained to the end with the GPU's own draws, recorded and not."""
     device = torch.device("cuda")
     world = make_world(mode=mode, dropout=0.2)
-    leaf = world.leaf(world.factors).to(device)
+    synthetic = world.synthetic(world.factors).to(device)
     found = []
     with default_double():
         for recorded in (True, False):
             training = training_on(world, device, recorded)
-            learned = learn_from(training, leaf, torch.Generator(device).manual_seed(1))
+            learned = learn_from(training, synthetic, torch.Generator(device).manual_seed(1))
             found.append(learned.parameters)
     assert distance(*found) < 1e-6
 
@@ -121,13 +121,13 @@ def test_a_learner_on_a_gpu_is_that_of_plain_steps(mode: Mode) -> None:
 # --- the real batch -----------------------------------------------------------------------------
 
 
-def surrogate_of(mode: Mode, **outer: Any) -> tuple[Distillation, Surrogate]:
+def surrogate_of(mode: Mode, **outer: Any) -> tuple[Distillation, SurrogateObjective]:
     with default_double():
         distillation = make(config_of(mode, feature_weight=0.7, **outer), False)
     return distillation, distillation.surrogate
 
 
-def on_device(surrogate: Surrogate, device: torch.device) -> Surrogate:
+def on_device(surrogate: SurrogateObjective, device: torch.device) -> SurrogateObjective:
     own = surrogate.teacher
     teacher = replace(own, parameters=own.parameters.to(device), table=own.table.to(device))
     frozen = surrogate.model.frozen
@@ -144,7 +144,7 @@ def test_padding_weighs_nothing(mode: Mode, share: float, device: torch.device) 
     distillation, surrogate = surrogate_of(mode, teacher_share=share)
     length = distillation.history + 1
     there = on_device(surrogate, device)
-    recorded = RecordedSurrogate(there, device, 5, length)
+    recorded = RecordedObjective(there, device, 5, length)
     found, wanted = [], []
     for nth, lengths in enumerate(([2, length, 3], [4, 2, 2, 3, length - 1], [length])):
         rng = np.random.default_rng(nth)
@@ -155,8 +155,8 @@ def test_padding_weighs_nothing(mode: Mode, share: float, device: torch.device) 
         )
         items[torch.arange(longest) >= lengths_B[:, None]] = 0
         theta = normal(nth, surrogate.model.n_parameters, std=0.3)
-        asked = distillation.backbone.asked(lengths_B, seeded(0))
-        batch = RealBatch(items, lengths_B, Draws(asked, None))
+        asked = distillation.backbone.draw_targets(lengths_B, seeded(0))
+        batch = RealBatch(items, lengths_B, StepRandomness(asked, None))
         wanted.append(surrogate.gradient(theta, batch))
         given = (theta, items, lengths_B)
         found.append(recorded.gradient(*(each.to(device) for each in given)))
@@ -177,7 +177,7 @@ def test_outer_steps_with_recorded_real_batches_are_those_without(mode: Mode) ->
         assert plain.training.recorded is None
         assert recorded.recorded is None  # on a CPU
         most = recorded.config.outer.batch, recorded.history + 1
-        recorded.recorded = RecordedSurrogate(recorded.surrogate, CPU, *most)
+        recorded.recorded = RecordedObjective(recorded.surrogate, CPU, *most)
         for distillation in (plain, recorded):
             for _ in islice(distillation.steps(), 3):
                 pass

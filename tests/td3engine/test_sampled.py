@@ -9,10 +9,10 @@ import torch
 from td3engine.config import BackboneConfig, BackboneName, TeacherConfig, softmax_over
 from td3engine.data.split import Split, training_counts
 from td3engine.data.windows import training_windows
-from td3engine.losses.sampled_softmax import NegativeDraws, sampled_cross_entropy
+from td3engine.losses.sampled_softmax import NegativeSampler, sampled_cross_entropy
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
-from td3engine.ranking.holdout import questions
+from td3engine.ranking.holdout import holdout_set
 from td3engine.teacher.sampled_steps import SampledSteps
 from td3engine.teacher.training import FullSteps, LogTraining
 
@@ -82,8 +82,8 @@ def test_draws_come_as_often_as_they_are_taken_to(split: Split) -> None:
         np.add.at(counts, split.training(user), 1)
     assert training_counts(split).tolist() == counts.tolist()
     expected = (counts + 1) ** 0.75 / ((counts + 1) ** 0.75).sum()
-    draws = NegativeDraws(split, 40_000)
-    items, log_weight = draws.draw(np.random.default_rng(1))
+    randomness = NegativeSampler(split, 40_000)
+    items, log_weight = randomness.draw(np.random.default_rng(1))
     found = np.bincount(items.numpy(), minlength=30) / 40_000
     assert np.abs(found - expected).max() < 5 * np.sqrt(expected.max() / 40_000)
     np.testing.assert_allclose(
@@ -102,15 +102,15 @@ def test_a_step_with_all_items_is_a_whole_step(
     theta = model.initial(torch.Generator().manual_seed(0))
     full = FullSteps(model, config, theta.clone())
     sampled = SampledSteps(split, model, config, theta.clone())
-    assert sampled.rule.beta2 == 0.9  # and full steps do as these
-    monkeypatch.setattr(sampled.draws, "draw", lambda _rng: (torch.arange(30), torch.zeros(30)))
+    assert sampled.schedule.beta2 == 0.9  # and full steps do as these
+    monkeypatch.setattr(sampled.negatives, "draw", lambda _rng: (torch.arange(30), torch.zeros(30)))
     rng, draw = np.random.default_rng(0), torch.Generator().manual_seed(0)
     for _ in range(3):
         items = torch.from_numpy(rng.integers(0, 30, (4, 6)))
         lengths = torch.tensor([6, 3, 2, 5])
-        draws = model.real_draws(lengths, draw)
-        full.step(items, lengths, draws, rng)
-        sampled.step(items, lengths, draws, rng)
+        randomness = model.sample_randomness(lengths, draw)
+        full.step(items, lengths, randomness, rng)
+        sampled.step(items, lengths, randomness, rng)
     torch.testing.assert_close(sampled.theta, full.theta.detach(), rtol=1e-4, atol=1e-6)
 
 
@@ -123,9 +123,9 @@ def test_a_step_leaves_items_alone_that_it_has_not_drawn(split: Split) -> None:
     )
     before = steps.theta.clone()
     lengths = torch.tensor([3])
-    draws = model.real_draws(lengths, torch.Generator().manual_seed(0))
+    randomness = model.sample_randomness(lengths, torch.Generator().manual_seed(0))
     items = torch.tensor([[1, 2, 3]])
-    steps.step(items, lengths, draws, np.random.default_rng(0))
+    steps.step(items, lengths, randomness, np.random.default_rng(0))
     moved = (model.parts(steps.theta)[1] != model.parts(before)[1]).any(-1)
     assert 3 <= int(moved.sum()) <= 8
     assert moved[items].all()
@@ -148,7 +148,7 @@ def test_sampled_training_goes_on_where_it_stopped(split: Split) -> None:
             Recommender(backbone, 30, 8),
             config,
             lambda rng: training_windows(split, 12, rng),
-            questions(split, "validation", 12),
+            holdout_set(split, "validation", 12),
             seed=0,
             device=CPU,
         )

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from td3engine.inner_loop.gradients import ByAutograd
-from td3engine.inner_loop.learner import SummaryTraining
-from td3engine.losses.sampled_softmax import NegativeDraws
+from td3engine.inner_loop.gradients import AutogradGradient
+from td3engine.inner_loop.learner import InnerLoopTrainer
+from td3engine.losses.sampled_softmax import NegativeSampler
 from td3engine.outer_loop import item_sampler
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.outer_loop.item_sampler import pointed_at
@@ -38,7 +38,7 @@ def test_with_every_item_at_hand_distilling_is_as_without_samples(
     full, some = distillation(softmax="full"), distillation(softmax="sampled")
     monkeypatch.setattr(item_sampler, "ITEMS_A_POSITION", ITEMS)
     everything = (torch.arange(ITEMS), torch.zeros(ITEMS))
-    monkeypatch.setattr(NegativeDraws, "draw", lambda _self, _rng: everything)
+    monkeypatch.setattr(NegativeSampler, "draw", lambda _self, _rng: everything)
     for _ in range(3):
         full.step()
         some.step()
@@ -60,11 +60,14 @@ def test_on_average_over_draws_the_sum_is_that_over_all_items(
     C_UTD = query(*distilled.factors).detach()[:1, :2]
     assert len(pointed_at(C_UTD, distilled.V_ND)) < ITEMS  # or nothing would be left to draws
     hidden_KD = normal(5, 4, distilled.V_ND.shape[1])
-    weight_N = np.exp(-sampler.draws.log_weight_N)  # M q, for M = 1
+    weight_N = np.exp(-sampler.negatives.log_weight_N)  # M q, for M = 1
     average_K = torch.zeros(4)
     for item in range(ITEMS):
-        drawn = (torch.tensor([item]), torch.tensor(sampler.draws.log_weight_N[[item]]).double())
-        monkeypatch.setattr(NegativeDraws, "draw", lambda _self, _rng, drawn=drawn: drawn)
+        drawn = (
+            torch.tensor([item]),
+            torch.tensor(sampler.negatives.log_weight_N[[item]]).double(),
+        )
+        monkeypatch.setattr(NegativeSampler, "draw", lambda _self, _rng, drawn=drawn: drawn)
         part = sampler.sub_catalogue(C_UTD, np.random.default_rng(0))
         assert part.frozen is not None
         assert part.log_weight is not None
@@ -89,16 +92,18 @@ def test_weighted_scores_by_hand_and_by_autograd() -> None:
     distilled = distillation(softmax="sampled", negatives=3)
     distilled._sample(query(*distilled.factors).detach())
     training = distilled.training
-    leaf = normal(3, 5, 2 * ZETA, distilled.V_ND.shape[1])
+    synthetic = normal(3, 5, 2 * ZETA, distilled.V_ND.shape[1])
     draw = torch.Generator().manual_seed(0)
     [step] = training.steps(0, 1, 5, draw)
     theta = training.model.initial(draw)
     direction = normal(4, len(theta))
-    by_hand = training.take(theta, leaf[step.rows], step.noise, True)
-    by_autograd = ByAutograd(theta, leaf[step.rows], step.noise, True, loss=training.loss)
-    assert type(by_hand) is not type(by_autograd)
-    assert distance(by_hand.gradient, by_autograd.gradient) < EXACT
-    for found, expected in zip(by_hand.along(direction), by_autograd.along(direction), strict=True):
+    analytic = training.take(theta, synthetic[step.rows], step.randomness, True)
+    by_autograd = AutogradGradient(
+        theta, synthetic[step.rows], step.randomness, True, loss=training.loss
+    )
+    assert type(analytic) is not type(by_autograd)
+    assert distance(analytic.gradient, by_autograd.gradient) < EXACT
+    for found, expected in zip(analytic.hvp(direction), by_autograd.hvp(direction), strict=True):
         assert distance(found, expected) < EXACT
 
 
@@ -129,5 +134,5 @@ def test_a_sampled_distillation_goes_on_where_it_stopped_and_takes_new_samples(
         pass
     for found, expected in zip(second.result()[0].learned, whole.result()[0].learned, strict=True):
         assert torch.equal(found, expected)
-    assert isinstance(second.training, SummaryTraining)
+    assert isinstance(second.training, InnerLoopTrainer)
     assert second.result()[0].V.shape == whole.V_ND.shape

@@ -13,7 +13,7 @@ from torch import Tensor
 from td3engine.data import windows as sequences
 from td3engine.data.windows import WindowIndex, batches_of_like_length, training_windows
 from td3engine.models.sequences import gather
-from td3engine.ranking.holdout import Questions, Role, questions
+from td3engine.ranking.holdout import HoldoutSet, Role, holdout_set
 from tests.td3engine.oracles import make_split
 
 N_ITEMS = 9
@@ -183,23 +183,31 @@ def pairs_of(rows: Tensor, items: Tensor) -> list[tuple[int, int]]:
     history=st.integers(1, 14),
 )
 def test_questions_by_user(histories: Histories, role: Role, history: int) -> None:
-    asked = questions(make_split(histories, N_ITEMS), role, history)
+    holdout = holdout_set(make_split(histories, N_ITEMS), role, history)
     users = [events for events in histories if len(events) >= 3]
     before = [events[: -1 if role == "test" else -2] for events in users]
-    assert asked.n_items == N_ITEMS
-    assert asked.targets.tolist() == [
+    assert holdout.n_items == N_ITEMS
+    assert holdout.targets.tolist() == [
         events[len(past)] for events, past in zip(users, before, strict=True)
     ]
     width = max((min(len(past), history) for past in before), default=0)
-    assert asked.items.shape == (len(users), width)
-    assert asked.lengths.tolist() == [min(len(past), history) for past in before]
-    for row, length, past in zip(asked.items.tolist(), asked.lengths.tolist(), before, strict=True):
+    assert holdout.items.shape == (len(users), width)
+    assert holdout.lengths.tolist() == [min(len(past), history) for past in before]
+    for row, length, past in zip(
+        holdout.items.tolist(), holdout.lengths.tolist(), before, strict=True
+    ):
         assert row == [*past[-history:], *[0] * (width - length)]
     seen = [(row, item) for row, past in enumerate(before) for item in past]
     whole = [(row, item) for row, events in enumerate(users) for item in events]
-    assert pairs_of(asked.seen_rows, asked.seen_items) == seen
-    assert pairs_of(asked.user_rows, asked.user_items) == whole
-    for tensor in (asked.items, asked.lengths, asked.targets, asked.seen_items, asked.user_items):
+    assert pairs_of(holdout.seen_rows, holdout.seen_items) == seen
+    assert pairs_of(holdout.user_rows, holdout.user_items) == whole
+    for tensor in (
+        holdout.items,
+        holdout.lengths,
+        holdout.targets,
+        holdout.seen_items,
+        holdout.user_items,
+    ):
         assert tensor.dtype == torch.int64
 
 
@@ -207,15 +215,15 @@ def test_questions_by_hand() -> None:
     """Two users that can be asked of four, at most two events of history."""
     split = make_split([[1, 2], [3, 4, 5], [8], [6, 7, 6, 0]], N_ITEMS)
 
-    def plain(asked: Questions) -> tuple[list[list[int]], list[int], list[int]]:
-        return asked.items.tolist(), asked.lengths.tolist(), asked.targets.tolist()
+    def plain(holdout: HoldoutSet) -> tuple[list[list[int]], list[int], list[int]]:
+        return holdout.items.tolist(), holdout.lengths.tolist(), holdout.targets.tolist()
 
-    assert plain(questions(split, "validation", 2)) == ([[3, 0], [6, 7]], [1, 2], [4, 6])
-    assert plain(questions(split, "test", 2)) == ([[3, 4], [7, 6]], [2, 2], [5, 0])
+    assert plain(holdout_set(split, "validation", 2)) == ([[3, 0], [6, 7]], [1, 2], [4, 6])
+    assert plain(holdout_set(split, "test", 2)) == ([[3, 4], [7, 6]], [2, 2], [5, 0])
 
 
 @pytest.mark.parametrize("role", ["validation", "test"])
 def test_no_user_can_be_asked(role: Role) -> None:
-    asked = questions(make_split([[1, 2], [3]], N_ITEMS), role, 4)
-    assert len(asked.items) == 0
-    assert len(asked.targets) == len(asked.seen_rows) == len(asked.user_rows) == 0
+    holdout = holdout_set(make_split([[1, 2], [3]], N_ITEMS), role, 4)
+    assert len(holdout.items) == 0
+    assert len(holdout.targets) == len(holdout.seen_rows) == len(holdout.user_rows) == 0

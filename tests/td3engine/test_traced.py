@@ -16,12 +16,12 @@ from td3engine.config import BackboneConfig, LearnerConfig, Mode
 from td3engine.errors import CompilerError
 from td3engine.inner_loop import traced
 from td3engine.inner_loop.adam import LearnerState
-from td3engine.inner_loop.gradients import Taken
-from td3engine.inner_loop.learner import SummaryTraining, recommender
+from td3engine.inner_loop.gradients import InnerGradient
+from td3engine.inner_loop.learner import InnerLoopTrainer, recommender
 from td3engine.inner_loop.traced import TracedTake, cut, demand_compiler
 from td3engine.inner_loop.unroll import meta_gradient, train
 from td3engine.models.sasrec import SASRec
-from td3engine.summary.soft_sequences import reader_for
+from td3engine.summary.soft_sequences import soft_embedding_for
 from tests.td3engine.oracles import distance, normal, seeded
 
 USERS, ZETA, ITEMS, WIDTH = 5, 8, 11, 4
@@ -56,22 +56,22 @@ def test_a_window_is_that_of_plain_steps(
     backbone = SASRec(BackboneConfig(hidden=WIDTH, inner=5, dropout=0.2), ZETA - 1)
     V = normal(0, ITEMS, WIDTH).float()
     model = recommender(backbone, V, mode)
-    reader = reader_for(V, USERS * ZETA, fixed=model.scores_are_fixed)
+    soft_embedding = soft_embedding_for(V, USERS * ZETA, fixed=model.scores_are_fixed)
     objective: Literal["last-and-augmented", "all-positions"]
     objective = "last-and-augmented" if recompute else "all-positions"
     config = LearnerConfig(batch=2, objective=objective, augmented=1)
-    plain = SummaryTraining(model, config, 20, reader, ZETA)
-    leaf = reader.leaf(normal(1, USERS, 2 * ZETA, WIDTH).float())
+    plain = InnerLoopTrainer(model, config, 20, soft_embedding, ZETA)
+    synthetic = soft_embedding.synthetic(normal(1, USERS, 2 * ZETA, WIDTH).float())
     start, outer = LearnerState.fresh(model.initial(seeded(2))), normal(3, model.n_parameters)
     made = TracedTake(plain.take, compiled=True, stacked=False)
     for age in (0, 3):
         steps = plain.steps(age, 3, USERS, seeded(age))
         ends, products = [], []
         for take in (made, plain.take):
-            kept: list[Taken] | None = None if recompute else []
-            states = train(start, leaf, steps, take, plain.rule, kept)
+            kept: list[InnerGradient] | None = None if recompute else []
+            states = train(start, synthetic, steps, take, plain.schedule, kept)
             ends.append(states[-1].parameters)
-            args = states, leaf, steps, take, plain.rule, outer.float(), kept
+            args = states, synthetic, steps, take, plain.schedule, outer.float(), kept
             products.append(meta_gradient(*args))
         assert distance(*ends) < 1e-5
         assert products[1].norm() > 0
@@ -84,9 +84,9 @@ def test_cut_keeps_what_lies_before_the_direction() -> None:
     def joint(direction: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gradient = (x * y).add_(1)
         gradient.mul_(x)
-        along = gradient * direction
-        along.add_(y)
-        return gradient, along, x.sum() * direction
+        hvp = gradient * direction
+        hvp.add_(y)
+        return gradient, hvp, x.sum() * direction
 
     inputs = [normal(nth, 3) for nth in range(3)]
     first, second = cut(make_fx(functionalize(joint))(*inputs), fused=True)

@@ -16,15 +16,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
-from td3engine.inner_loop.adam import AdamRule, LearnerState, adam
-from td3engine.inner_loop.gradients import ByAutograd, InnerStep, Taken
-from td3engine.inner_loop.learner import SummaryTraining, recommender
+from td3engine.inner_loop.adam import LearnerAdam, LearnerState, adam
+from td3engine.inner_loop.gradients import AutogradGradient, InnerGradient, InnerStep
+from td3engine.inner_loop.learner import InnerLoopTrainer, recommender
 from td3engine.inner_loop.unroll import meta_gradient, train
-from td3engine.losses import softmax as catalogue
-from td3engine.models.backbone import Asked
-from td3engine.models.recommender import Draws
+from td3engine.losses import softmax
+from td3engine.models.backbone import TargetPositions
+from td3engine.models.recommender import StepRandomness
 from td3engine.models.sasrec import SASRec
-from td3engine.summary.soft_sequences import ReadDense, ReadQueries, ReadReady
+from td3engine.summary.soft_sequences import ChunkedQueries, DenseProbs, Precomputed
 from td3engine.summary.tucker import query
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
@@ -39,7 +39,7 @@ from tests.td3engine.oracles import (
 )
 
 Objective = Literal["all-positions", "last-and-augmented"]
-Steps = Sequence[InnerStep[Draws]]
+Steps = Sequence[InnerStep[StepRandomness]]
 
 MU, ZETA, WIDTH, ITEMS = 5, 8, 4, 9
 BATCH = 2  # does not divide MU: batches wrap around the users
@@ -56,7 +56,7 @@ class World:
     factors: list[Tensor]
     V: Tensor
     backbone: SASRec
-    training: SummaryTraining
+    training: InnerLoopTrainer
     textbook: Textbook
     start: Tensor
     real: Tensor
@@ -64,9 +64,9 @@ class World:
     def real_loss(self, theta: Tensor) -> Tensor:
         return self.textbook.real_loss(theta, list(self.real))
 
-    def leaf(self, factors: Sequence[Tensor]) -> Tensor:
+    def synthetic(self, factors: Sequence[Tensor]) -> Tensor:
         """What batches are cut from: X where the scoring table is fixed, else S."""
-        return self.training.reader.leaf(query(*factors))
+        return self.training.soft_embedding.synthetic(query(*factors))
 
     def steps(self, age: int, count: int) -> Steps:
         return self.training.steps(age, count, MU, seeded(age))
@@ -102,8 +102,8 @@ def make_world(
     )
     V = normal(3, ITEMS, WIDTH)
     model = recommender(backbone, V, mode)
-    own_table = ReadQueries if chunked else ReadDense
-    reader = ReadReady(V) if mode == "shared-items" and not biased else own_table(V)
+    own_table = ChunkedQueries if chunked else DenseProbs
+    soft_embedding = Precomputed(V) if mode == "shared-items" and not biased else own_table(V)
     start = torch.cat(
         [
             backbone.initial(seeded(4)).double() + normal(5, backbone.n_parameters, std=0.1),
@@ -120,7 +120,7 @@ def make_world(
         ],
         V=V,
         backbone=backbone,
-        training=SummaryTraining(model, learner, LEARNER_STEPS, reader, ZETA),
+        training=InnerLoopTrainer(model, learner, LEARNER_STEPS, soft_embedding, ZETA),
         textbook=Textbook(
             backbone.encode, backbone.n_parameters, V, mode == "from-scratch", biased
         ),
@@ -139,26 +139,28 @@ def warm(world: World, age: int = 3) -> LearnerState:
     ]
     state = LearnerState.fresh(world.start)
     steps = world.steps(0, age)
-    return train(state, world.leaf(other), steps, world.training.take, world.training.rule)[-1]
+    return train(
+        state, world.synthetic(other), steps, world.training.take, world.training.schedule
+    )[-1]
 
 
 def engine_gradients(
-    world: World, state: LearnerState, steps: Steps, kept: list[Taken] | None = None
+    world: World, state: LearnerState, steps: Steps, kept: list[InnerGradient] | None = None
 ) -> tuple[Tensor, ...]:
     """dL/dU, dL/dT, dL/dG (and dL/dY) as an outer step takes them."""
     factors = leaves(*world.factors)
-    leaf = world.leaf(factors)
-    take, rule = world.training.take, world.training.rule
-    states = train(state, leaf.detach(), steps, take, rule, kept)
+    synthetic = world.synthetic(factors)
+    take, schedule = world.training.take, world.training.schedule
+    states = train(state, synthetic.detach(), steps, take, schedule, kept)
     (end,) = leaves(states[-1].parameters)
     (outer,) = torch.autograd.grad(world.real_loss(end), end)
-    to_leaf = meta_gradient(states, leaf.detach(), steps, take, rule, outer, kept)
-    return torch.autograd.grad(leaf, factors, to_leaf)
+    to_synthetic = meta_gradient(states, synthetic.detach(), steps, take, schedule, outer, kept)
+    return torch.autograd.grad(synthetic, factors, to_synthetic)
 
 
-def places_of(draws: Draws, augmented: int) -> list[list[int]]:
+def places_of(randomness: StepRandomness, augmented: int) -> list[list[int]]:
     """The last position, and of each row the drawn ones, which stand after it."""
-    return [[ZETA - 1, *row[1:]] for row in draws.asked.at.view(-1, 1 + augmented).tolist()]
+    return [[ZETA - 1, *row[1:]] for row in randomness.targets.at.view(-1, 1 + augmented).tolist()]
 
 
 def textbook_gradients(world: World, state: LearnerState, steps: Steps) -> tuple[Tensor, ...]:
@@ -172,8 +174,8 @@ def textbook_gradients(world: World, state: LearnerState, steps: Steps) -> tuple
     )
     for step in steps:
         drawn = config.objective == "last-and-augmented"
-        places = places_of(step.noise, config.augmented) if drawn else None
-        dropout = step.noise.dropout
+        places = places_of(step.randomness, config.augmented) if drawn else None
+        dropout = step.randomness.dropout
         if places is not None:
             dropout = masks_at_all(world.backbone.config, dropout, places, ZETA - 1)
         rows = S[step.rows], dropout, places, targets[step.rows]
@@ -234,7 +236,7 @@ def test_meta_gradient_from_scratch_is_the_textbooks(
 ) -> None:
     """The learner trains an item table E, so the leaf is S: through inputs, targets and scores.
     Or the leaf is C, and S is made again and again in chunks of positions."""
-    monkeypatch.setattr(catalogue, "SCORES_AT_ONCE", 3 * ITEMS)
+    monkeypatch.setattr(softmax, "SCORES_AT_ONCE", 3 * ITEMS)
     world = make_world(
         mode="from-scratch",
         objective=objective,
@@ -270,15 +272,15 @@ def test_meta_gradient_with_an_item_bias_is_the_textbooks(
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_kept_graphs_give_what_recomputed_ones_do(mode: Mode, biased: bool, dropout: float) -> None:
     world = make_world(mode=mode, biased=biased, dropout=dropout, weight_decay=0.01)
-    X, steps = world.leaf(world.factors), world.steps(3, 6)
-    take, rule = world.training.take, world.training.rule
+    X, steps = world.synthetic(world.factors), world.steps(3, 6)
+    take, schedule = world.training.take, world.training.schedule
     state, outer = warm(world), normal(8, len(world.start))
-    kept: list[Taken] = []
-    last = train(state, X, steps, take, rule, kept)
-    states = train(state, X, steps, take, rule)
+    kept: list[InnerGradient] = []
+    last = train(state, X, steps, take, schedule, kept)
+    states = train(state, X, steps, take, schedule)
     assert torch.equal(last[-1].parameters, states[-1].parameters)
-    found = meta_gradient(last, X, steps, take, rule, outer, kept)
-    assert torch.equal(found, meta_gradient(states, X, steps, take, rule, outer))
+    found = meta_gradient(last, X, steps, take, schedule, outer, kept)
+    assert torch.equal(found, meta_gradient(states, X, steps, take, schedule, outer))
     assert kept == []
 
 
@@ -288,10 +290,10 @@ def test_meta_gradient_at_a_constant_rate() -> None:
 
 
 def test_the_rate_falls_linearly_to_zero_or_stays() -> None:
-    assert [AdamRule(0.4, 0, 4).lr_at(age) for age in range(6)] == pytest.approx(
+    assert [LearnerAdam(0.4, 0, 4).lr_at(age) for age in range(6)] == pytest.approx(
         [0.4, 0.3, 0.2, 0.1, 0, 0]
     )
-    assert AdamRule(0.4, 0).lr_at(1000) == 0.4
+    assert LearnerAdam(0.4, 0).lr_at(1000) == 0.4
 
 
 def test_meta_gradient_of_a_deeper_learner_with_several_heads() -> None:
@@ -327,8 +329,8 @@ def test_meta_gradient_is_the_slope_of_the_window(mode: Mode, dropout: float) ->
     def judged(which: int, at: tuple[int, ...], change: float) -> float:
         factors = [factor.clone() for factor in world.factors]
         factors[which][at] += change
-        soft = world.leaf(factors)
-        end = train(state, soft, steps, world.training.take, world.training.rule)[-1]
+        soft = world.synthetic(factors)
+        end = train(state, soft, steps, world.training.take, world.training.schedule)[-1]
         return float(world.real_loss(end.parameters))
 
     h = 1e-5
@@ -340,12 +342,12 @@ def test_meta_gradient_is_the_slope_of_the_window(mode: Mode, dropout: float) ->
 def test_sequences_outside_the_window_get_no_gradient() -> None:
     """Two steps of two sequences from age 1: users 2, 3 and 4, 0; user 1 is not met."""
     world = make_world()
-    X = world.leaf(world.factors)
-    take, rule = world.training.take, world.training.rule
+    X = world.synthetic(world.factors)
+    take, schedule = world.training.take, world.training.schedule
     steps = world.steps(1, 2)
-    states = train(warm(world, 1), X, steps, take, rule)
+    states = train(warm(world, 1), X, steps, take, schedule)
     outer = normal(10, len(world.start))
-    found = meta_gradient(states, X, steps, take, rule, outer)
+    found = meta_gradient(states, X, steps, take, schedule, outer)
     assert found.shape == X.shape
     assert [bool(row.any()) for row in found] == [True, False, True, True, True]
 
@@ -361,20 +363,20 @@ def test_a_user_met_twice_in_the_window_adds_up() -> None:
     assert distance(found[0], spread.sum(0)) < EXACT
 
 
-def toy_loss(parameters: Tensor, X: Tensor, noise: None) -> Tensor:
+def toy_loss(parameters: Tensor, X: Tensor, randomness: None) -> Tensor:
     """Gradient p - x, Hessian one."""
     return 0.5 * (parameters - X[:, 0]).square().sum(-1).mean()
 
 
-toy_take = partial(ByAutograd, loss=toy_loss)
+toy_take = partial(AutogradGradient, loss=toy_loss)
 
 
 def toy_meta_gradient(X: Tensor, steps: Sequence[InnerStep[None]]) -> Tensor:
     size = X.shape[-1]
     state = LearnerState(normal(1, size), normal(2, size), normal(3, size).square(), 2)
-    rule = AdamRule(0.1, 0.02)
-    states = train(state, X, steps, toy_take, rule)
-    return meta_gradient(states, X, steps, toy_take, rule, normal(4, size))
+    schedule = LearnerAdam(0.1, 0.02)
+    states = train(state, X, steps, toy_take, schedule)
+    return meta_gradient(states, X, steps, toy_take, schedule, normal(4, size))
 
 
 def test_one_step_of_a_parabola_by_hand() -> None:
@@ -386,11 +388,11 @@ def test_one_step_of_a_parabola_by_hand() -> None:
     dL/dx = dL/dp' * dp'/dg * dg/dx, and dg/dx = -1.
     """
     one = torch.ones(1, dtype=torch.float64)
-    state, rule = LearnerState(one, 0.5 * one, 4 * one, 1), AdamRule(0.1, 0.0)
+    state, schedule = LearnerState(one, 0.5 * one, 4 * one, 1), LearnerAdam(0.1, 0.0)
     X = torch.full((1, 1, 1), 3.0, dtype=torch.float64)
     steps = [InnerStep(torch.tensor([0]), None)]
-    states = train(state, X, steps, toy_take, rule)
-    found = meta_gradient(states, X, steps, toy_take, rule, 7 * one)
+    states = train(state, X, steps, toy_take, schedule)
+    found = meta_gradient(states, X, steps, toy_take, schedule, 7 * one)
     unbias2 = 1 - 0.999**2
     r = (4 / unbias2) ** 0.5
     d = r + 1e-8
@@ -415,10 +417,10 @@ def test_positions_that_are_never_trained_change_nothing() -> None:
         assert distance(got, want) < EXACT
     states = train(
         LearnerState.fresh(start),
-        large.leaf(large.factors),
+        large.synthetic(large.factors),
         small.steps(0, 4),
         large.training.take,
-        large.training.rule,
+        large.training.schedule,
     )
     assert torch.equal(states[-1].parameters[used : used + len(extra)], extra)
 
@@ -427,14 +429,14 @@ def test_positions_that_are_never_trained_change_nothing() -> None:
 def test_adam_is_torchs(weight_decay: float, beta2: float) -> None:
     """Seven steps, with a gradient that is now and then zero or tiny."""
     start = normal(0, 20)
-    state, rule = LearnerState.fresh(start), AdamRule(0.01, weight_decay, beta2=beta2)
+    state, schedule = LearnerState.fresh(start), LearnerAdam(0.01, weight_decay, beta2=beta2)
     theirs = torch.nn.Parameter(start.clone())
     betas = (0.9, beta2)
     optimizer = torch.optim.Adam([theirs], lr=0.01, betas=betas, weight_decay=weight_decay)
     for step in range(7):
         gradient = normal(step + 1, 20)
         gradient[:3] *= torch.tensor([0.0, 1e-9, float(step % 2)])
-        state = adam(state, gradient, rule)
+        state = adam(state, gradient, schedule)
         theirs.grad = gradient
         optimizer.step()
         assert state.age == step + 1
@@ -446,8 +448,8 @@ def test_adam_is_torchs(weight_decay: float, beta2: float) -> None:
 
 def test_training_can_be_cut_anywhere_and_leaves_its_inputs_alone() -> None:
     world = make_world(dropout=0.3, objective="last-and-augmented")
-    X, steps = world.leaf(world.factors), world.steps(0, 5)
-    run = partial(train, take=world.training.take, rule=world.training.rule)
+    X, steps = world.synthetic(world.factors), world.steps(0, 5)
+    run = partial(train, take=world.training.take, schedule=world.training.schedule)
     fresh = LearnerState.fresh(world.start)
     whole = run(fresh, X, steps)
     assert whole[0] is fresh
@@ -477,12 +479,12 @@ def test_inner_loss_by_prefixes(mode: Mode, biased: bool, drawn: list[list[int]]
 
     targets = [[*row, ZETA - 1] for row in drawn] if drawn else [[*range(1, ZETA)]] * 3
     wanted = [predict(row, position) for row in range(3) for position in targets[row]]
-    asked = Asked(
+    asked = TargetPositions(
         torch.tensor([row for row in range(3) for _ in targets[row]]),
         torch.tensor([position for row in targets for position in row]),
     )
     batch = S @ world.V if (mode, biased) == ("shared-items", False) else S
-    found = world.training.loss(world.start, batch, Draws(asked, None))
+    found = world.training.loss(world.start, batch, StepRandomness(asked, None))
     assert distance(found, torch.stack(wanted).mean()) < 1e-12
 
 
@@ -508,9 +510,9 @@ def test_augmented_positions_are_uniform(
     world.training.length = length
     drawn: list[Tensor] = []
     for step in world.training.steps(0, 600, MU, seeded(1)):
-        at = step.noise.asked.at.view(BATCH, 1 + augmented)
+        at = step.randomness.targets.at.view(BATCH, 1 + augmented)
         assert (at[:, 0] == length - 1).all()
-        rows = step.noise.asked.rows.view(BATCH, 1 + augmented)
+        rows = step.randomness.targets.rows.view(BATCH, 1 + augmented)
         assert rows.tolist() == [[row] * (1 + augmented) for row in range(BATCH)]
         drawn.append(at[:, 1:])
     counts = torch.bincount(torch.cat(drawn).flatten(), minlength=length).tolist()
@@ -522,8 +524,10 @@ def test_augmented_positions_are_uniform(
 
 def test_all_positions_are_all_but_the_first() -> None:
     (step,) = make_world().steps(0, 1)
-    assert step.noise.dropout is None
-    asked = list(zip(step.noise.asked.rows.tolist(), step.noise.asked.at.tolist(), strict=True))
+    assert step.randomness.dropout is None
+    asked = list(
+        zip(step.randomness.targets.rows.tolist(), step.randomness.targets.at.tolist(), strict=True)
+    )
     assert sorted(asked) == [(row, at) for row in range(BATCH) for at in range(1, ZETA)]
 
 
@@ -532,7 +536,7 @@ def test_noise_is_the_generators() -> None:
 
     def draw(seed: int) -> list[tuple[Tensor, Tensor]]:
         steps = world.training.steps(0, 4, MU, seeded(seed))
-        return [(step.noise.asked.at, masks(step.noise)) for step in steps]
+        return [(step.randomness.targets.at, masks(step.randomness)) for step in steps]
 
     one, same, other = draw(1), draw(1), draw(2)
     for which in (0, 1):
@@ -542,6 +546,6 @@ def test_noise_is_the_generators() -> None:
         assert any(not torch.equal(one[nth][which], other[nth][which]) for nth in range(4))
 
 
-def masks(draws: Draws) -> Tensor:
-    assert draws.dropout is not None
-    return draws.dropout
+def masks(randomness: StepRandomness) -> Tensor:
+    assert randomness.dropout is not None
+    return randomness.dropout

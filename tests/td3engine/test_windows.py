@@ -1,4 +1,4 @@
-"""Learners unrolled together: against the textbook, one learner at a time, and against `Alone`.
+"""Learners unrolled together: against the textbook, one learner at a time, and against one by one.
 
 What can go wrong is that learners mix, that each other's age, draws or rows are used, or that a
 result is still needed when its memory is used again: so ages, draws and rows all differ, and
@@ -21,12 +21,12 @@ from td3engine.config import Mode
 from td3engine.inner_loop import traced
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.gradients import InnerStep
-from td3engine.inner_loop.learner import SummaryTraining, recommender
+from td3engine.inner_loop.learner import InnerLoopTrainer, recommender
 from td3engine.inner_loop.traced import TracedTake
-from td3engine.inner_loop.windows import Alone, Together, Window
-from td3engine.models.recommender import Draws
+from td3engine.inner_loop.windows import SequentialUnroll, Together, Window
+from td3engine.models.recommender import StepRandomness
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.summary.soft_sequences import reader_for
+from td3engine.summary.soft_sequences import soft_embedding_for
 from tests.td3engine.devices import CPU, DEVICES
 from tests.td3engine.oracles import default_double, distance, leaves, normal
 from tests.td3engine.test_distill import config_of, make
@@ -67,16 +67,19 @@ def together_of(
     own = world.training
     V = world.V.to(device)
     mode: Mode = "from-scratch" if own.model.frozen is None else "shared-items"
-    model, reader = recommender(world.backbone, V, mode), reader_for(V, 1, fixed=mode == MODES[0])
-    recipe = SummaryTraining(model, own.config, own.count, reader, own.length)
-    return Together(recipe, device, compiled=compiled, recompute=recompute)
+    model, soft_embedding = (
+        recommender(world.backbone, V, mode),
+        soft_embedding_for(V, 1, fixed=mode == MODES[0]),
+    )
+    trainer = InnerLoopTrainer(model, own.config, own.count, soft_embedding, own.length)
+    return Together(trainer, device, compiled=compiled, recompute=recompute)
 
 
-def moved(step: InnerStep[Draws], device: torch.device) -> InnerStep[Draws]:
-    asked, dropout = step.noise.asked, step.noise.dropout
+def moved(step: InnerStep[StepRandomness], device: torch.device) -> InnerStep[StepRandomness]:
+    asked, dropout = step.randomness.targets, step.randomness.dropout
     asked = replace(asked, rows=asked.rows.to(device), at=asked.at.to(device))
-    draws = Draws(asked, None if dropout is None else dropout.to(device))
-    return InnerStep(step.rows.to(device), draws)
+    randomness = StepRandomness(asked, None if dropout is None else dropout.to(device))
+    return InnerStep(step.rows.to(device), randomness)
 
 
 @pytest.mark.parametrize(
@@ -101,13 +104,13 @@ def test_meta_gradient_of_learners_together_is_the_textbooks(
     )
     states, windows = learners_of(world)
     factors = leaves(*world.factors)
-    leaf = world.leaf(factors)
-    ends, back = together_of(world, recompute=recompute)(leaf.detach(), states, windows)
+    synthetic = world.synthetic(factors)
+    ends, back = together_of(world, recompute=recompute)(synthetic.detach(), states, windows)
     outer: list[Tensor] = []
     for end in ends:
         (theta,) = leaves(end.parameters)
         outer += torch.autograd.grad(world.real_loss(theta), theta)
-    found = torch.autograd.grad(leaf, factors, back(outer))
+    found = torch.autograd.grad(synthetic, factors, back(outer))
     each = [textbook_gradients(world, *learner) for learner in zip(states, windows, strict=True)]
     for nth, got in enumerate(found):
         assert distance(got, torch.stack([wanted[nth] for wanted in each]).sum(0)) < EXACT
@@ -122,12 +125,12 @@ def test_deeper_learners_with_several_heads() -> None:
 def assert_as_alone(
     world: World, together: Together, ages: Sequence[int], device: torch.device = CPU
 ) -> list[LearnerState]:
-    """Ends and gradient, the latter for outer gradients that are drawn; `Alone` is on the CPU."""
+    """Ends and gradient, the latter for drawn outer gradients; one by one it is on the CPU."""
     states, windows = learners_of(world, ages)
-    leaf = world.leaf(world.factors)
+    synthetic = world.synthetic(world.factors)
     outer = [normal(50 + nth, len(world.start)) for nth in range(len(ages))]
     ends, back = together(
-        leaf.to(device),
+        synthetic.to(device),
         [
             LearnerState(
                 each.parameters.to(device), each.first.to(device), each.second.to(device), each.age
@@ -136,9 +139,11 @@ def assert_as_alone(
         ],
         [[moved(step, device) for step in window] for window in windows],
     )
-    wanted = torch.zeros_like(leaf)
+    wanted = torch.zeros_like(synthetic)
     for nth, (state, window) in enumerate(zip(states, windows, strict=True)):
-        (end,), alone = Alone(world.training, recompute=False)(leaf, [state], [window])
+        (end,), alone = SequentialUnroll(world.training, recompute=False)(
+            synthetic, [state], [window]
+        )
         wanted += alone(outer[nth : nth + 1])
         assert ends[nth].age == end.age == ages[nth] + 4
         for name in ("parameters", "first", "second"):
@@ -194,10 +199,10 @@ def test_more_learners_take_no_more_kernels() -> None:
         together = together_of(world)
         states, windows = learners_of(world, ages)
         outer = [normal(0, len(world.start))] * len(ages)
-        together(world.leaf(world.factors), states, windows)[1](outer)  # traces
-        leaf = world.leaf(world.factors)
+        together(world.synthetic(world.factors), states, windows)[1](outer)  # traces
+        synthetic = world.synthetic(world.factors)
         with Counted() as counted:  # type: ignore[no-untyped-call]
-            together(leaf, states, windows)[1](outer)
+            together(synthetic, states, windows)[1](outer)
         counts.append(counted.count)
     assert counts[1] - counts[0] == 3 * (5 - 2)
     assert counts[0] > 4 * 300
@@ -231,7 +236,7 @@ def test_outer_steps_together_are_those_one_by_one(mode: Mode, outer: dict[str, 
     assert together.best["validation"] == pytest.approx(one_by_one.best["validation"], abs=1e-12)
     for learner, pool in one_by_one.pools.items():
         for wanted, found in zip(pool, together.pools[learner], strict=True):
-            assert (found.state.age, found.owed) == (wanted.state.age, wanted.owed)
+            assert (found.state.age, found.warmup_steps) == (wanted.state.age, wanted.warmup_steps)
             # The gradient of the attention's key bias is rounding, which Adam scales up: no more
             # than a step's rate at a time.
             apart = (found.state.parameters - wanted.state.parameters).abs()

@@ -38,13 +38,13 @@ class Linear:
         self.to_y = to_y
         return to_y @ self.weight, [to_y.t() @ self.x, to_y.sum(0)]
 
-    def forward_along(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        self.x_along, self.weight_along = x, weight
+    def jvp(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        self.x_tangent, self.weight_tangent = x, weight
         return torch.addmm(bias, self.x, weight.t()).addmm_(x, self.weight.t())
 
-    def backward_along(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        to_weight = (to_y.t() @ self.x).addmm_(self.to_y.t(), self.x_along)
-        to_x = (to_y @ self.weight).addmm_(self.to_y, self.weight_along)
+    def backward_jvp(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        to_weight = (to_y.t() @ self.x).addmm_(self.to_y.t(), self.x_tangent)
+        to_x = (to_y @ self.weight).addmm_(self.to_y, self.weight_tangent)
         return to_x, [to_weight, to_y.sum(0)]
 
 
@@ -69,21 +69,21 @@ class Norm:
         )
         return self.to_x, [to_weight, to_bias]
 
-    def forward_along(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        self.weight_along = weight
+    def jvp(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        self.weight_tangent = weight
         self.unit = (self.x - self.mean).mul_(self.scale)
-        self.unit_along = self._through(x)
+        self.unit_tangent = self._through(x)
         self.shrinking = self._mean_of(self.unit, x)  # of the scale, relative
-        return torch.addcmul(bias, self.unit_along, self.weight).addcmul_(self.unit, weight)
+        return torch.addcmul(bias, self.unit_tangent, self.weight).addcmul_(self.unit, weight)
 
-    def backward_along(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        to_weight = (to_y * self.unit).addcmul_(self.to_y, self.unit_along).sum(0)
+    def backward_jvp(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        to_weight = (to_y * self.unit).addcmul_(self.to_y, self.unit_tangent).sum(0)
         to_unit = self.to_y * self.weight
-        to_unit_along = (to_y * self.weight).addcmul_(self.to_y, self.weight_along)
-        to_x = self._through(to_unit_along)
+        to_unit_tangent = (to_y * self.weight).addcmul_(self.to_y, self.weight_tangent)
+        to_x = self._through(to_unit_tangent)
         to_x.addcmul_(self.shrinking, self.to_x, value=-1)
-        to_x.addcmul_(self._mean_of(to_unit, self.unit), self.unit_along, value=-1)
-        to_x.addcmul_(self._mean_of(to_unit, self.unit_along), self.unit, value=-1)
+        to_x.addcmul_(self._mean_of(to_unit, self.unit), self.unit_tangent, value=-1)
+        to_x.addcmul_(self._mean_of(to_unit, self.unit_tangent), self.unit, value=-1)
         return to_x, [to_weight, to_y.sum(0)]
 
     def _through(self, change: Tensor) -> Tensor:
@@ -114,13 +114,13 @@ class Gelu:
         self.to_y = to_y
         return to_y * self.slope
 
-    def forward_along(self, x: Tensor) -> Tensor:
-        self.x_along = x
+    def jvp(self, x: Tensor) -> Tensor:
+        self.x_tangent = x
         return x * self.slope
 
-    def backward_along(self, to_y: Tensor) -> Tensor:
+    def backward_jvp(self, to_y: Tensor) -> Tensor:
         curvature = (2 - self.x * self.x).mul_(self.phi)
-        return (to_y * self.slope).addcmul_(curvature.mul_(self.to_y), self.x_along)
+        return (to_y * self.slope).addcmul_(curvature.mul_(self.to_y), self.x_tangent)
 
 
 class PerHead:
@@ -137,13 +137,13 @@ class PerHead:
         self.to_y = to_y
         return to_y @ self.matrix.mT, self.x.mT @ to_y
 
-    def forward_along(self, x: Tensor, matrix: Tensor) -> Tensor:
-        self.x_along, self.matrix_along = x, matrix
+    def jvp(self, x: Tensor, matrix: Tensor) -> Tensor:
+        self.x_tangent, self.matrix_tangent = x, matrix
         return (x @ self.matrix).baddbmm_(self.x, matrix)
 
-    def backward_along(self, to_y: Tensor) -> tuple[Tensor, Tensor]:
-        to_x = (to_y @ self.matrix.mT).baddbmm_(self.to_y, self.matrix_along.mT)
-        return to_x, (self.x.mT @ to_y).baddbmm_(self.x_along.mT, self.to_y)
+    def backward_jvp(self, to_y: Tensor) -> tuple[Tensor, Tensor]:
+        to_x = (to_y @ self.matrix.mT).baddbmm_(self.to_y, self.matrix_tangent.mT)
+        return to_x, (self.x.mT @ to_y).baddbmm_(self.x_tangent.mT, self.to_y)
 
 
 class Attention:
@@ -172,27 +172,27 @@ class Attention:
         to_q, to_k = self.to_scores @ self.k, self.to_scores.transpose(1, 2) @ self.q
         return to_q, to_k, self.weights.transpose(1, 2) @ to_y
 
-    def forward_along(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        self.q_along, self.k_along, self.v_along = q, k, v
+    def jvp(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        self.q_tangent, self.k_tangent, self.v_tangent = q, k, v
         scores = torch.bmm(q, self.k.transpose(1, 2)).baddbmm_(self.q, k.transpose(1, 2))
-        self.P_along = self._softmax(scores)
-        self.weights_along = self._dropped(self.P_along)
-        return (self.weights_along @ self.v).baddbmm_(self.weights, v)
+        self.P_tangent = self._softmax(scores)
+        self.weights_tangent = self._dropped(self.P_tangent)
+        return (self.weights_tangent @ self.v).baddbmm_(self.weights, v)
 
-    def backward_along(self, to_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        to_v = (self.weights_along.transpose(1, 2) @ self.to_y).baddbmm_(
+    def backward_jvp(self, to_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        to_v = (self.weights_tangent.transpose(1, 2) @ self.to_y).baddbmm_(
             self.weights.transpose(1, 2), to_y
         )
         to_weights = (to_y @ self.v.transpose(1, 2)).baddbmm_(
-            self.to_y, self.v_along.transpose(1, 2)
+            self.to_y, self.v_tangent.transpose(1, 2)
         )
         to_scores = self._softmax(self._dropped(to_weights))
         mean = (self.P * self.to_P).sum(-1, keepdim=True)
-        moved = (self.to_P - mean).mul_(self.P_along).mul_(self.scale)
+        moved = (self.to_P - mean).mul_(self.P_tangent).mul_(self.scale)
         to_scores.add_(moved).addcmul_(self.P, moved.sum(-1, keepdim=True), value=-1)
-        to_q = (to_scores @ self.k).baddbmm_(self.to_scores, self.k_along)
+        to_q = (to_scores @ self.k).baddbmm_(self.to_scores, self.k_tangent)
         to_k = (to_scores.transpose(1, 2) @ self.q).baddbmm_(
-            self.to_scores.transpose(1, 2), self.q_along
+            self.to_scores.transpose(1, 2), self.q_tangent
         )
         return to_q, to_k, to_v
 

@@ -1,4 +1,4 @@
-"""SASRec with its derivatives written out: the four passes of `by_hand`, layer by layer.
+"""SASRec with its derivatives written out: the four passes of `analytic`, layer by layer.
 
 The last layer is computed for the asked positions alone, where every row asks for as many: of a
 learner that predicts 2 events of 49, that layer computes 2 positions and reads the others.
@@ -103,8 +103,8 @@ class TransformerLayer:
     def backward(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
         return self._back(to_y, "backward")
 
-    def backward_along(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self._back(to_y, "backward_along")
+    def backward_jvp(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self._back(to_y, "backward_jvp")
 
     def _back(self, to_y: Tensor, way: str) -> tuple[Tensor, list[Tensor]]:
         """The gradients, or their change: the layers' ways back differ, the path does not."""
@@ -127,20 +127,20 @@ class TransformerLayer:
         gradients = [*qkv, *out, *norm, *up, *down, *output_norm]
         return self.places.put(to_all, to_x + to_picked), gradients
 
-    def forward_along(self, x_ND: Tensor, p: list[Tensor]) -> Tensor:
+    def jvp(self, x_ND: Tensor, p: list[Tensor]) -> Tensor:
         qkv, qkv_bias, out, out_bias, norm, norm_bias, up, up_bias, down, down_bias, *last = p
         query, key, value = self._per_head(qkv, qkv_bias)
         picked = self.places.pick(x_ND)
-        q = self._split(self.query.forward_along(picked, *query))
-        queries = self._rows(self.key.forward_along(q, key))
-        mixed = self.attention.forward_along(queries, *self._events(x_ND, 0.0))
-        mixed = self._join(self.value.forward_along(self._by_head(mixed), value))
-        projected = self.out.forward_along(mixed, out, out_bias)
+        q = self._split(self.query.jvp(picked, *query))
+        queries = self._rows(self.key.jvp(q, key))
+        mixed = self.attention.jvp(queries, *self._events(x_ND, 0.0))
+        mixed = self._join(self.value.jvp(self._by_head(mixed), value))
+        projected = self.out.jvp(mixed, out, out_bias)
         x = picked + drop(projected, self.masks[0])
-        x = self.attention_norm.forward_along(x, norm, norm_bias)
-        fed = self.gelu.forward_along(self.up.forward_along(x, up, up_bias))
-        fed = self.down.forward_along(fed, down, down_bias)
-        return self.output_norm.forward_along(x + drop(fed, self.masks[1]), last[0], last[1])
+        x = self.attention_norm.jvp(x, norm, norm_bias)
+        fed = self.gelu.jvp(self.up.jvp(x, up, up_bias))
+        fed = self.down.jvp(fed, down, down_bias)
+        return self.output_norm.jvp(x + drop(fed, self.masks[1]), last[0], last[1])
 
     def _per_head(self, qkv: Tensor, bias: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """The queries' matrix and bias; (H, d / H, d) of the keys; (H, d + 1, d / H) of the values
@@ -173,7 +173,7 @@ class TransformerLayer:
         return by_head.reshape(self.heads, -1, x.shape[-1])
 
 
-class SASRecByHand:
+class AnalyticSASRec:
     """The encoder of rows that all ask for as many events, or of all positions of rows.
 
     Args:
@@ -220,18 +220,18 @@ class SASRecByHand:
         """Gradients: of the flat parameters (P), and of the input (B, L, d)."""
         return self._back(to_hidden_KD, "backward")
 
-    def backward_along(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
+    def backward_jvp(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
         """Change of both gradients along that direction, given that of the states' gradient."""
-        return self._back(to_hidden_KD, "backward_along")
+        return self._back(to_hidden_KD, "backward_jvp")
 
-    def forward_along(self, parameters_P: Tensor, input_BLD: Tensor | None) -> Tensor:
+    def jvp(self, parameters_P: Tensor, input_BLD: Tensor | None) -> Tensor:
         """Change of the hidden states along a direction; None leaves the input as it is."""
         position, norm_weight, norm_bias, *layers = self.named(parameters_P).values()
         x_BLD = position[: self.length].expand(self.layers[0].places.rows, -1, -1)
         x_ND = (x_BLD if input_BLD is None else x_BLD + input_BLD).flatten(0, 1)
-        x_ND = drop(self.input_norm.forward_along(x_ND, norm_weight, norm_bias), self.input_mask)
+        x_ND = drop(self.input_norm.jvp(x_ND, norm_weight, norm_bias), self.input_mask)
         for layer, chosen in zip(self.layers, _by_layer(layers), strict=True):
-            x_ND = layer.forward_along(x_ND, chosen)
+            x_ND = layer.jvp(x_ND, chosen)
         return x_ND
 
     def _back(self, to_x_ND: Tensor, way: str) -> tuple[Tensor, Tensor]:
