@@ -32,8 +32,8 @@ class Dataset:
     def config(self, backbone: BackboneName, mode: Mode, seed: int = 0) -> DistillConfig:
         """Settings of a distillation with this backbone for this mode."""
         over = merge(self.settings, self.by_mode.get(mode, {}))
-        holdout = {"backbone": {"name": backbone}, "mode": mode, "seed": seed}
-        own = merge(merge(over, {"learner": LEARNERS[backbone]}), holdout)
+        requested = {"backbone": {"name": backbone}, "mode": mode, "seed": seed}
+        own = merge(merge(over, {"learner": LEARNERS[backbone]}), requested)
         return build_config("quality", merge(own, BY_BACKBONE.get(backbone, {})))
 
     def read(self, folder: Path, config: DistillConfig) -> Split:

@@ -42,7 +42,8 @@ from td3engine.evaluation.benchmark import (
 from td3engine.evaluation.table import Row, make_row
 from td3engine.export.sequences import COPIES
 from td3engine.export.soft_targets import TOP_K
-from td3engine.inner_loop.learner import InnerLoopTrainer, Learned, learn_from, recommender
+from td3engine.inner_loop.learner import Learned, learn_from, recommender
+from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.models.backbone import TargetPositions
 from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.models.registry import build_backbone

@@ -15,8 +15,8 @@ from torch import Tensor
 from td3engine.inner_loop.adam import AdamSchedule, LearnerState, PrecomputedSchedule
 from td3engine.inner_loop.gradients import InnerGradient, InnerStep
 from td3engine.inner_loop.graphed import CudaGraph
-from td3engine.inner_loop.learner import InnerLoopTrainer
 from td3engine.inner_loop.traced import TracedTake
+from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.inner_loop.unroll import meta_gradient, train
 from td3engine.models.recommender import StepRandomness
 

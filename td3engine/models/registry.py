@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from td3engine.config import BackboneConfig, BackboneName
 from td3engine.models.backbone import Backbone
-from td3engine.models.bert4rec import BERT4Rec
-from td3engine.models.gru4rec import GRU4Rec
-from td3engine.models.narm import NARM
-from td3engine.models.sasrec import SASRec
+from td3engine.models.backbones.bert4rec import BERT4Rec
+from td3engine.models.backbones.gru4rec import GRU4Rec
+from td3engine.models.backbones.narm import NARM
+from td3engine.models.backbones.sasrec import SASRec
 
 _MODELS: dict[BackboneName, Callable[[BackboneConfig, int], Backbone]] = {
     "sasrec": SASRec,

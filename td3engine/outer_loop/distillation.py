@@ -28,14 +28,8 @@ from td3engine.data.split import Split
 from td3engine.data.windows import training_windows
 from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import LearnerState
-from td3engine.inner_loop.learner import (
-    InnerLoopTrainer,
-    Learned,
-    advance,
-    encode_last,
-    learn_from,
-    recommender,
-)
+from td3engine.inner_loop.learner import Learned, encode_last, learn_from, recommender
+from td3engine.inner_loop.trainer import InnerLoopTrainer, advance
 from td3engine.inner_loop.windows import SequentialUnroll, Together
 from td3engine.losses.softmax import KEPT_SCORES
 from td3engine.models.backbone import Backbone

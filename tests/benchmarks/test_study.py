@@ -12,7 +12,7 @@ from benchmarks.datasets import Dataset
 from benchmarks.quality_rows import of_earlier_releases
 from benchmarks.study import Study, prefix_windows
 from td3engine.config.presets import merge
-from td3engine.models.sasrec import SASRec
+from td3engine.models.backbones.sasrec import SASRec
 from tests.td3engine.oracles import make_split
 from tests.td3engine.small import SMALL, write_small_log
 

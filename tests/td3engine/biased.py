@@ -1,6 +1,6 @@
 """A backbone with an item bias, for tests that need one and not a particular model."""
 
-from td3engine.models.sasrec import SASRec
+from td3engine.models.backbones.sasrec import SASRec
 
 
 class BiasedSASRec(SASRec):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from td3engine.config import BackboneConfig
-from td3engine.models.gru4rec import GRU4Rec
+from td3engine.models.backbones.gru4rec import GRU4Rec
 from tests.td3engine.backbone_kit import (
     EXACT,
     HISTORY,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from td3engine.config import BackboneConfig
-from td3engine.models.narm import BLOCK, NARM
+from td3engine.models.backbones.narm import BLOCK, NARM
 from tests.td3engine.backbone_kit import (
     EXACT,
     WIDTH,

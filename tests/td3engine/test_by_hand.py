@@ -11,7 +11,7 @@ from torch.nn import functional
 from td3engine.config import BackboneConfig
 from td3engine.models.analytic.layers import Attention, Gelu, Linear, Norm, PerHead
 from td3engine.models.backbone import TargetPositions
-from td3engine.models.sasrec import SASRec
+from td3engine.models.backbones.sasrec import SASRec
 from tests.td3engine.oracles import distance, leaves, normal, seeded
 
 EXACT = 1e-12

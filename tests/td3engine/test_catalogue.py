@@ -61,14 +61,14 @@ def test_value_and_both_derivatives(trained: str) -> None:
         assert distance(found, wanted) < EXACT
 
 
-@pytest.mark.parametrize("hvp", [0, 1])
-def test_the_second_derivative_along_one_of_the_first_alone(hvp: int) -> None:
+@pytest.mark.parametrize("along", [0, 1])
+def test_the_second_derivative_along_one_of_the_first_alone(along: int) -> None:
     """Of hidden states and table both trained, only one's gradient is used, and to both."""
     hidden, table, inputs = arguments("both")
     (upstream,) = leaves(normal(2, ROWS))
     seconds = []
     for value in (log_sum_exp(hidden, table), plain(hidden, table)):
-        (first,) = torch.autograd.grad(value, inputs[hvp], upstream, create_graph=True)
+        (first,) = torch.autograd.grad(value, inputs[along], upstream, create_graph=True)
         direction = normal(3, *first.shape)
         seconds.append(torch.autograd.grad(first, [*inputs, upstream], direction))
     for found, wanted in zip(*seconds, strict=True):

@@ -24,8 +24,8 @@ from td3engine.inner_loop.gradients import InnerStep
 from td3engine.inner_loop.learner import recommender
 from td3engine.inner_loop.traced import TracedTake
 from td3engine.inner_loop.unroll import train
+from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
-from td3engine.models.sasrec import SASRec
 from td3engine.models.sequences import gather
 from td3engine.outer_loop import distillation as distill
 from td3engine.outer_loop.distillation import Distillation

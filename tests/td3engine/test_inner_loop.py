@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
-from td3engine.inner_loop.learner import InnerLoopTrainer, Learned, learn, recommender, training_on
+from td3engine.inner_loop.learner import Learned, learn, recommender, training_on
+from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.models.backbone import TargetPositions
+from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
-from td3engine.models.sasrec import SASRec
 from td3engine.summary import soft_sequences as reading
 from td3engine.summary.soft_sequences import DenseProbs
 from td3engine.summary.tucker import Summary

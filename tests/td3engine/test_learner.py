@@ -5,7 +5,8 @@ import torch
 
 from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import LearnerState
-from td3engine.inner_loop.learner import advance, learn, training_on
+from td3engine.inner_loop.learner import learn, training_on
+from td3engine.inner_loop.trainer import advance
 from td3engine.models.registry import build_backbone
 from td3engine.summary.tucker import Summary
 from tests.td3engine.small import small_config

@@ -9,8 +9,8 @@ from td3engine.config import BackboneConfig, Mode
 from td3engine.inner_loop import learner
 from td3engine.inner_loop.learner import encode_last, recommender
 from td3engine.losses.cross_entropy import cross_entropy
+from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import Recommender, StepRandomness
-from td3engine.models.sasrec import SASRec
 from td3engine.models.training_loss import real_loss, unseen_loss
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import Textbook, distance, leaves, normal, seeded

@@ -14,8 +14,9 @@ import torch
 
 from td3engine.config import Mode
 from td3engine.inner_loop.adam import LearnerState
-from td3engine.inner_loop.learner import InnerLoopTrainer, advance, learn_from, recommender
+from td3engine.inner_loop.learner import learn_from, recommender
 from td3engine.inner_loop.recorded import RecordedSteps
+from td3engine.inner_loop.trainer import InnerLoopTrainer, advance
 from td3engine.inner_loop.unroll import train
 from td3engine.models.recommender import StepRandomness
 from td3engine.outer_loop.distillation import Distillation

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from td3engine.inner_loop.gradients import AutogradGradient
-from td3engine.inner_loop.learner import InnerLoopTrainer
+from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.losses.sampled_softmax import NegativeSampler
 from td3engine.outer_loop import item_sampler
 from td3engine.outer_loop.distillation import Distillation

@@ -17,10 +17,11 @@ from td3engine.errors import CompilerError
 from td3engine.inner_loop import traced
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.gradients import InnerGradient
-from td3engine.inner_loop.learner import InnerLoopTrainer, recommender
+from td3engine.inner_loop.learner import recommender
 from td3engine.inner_loop.traced import TracedTake, cut, demand_compiler
+from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.inner_loop.unroll import meta_gradient, train
-from td3engine.models.sasrec import SASRec
+from td3engine.models.backbones.sasrec import SASRec
 from td3engine.summary.soft_sequences import soft_embedding_for
 from tests.td3engine.oracles import distance, normal, seeded
 

@@ -18,12 +18,13 @@ from torch.nn import functional
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
 from td3engine.inner_loop.adam import LearnerAdam, LearnerState, adam
 from td3engine.inner_loop.gradients import AutogradGradient, InnerGradient, InnerStep
-from td3engine.inner_loop.learner import InnerLoopTrainer, recommender
+from td3engine.inner_loop.learner import recommender
+from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.inner_loop.unroll import meta_gradient, train
 from td3engine.losses import softmax
 from td3engine.models.backbone import TargetPositions
+from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
-from td3engine.models.sasrec import SASRec
 from td3engine.summary.soft_sequences import ChunkedQueries, DenseProbs, Precomputed
 from td3engine.summary.tucker import query
 from tests.td3engine.biased import BiasedSASRec

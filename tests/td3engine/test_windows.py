@@ -21,8 +21,9 @@ from td3engine.config import Mode
 from td3engine.inner_loop import traced
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.gradients import InnerStep
-from td3engine.inner_loop.learner import InnerLoopTrainer, recommender
+from td3engine.inner_loop.learner import recommender
 from td3engine.inner_loop.traced import TracedTake
+from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.inner_loop.windows import SequentialUnroll, Together, Window
 from td3engine.models.recommender import StepRandomness
 from td3engine.outer_loop.distillation import Distillation
