@@ -21,12 +21,14 @@ import torch
 from benchmarks.work import PUBLISHED, Work, random_log
 from td3engine.config import DistillConfig, Mode
 from td3engine.config.presets import build_config, merge
+from td3engine.contract import CHECKPOINT_FILE
 from td3engine.data.split import Split
 from td3engine.data.types import Interactions
 from td3engine.data.windows import training_windows
 from td3engine.models.recommender import Recommender
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.pipeline.run import CHECKPOINT_FILE, CHECKPOINT_SHARE, Control, Run
+from td3engine.pipeline.checkpoint import CHECKPOINT_SHARE
+from td3engine.pipeline.run import Control, Run
 from td3engine.ranking.holdout import holdout_set
 from td3engine.teacher.training import FullSteps, LogTraining
 

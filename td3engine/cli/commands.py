@@ -16,8 +16,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from td3engine import events
 from td3engine.config import BackboneName, DistillConfig, Mode
 from td3engine.config.presets import learner_of
+from td3engine.contract import MANIFEST_FILE
 from td3engine.data.normalised import write_normalised
 from td3engine.data.reading import read_log
+from td3engine.data.split import split_log
 from td3engine.data.types import Interactions
 from td3engine.errors import Interrupted, OutputExistsError, WrongLogError
 from td3engine.evaluation.baselines import summary_rows
@@ -27,11 +29,11 @@ from td3engine.export.files import refuse_unwritable, write_csv, write_inter, wr
 from td3engine.export.sequences import sample_sequences, train_guide
 from td3engine.export.soft_targets import soft_top_k
 from td3engine.inner_loop.learner import learn
-from td3engine.pipeline.run import Control, Run, pick_device, split_log
+from td3engine.pipeline.run import Control, Run
 from td3engine.runtime.distributed import join
 from td3engine.runtime.seeding import Purpose, generator
-from td3engine.runtime.torch_setup import configure
-from td3engine.summary.bundle import MANIFEST_FILE, Bundle, load_bundle
+from td3engine.runtime.torch_setup import configure, pick_device
+from td3engine.summary.bundle import Bundle, load_bundle
 
 PHASE_NAMES = {
     "preparing": "reading",
@@ -244,7 +246,7 @@ def prepare_for(
         WrongLogError: after the filter the log's items are not those of the summary.
     """
     config = config or bundle.manifest.config
-    split = split_log(log, config)
+    split = split_log(log, config.data)
     if split.item_ids != bundle.item_ids:
         raise WrongLogError(
             f"the log has {split.n_items} items after the filter and the summary has "

@@ -25,8 +25,8 @@ from td3engine.data.reading import read_log
 from td3engine.errors import UnusableError
 from td3engine.evaluation.baselines import random_user_rows, summary_rows, zero_step_rows
 from td3engine.evaluation.table import Row, results_tables
-from td3engine.pipeline.run import RESULT_SEEDS, pick_device
-from td3engine.runtime.torch_setup import configure
+from td3engine.pipeline.run import RESULT_SEEDS
+from td3engine.runtime.torch_setup import configure, pick_device
 from td3engine.summary.bundle import load_bundle
 
 STOP_SECONDS = 30

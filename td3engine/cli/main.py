@@ -253,7 +253,7 @@ def run(
     checkpoint_seconds: Annotated[float, typer.Option(min=0)] = 60.0,
 ) -> None:
     """One job for a worker: events as JSON lines on stdout (docs/contracts.md)."""
-    from td3engine.cli.engine_process import run_job
+    from td3engine.cli.run import run_job
 
     raise typer.Exit(run_job(data, config, out, checkpoint_seconds))
 

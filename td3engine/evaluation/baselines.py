@@ -18,7 +18,6 @@ from td3engine.data.windows import WindowIndex
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.table import Row, make_row
 from td3engine.inner_loop.learner import Learned, encode_last, learn, recommender
-from td3engine.ranking.holdout import holdout_set
 from td3engine.ranking.metrics import evaluate
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.summary.tucker import Summary
@@ -91,8 +90,7 @@ def popularity_rows(benchmark: Benchmark) -> list[Row]:
 def teacher_rows(benchmark: Benchmark, teachers: Sequence[Trained]) -> list[Row]:
     """The full-data models alone: read `max_history` events, trained on every interaction."""
     split = benchmark.split
-    data = benchmark.config.data
-    holdout = holdout_set(split, "test", data.max_history, data.test_users)
+    holdout = benchmark.holdouts.test(benchmark.config.data.max_history)
     rows = []
     for protocol in benchmark.protocols:
         measured = []

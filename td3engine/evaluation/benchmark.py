@@ -11,7 +11,7 @@ from td3engine.data.split import Split
 from td3engine.inner_loop.learner import encode_last
 from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
-from td3engine.ranking.holdout import HoldoutSet, holdout_set
+from td3engine.ranking.holdout import Holdouts, HoldoutSet
 from td3engine.ranking.metrics import Metrics, Protocol, available_protocols, evaluate
 
 
@@ -22,6 +22,7 @@ class Benchmark:
     split: Split
     config: DistillConfig
     backbone: Backbone
+    holdouts: Holdouts
     validation: HoldoutSet
     test: HoldoutSet
     protocols: Sequence[Protocol]
@@ -35,19 +36,25 @@ class Benchmark:
         config: DistillConfig,
         device: torch.device,
         on_step: Callable[[], None] = lambda: None,
+        holdouts: Holdouts | None = None,
     ) -> "Benchmark":
         """For learners, which read as many events as a summary's sequences train them to.
 
-        `on_step` is called every few steps of a learner and may raise, to end the work early.
+        Args:
+            split: the log.
+            config: of learners.
+            device: where they train.
+            on_step: called every few steps of a learner; may raise, to end the work early.
+            holdouts: of the log, where they have been made.
         """
-        test = holdout_set(split, "test", config.learner_history, config.data.test_users)
+        holdouts = holdouts or Holdouts(split, config.data)
+        test = holdouts.test(config.learner_history)
         return cls(
             split=split,
             config=config,
             backbone=build_backbone(config.backbone, config.data.max_history),
-            validation=holdout_set(
-                split, "validation", config.learner_history, config.data.validation_users
-            ),
+            holdouts=holdouts,
+            validation=holdouts.validation(config.learner_history),
             test=test,
             protocols=available_protocols(test),
             device=device,

@@ -25,18 +25,11 @@ from safetensors import SafetensorError
 from td3engine import __version__
 from td3engine.config import DistillConfig, Mode
 from td3engine.config.presets import merge
+from td3engine.contract import FACTORS_FILE, ITEMS_FILE, MANIFEST_FILE
 from td3engine.errors import BundleError
 from td3engine.summary.tucker import Summary
 
-FACTORS_FILE = "summary.safetensors"
-ITEMS_FILE = "items.parquet"
-MANIFEST_FILE = "manifest.json"
 FACTORS = ("U", "T", "G", "V", "Y")
-MEDIA_TYPES = {
-    FACTORS_FILE: "application/octet-stream",
-    ITEMS_FILE: "application/vnd.apache.parquet",
-    MANIFEST_FILE: "application/json",
-}
 
 
 class Manifest(BaseModel):
