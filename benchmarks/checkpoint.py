@@ -60,7 +60,7 @@ def teacher_state(split: Split, config: DistillConfig) -> dict[str, Any]:
     if isinstance(training.steps, FullSteps):  # sampled ones have their moments from the start
         training.theta.grad = torch.zeros_like(training.theta)
         training.steps.optimizer.step()
-    encoder_P = work.teacher.parameters
+    encoder_P = work.teacher.model.parameters
     training.early = [encoder_P.clone() for _ in range(30)]
     training.best = {**vars(work.teacher), "early": None}
     return {"teacher": training.state()}

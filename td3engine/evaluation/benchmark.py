@@ -4,15 +4,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from td3engine.config import DistillConfig
-from td3engine.data.split import Split
-from td3engine.inner_loop.learner import encode_last
+from td3engine.data.split import Split, split_log
+from td3engine.data.types import Interactions
+from td3engine.errors import WrongLogError
 from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
+from td3engine.models.trained_model import TrainedModel
 from td3engine.ranking.holdout import Holdouts, HoldoutSet
-from td3engine.ranking.metrics import Metrics, Protocol, available_protocols, evaluate
+from td3engine.ranking.metrics import Metrics, Protocol, RankingModel, available_protocols, evaluate
+from td3engine.summary.bundle import Bundle
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,32 @@ class Benchmark:
             on_step=on_step,
         )
 
-    def validate(self, parameters_P: Tensor, table_ND: Tensor) -> float:
+    def validate(self, model: TrainedModel) -> float:
         """Validation NDCG@10 under `full`."""
         self.on_step()
-        scorer = encode_last(self.backbone, parameters_P, table_ND)
-        return evaluate(scorer, table_ND, self.validation, "full")["ndcg@10"]
+        return evaluate(model, self.validation, "full")["ndcg@10"]
 
-    def measure(self, parameters_P: Tensor, table_ND: Tensor) -> dict[Protocol, Metrics]:
+    def measure(self, model: RankingModel) -> dict[Protocol, Metrics]:
         """Test metrics under every available protocol."""
-        scorer = encode_last(self.backbone, parameters_P, table_ND)
-        return {
-            protocol: evaluate(scorer, table_ND, self.test, protocol) for protocol in self.protocols
-        }
+        return {protocol: evaluate(model, self.test, protocol) for protocol in self.protocols}
+
+
+def benchmark_for(
+    bundle: Bundle,
+    log: Interactions,
+    device: torch.device,
+    config: DistillConfig | None = None,
+) -> Benchmark:
+    """The log as a benchmark for learners of this summary, by its own settings or by others.
+
+    Raises:
+        WrongLogError: after the filter the log's items are not those of the summary.
+    """
+    config = config or bundle.manifest.config
+    split = split_log(log, config.data)
+    if split.item_ids != bundle.item_ids:
+        raise WrongLogError(
+            f"the log has {split.n_items} items after the filter and the summary has "
+            f"{len(bundle.item_ids)}, or their ids differ: this is not the log it was made from"
+        )
+    return Benchmark.prepare(split, config, device)

@@ -30,8 +30,8 @@ from td3engine.ranking.holdout import Holdouts
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.torch_setup import configure, cpu_contention, pick_device
 from td3engine.summary.bundle import Manifest, save_bundle
-from td3engine.summary.tucker import Summary
-from td3engine.teacher.training import LogTraining, Trained
+from td3engine.summary.tucker import TuckerSummary
+from td3engine.teacher.training import LogTraining, TrainedOnLog
 
 RESULT_SEEDS = (1, 2, 3)  # learners behind the figures that a manifest carries
 
@@ -64,9 +64,9 @@ class Distilled:
         choice: {"ndcg@10", "step"} of that choice.
     """
 
-    teacher: Trained
-    start: Summary
-    summary: Summary
+    teacher: TrainedOnLog
+    start: TuckerSummary
+    summary: TuckerSummary
     choice: dict[str, float]
 
 
@@ -204,12 +204,12 @@ class Run:
         if any(self.group.any(identity != of_main)):
             raise RanksError("the processes of this run have different logs or configurations")
 
-    def _pretrain(self, saved: dict[str, Any]) -> Trained:
+    def _pretrain(self, saved: dict[str, Any]) -> TrainedOnLog:
         self.clock.enter("pretraining")
-        if "trained" in saved:
-            return Trained(**saved["trained"])
         history, width = self.config.data.max_history, self.config.backbone.hidden
         backbone = build_backbone(self.config.teacher_backbone, history)
+        if "trained" in saved:
+            return TrainedOnLog.of_state(saved["trained"], backbone)
         training = LogTraining(
             self.split,
             Recommender(backbone, self.split.n_items, width),
@@ -226,10 +226,10 @@ class Run:
         for best in self.group.iterate_on_main(training.epochs()):
             report(training.epoch, best)
             self._between_steps(training.epoch, lambda: {"teacher": training.state()})
-        result = vars(training.result()) if self.group.is_main else {}
-        return Trained(**self.group.broadcast(result, self.device))
+        state = training.result().state() if self.group.is_main else {}
+        return TrainedOnLog.of_state(self.group.broadcast(state, self.device), backbone)
 
-    def _distil(self, teacher: Trained, saved: dict[str, Any]) -> Distilled:
+    def _distil(self, teacher: TrainedOnLog, saved: dict[str, Any]) -> Distilled:
         self.clock.enter("distilling")
         distillation = Distillation(
             self.split,
@@ -243,7 +243,7 @@ class Run:
         if "distillation" in saved:
             distillation.restore(saved["distillation"])
         # The teacher's optimizer is most of its state, and is not needed any more.
-        trained = vars(teacher)
+        trained = teacher.state()
 
         def state() -> dict[str, Any]:
             return {"trained": trained, "distillation": distillation.state()}
@@ -306,7 +306,7 @@ class Run:
             numbers_stored={"learned": summary.numbers_learned, "V": summary.V.numel()},
         )
 
-    def _start_rows(self, benchmark: Benchmark, start: Summary) -> list[Row]:
+    def _start_rows(self, benchmark: Benchmark, start: TuckerSummary) -> list[Row]:
         """What distilling has to beat; a start on which learners diverge spoils no job."""
         try:
             return summary_rows(benchmark, "initial summary", start, self.config.mode, RESULT_SEEDS)

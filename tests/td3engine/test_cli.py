@@ -113,7 +113,9 @@ def test_a_summary_made_on_a_gpu_is_for_others_too(
 def test_a_model_that_cannot_be_written_is_refused_before_training(
     log: Path, distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.cli.commands.summary_rows", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "td3engine.evaluation.baselines.summary_rows", lambda *_: pytest.fail("it trained")
+    )
     there = tmp_path / "there.safetensors"
     there.write_bytes(b"mine")
     for path, why in ((there, "exists already"), (tmp_path / "no" / "x", "no folder")):

@@ -135,7 +135,7 @@ def test_a_bundle_says_whom_it_was_distilled_for(whole: Path, scratch: Path) -> 
             "initial summary": mode,
             "TD3 summary": mode,
         }
-    one, other = load_bundle(whole).summary, load_bundle(scratch).summary
+    one, other = load_bundle(whole).factors, load_bundle(scratch).factors
     assert torch.equal(one.V, other.V)  # one teacher
     assert not torch.equal(one.U, other.U)
 
@@ -299,12 +299,12 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
     said = {"softmax": "full"}  # what `auto` came to
     assert bundle.manifest.config == small_config(teacher=said, outer=said)
     assert bundle.manifest.fingerprint == "f" * 64
-    assert bundle.summary.U.shape == (4, 2)
-    assert bundle.summary.T.shape == (8, 2)
-    assert bundle.summary.Y is not None
-    assert bundle.summary.Y.shape == (8, 2)
-    assert bundle.summary.G.shape == (2, 2, 8)
-    assert bundle.summary.V.shape == (len(bundle.item_ids), 8)
+    assert bundle.factors.U.shape == (4, 2)
+    assert bundle.factors.T.shape == (8, 2)
+    assert bundle.factors.Y is not None
+    assert bundle.factors.Y.shape == (8, 2)
+    assert bundle.factors.G.shape == (2, 2, 8)
+    assert bundle.factors.V.shape == (len(bundle.item_ids), 8)
     assert bundle.manifest.numbers_stored == {
         "learned": 4 * 2 + 2 * 8 * 2 + 2 * 2 * 8,
         "V": len(bundle.item_ids) * 8,
@@ -337,8 +337,8 @@ def test_a_bundle_of_the_first_format_has_no_targets_of_its_own(
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     read = load_bundle(tmp_path)
     assert read.manifest.config.summary.targets == "next"
-    assert read.summary.Y is None
-    assert torch.equal(read.summary.predicted, read.summary.read)
+    assert read.factors.Y is None
+    assert torch.equal(read.factors.soft_sequences().targets, read.factors.soft_sequences().inputs)
     manifest["format"] = 2
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="targets"):
@@ -534,7 +534,7 @@ def test_the_teacher_may_have_a_dropout_of_its_own(
     assert rate > 0
     run(log, tmp_path / "own", small_config(teacher={"dropout": 0.0}))
     assert rates == [rate, 0.0]  # of learners, of the teacher
-    own, like = load_bundle(tmp_path / "own").summary, load_bundle(whole).summary
+    own, like = load_bundle(tmp_path / "own").factors, load_bundle(whole).factors
     assert not torch.equal(own.V, like.V)
     run(log, tmp_path / "said", small_config(teacher={"dropout": rate}))
-    assert torch.equal(load_bundle(tmp_path / "said").summary.V, like.V)
+    assert torch.equal(load_bundle(tmp_path / "said").factors.V, like.V)
