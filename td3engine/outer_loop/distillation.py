@@ -25,7 +25,7 @@ from torch import Tensor
 
 from td3engine.config import DistillConfig, Mode, softmax_over
 from td3engine.data.split import Split
-from td3engine.data.windows import training_windows
+from td3engine.data.windows import WindowSampler
 from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.learner import learn_from, recommender
@@ -83,6 +83,7 @@ class Distillation:
         self.holdout, self.device, self.group = holdout, device, group or ProcessGroup()
         # A summary of length zeta trains zeta - 1 positions: learners read no more than that.
         self.history = config.learner_history
+        self.windows = WindowSampler(split, self.history)
         # A biased backbone's table has one more column.
         self.V_ND = teacher.model.table[:, : config.backbone.hidden]
         self.summary = initial_summary(config, split, teacher)
@@ -328,9 +329,8 @@ class Distillation:
         self, theta: Tensor, rng: np.random.Generator, draw: torch.Generator
     ) -> Tensor:
         """Gradient of the surrogate objective on a real batch."""
-        index = training_windows(self.split, self.history, rng)
-        chosen = rng.choice(len(index), min(self.config.outer.batch, len(index)), replace=False)
-        rows = gather(self.split, index.start[chosen], index.end[chosen])
+        windows = self.windows.draw(self.config.outer.batch, rng)
+        rows = gather(self.split, windows.start, windows.end)
         items, lengths = (part.to(self.device) for part in rows)
         if self.recorded is not None:
             return self.recorded.gradient(theta, items, lengths)
