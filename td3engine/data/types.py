@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-LogFormat = Literal["csv", "tsv", "inter", "parquet"]
 LogErrorCode = Literal[
     "missing_column",
     "duplicate_column",
@@ -29,12 +28,13 @@ PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class LogError(ValueError):
-    """A log that cannot be read or used, said so that its owner can mend it.
+    """A log that cannot be read or used; the message says what its owner can change.
 
     Attributes:
         code: stable, for programs.
         message: for people; already names the line and the column where they are known.
-        line: line of the file, 1 being the header (of a Parquet file: row, the first being 1).
+        line: line of a text file, from 1 (the header, if it has one); row, from 1, of a Parquet
+            file or a table in memory.
         column: name of the column, as the file writes it.
     """
 
