@@ -2,7 +2,6 @@
 
 import json
 import signal
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from td3engine import events
 from td3engine.config import BackboneName, DistillConfig, Mode
 from td3engine.config.presets import learner_of
-from td3engine.data.normalised import write_normalised
 from td3engine.data.reading import read_log
 from td3engine.data.types import Interactions
 from td3engine.errors import Interrupted, OutputExistsError, WrongLogError
@@ -256,10 +254,9 @@ def prepare_for(
 def read_with_fingerprint(
     path: Path, read: Callable[[Path], Interactions] = read_log
 ) -> tuple[Interactions, str]:
-    """A log, and the sha256 of its normalised form (what the service calls its fingerprint)."""
+    """A log and its fingerprint."""
     log = read(path)
-    with tempfile.TemporaryDirectory() as scratch:
-        return log, write_normalised(log, Path(scratch) / "log.parquet")
+    return log, log.fingerprint()
 
 
 def _print_results(rows: Sequence[Row], console: Console) -> None:

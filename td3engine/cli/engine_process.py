@@ -3,7 +3,6 @@
 The contract is docs/contracts.md, section 1.
 """
 
-import hashlib
 import json
 import signal
 import sys
@@ -41,9 +40,8 @@ def run_job(data: Path, config: Path, out: Path, checkpoint_seconds: float) -> i
     )
     try:
         settings = DistillConfig.model_validate_json(config.read_bytes())
-        with data.open("rb") as file:
-            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         log = read_normalised(data)
+        fingerprint = log.fingerprint()
         try:
             outcome = Run(log, fingerprint, settings, out, control).run()
         except CheckpointMismatchError as mismatch:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from td3engine.data.fingerprint import fingerprint
+
 LogErrorCode = Literal[
     "missing_column",
     "duplicate_column",
@@ -118,6 +120,18 @@ class Interactions:
     times: Times
     user_ids: list[str]
     item_ids: list[str]
+
+    def fingerprint(self) -> str:
+        """A sha256 of the interactions alone, as 64 hexadecimal digits.
+
+        The same rows give the same fingerprint whatever their format, packing or order, except that
+        rows of one user at one time count in the order of the source. Manifests and checkpoints
+        name their log by it. `data/fingerprint.py` defines the bytes.
+
+        The service's dataset has another fingerprint: the sha256 of its normalised Parquet file
+        (`write_normalised`), which is the address of that file in the store.
+        """
+        return fingerprint(self)
 
 
 class LogStatistics(BaseModel):
