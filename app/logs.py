@@ -101,5 +101,5 @@ def set_up_logging(form: LogFormat) -> None:
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # have handlers of their own
         logger = logging.getLogger(name)
         logger.handlers.clear()
-        logger.propagate = name != "uvicorn.access"  # app.observe logs requests, and knows more
+        logger.propagate = name != "uvicorn.access"  # app.http.access_log knows more
     logging.getLogger("httpx").setLevel(logging.WARNING)

@@ -12,23 +12,23 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic.json_schema import models_json_schema
 
-from app.api import artifacts, datasets, events, health, jobs, keys, submissions, usage
-from app.api.context import Context, problems
-from app.api.job_views import JobSights
-from app.errors import install_error_handlers
+from app.broker import JobQueue
+from app.http.access_log import Observe
+from app.http.auth import PUBLIC_PATHS, Doorkeeper, install_authentication
+from app.http.context import Context, problems
+from app.http.job_views import JobSights
+from app.http.metrics import HttpMetrics, StoreCollector, process_registry
+from app.http.problems import install_error_handlers
+from app.http.readiness import ReadinessChecks
+from app.http.routes import artifacts, datasets, events, health, jobs, keys, submissions, usage
+from app.http.schemas.jobs import JobRequest, JobSettings
+from app.http.schemas.keys import KeyRequest
+from app.http.schemas.problems import Problem
+from app.http.uploads import UploadFolders, upload_limits
 from app.logs import set_up_logging
-from app.metrics import HttpMetrics, StoreCollector, process_registry
-from app.observe import Observe
-from app.queue import JobQueue
-from app.quotas import quotas_for
-from app.readiness import ReadinessChecks
-from app.schemas.jobs import JobRequest, JobSettings
-from app.schemas.keys import KeyRequest
-from app.schemas.problems import Problem
-from app.security import PUBLIC_PATHS, Doorkeeper, install_authentication
 from app.settings import Settings, get_settings
 from app.store.engine import open_store
-from app.uploads import UploadFolders, upload_limits
+from app.store.quotas import quotas_for
 from td3engine.config import DistillConfig
 
 DESCRIPTION = """\

@@ -13,14 +13,14 @@ from typing import Any
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init, worker_shutting_down
 
+from app.broker import TASK, JobQueue, celery_settings
 from app.logs import set_up_logging
-from app.queue import TASK, JobQueue, celery_settings
 from app.settings import Settings, get_settings
 from app.store.engine import Store, open_store
+from worker.attempt import run_job
 from worker.janitor import Janitor
 from worker.metrics import WorkerMetrics
-from worker.supervisor import run_job
-from worker.webhooks import WebhookSender
+from worker.webhook_sender import WebhookSender
 
 logger = logging.getLogger(__name__)
 

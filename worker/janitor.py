@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
+from app.admin.gc import ages_of
 from app.blobs import sql as blobs
-from app.gc import ages_of
-from app.queue import JobQueue
+from app.broker import JobQueue
 from app.settings import Settings
 from app.store import idempotency, jobs
 from app.store.engine import Store, database_now

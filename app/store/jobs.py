@@ -86,7 +86,7 @@ def create(
     retry_of: str | None = None,
     request_id: str | None = None,
 ) -> Job:
-    """A new queued job. Publish its id after the commit (app/queue.py).
+    """A new queued job. Publish its id after the commit (app/broker.py).
 
     Args:
         dataset_id: held (datasets.hold), so that nobody deletes it meanwhile.

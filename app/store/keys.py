@@ -1,4 +1,4 @@
-"""API keys in SQL. A key itself is never here, only its digest (app/apikeys.py)."""
+"""API keys in SQL. A key itself is never here, only its digest (app/api_keys.py)."""
 
 from collections.abc import Collection
 from datetime import UTC, datetime

@@ -10,7 +10,7 @@ import pytest
     "module",
     [
         "app.main",
-        "app.serve",
+        "app.standalone.serve",
         *(f"td3engine{part}" for part in ("", ".config", ".presets", ".client")),
     ],
 )
@@ -30,7 +30,7 @@ def test_no_torch_is_imported(module: str) -> None:
 
 
 def test_app_imports_of_the_engine_only_its_torch_free_contract() -> None:
-    program = "import app.main, app.serve, sys; print(*sorted(sys.modules))"
+    program = "import app.main, app.standalone.serve, sys; print(*sorted(sys.modules))"
     found = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout.split()

@@ -28,8 +28,8 @@ from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from app.blobs import sql as blobs
-from app.launch import die_with_parent
 from app.main import app
+from app.processes.launch import die_with_parent
 from app.store import jobs
 from tests.faults.points import FOLDER_VARIABLE, fire
 from worker.celery_app import celery_app

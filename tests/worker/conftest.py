@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from app.blobs import sql as blobs
-from app.queue import JobQueue
+from app.broker import JobQueue
 from app.store import datasets, job_reads, jobs
 from app.store.engine import Store, open_store
 from app.store.models import DEFAULT_TENANT, Job

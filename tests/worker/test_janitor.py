@@ -11,7 +11,7 @@ from kombu.exceptions import OperationalError
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.queue import QUEUE, JobQueue
+from app.broker import QUEUE, JobQueue
 from app.settings import Settings
 from app.store import jobs
 from app.store.models import Job
@@ -62,7 +62,7 @@ def test_new_jobs_do_not_hide_a_lost_one(service: Service, tmp_path: Path) -> No
 def test_a_broker_that_is_frozen_holds_up_nobody_for_long(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.queue._ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("app.broker._ANSWER_SECONDS", 0.1)
     path = tmp_path / "frozen.sock"
     with socket.socket(socket.AF_UNIX) as frozen:
         frozen.bind(str(path))

@@ -12,8 +12,8 @@ from app.settings import Settings
 from app.store import job_reads
 from app.store.models import DEFAULT_TENANT
 from tests.worker.conftest import ROOT, Script, Service, cancel
+from worker.attempt import run_job
 from worker.metrics import WorkerMetrics
-from worker.supervisor import run_job
 
 ENGINE = [sys.executable, "-S", str(ROOT / "tests/worker/fake_engine.py")]
 PAUSE = 77.0

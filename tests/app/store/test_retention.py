@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app import gc
+from app.admin import gc
 from app.settings import Settings
 from app.store import datasets, job_reads, jobs, retention
 from app.store.engine import Store

@@ -1,0 +1,16 @@
+"""`python -m app.admin.openapi FILE`: write the OpenAPI document of this release."""
+
+import json
+import sys
+from pathlib import Path
+
+from app.main import app
+
+
+def document() -> str:
+    """The document as it is committed: docs/openapi.json."""
+    return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(document(), encoding="utf-8")

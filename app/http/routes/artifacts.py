@@ -1,0 +1,154 @@
+"""What a job made: the list, each file, and the summary as one zip."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from app.blobs import sql as blobs
+from app.http.auth import CallerDep
+from app.http.context import ContextDep, StrictRoute, problems
+from app.http.downloads import Download, respond
+from app.http.problems import ApiError, not_found
+from app.http.routes.jobs import load_job
+from app.http.schemas.common import Page
+from app.http.schemas.jobs import Artifact, Job
+from app.http.summary_zip import Member, bundle_etag, stream_zip
+
+router = APIRouter(prefix="/jobs", tags=["artifacts"], route_class=StrictRoute)
+
+BUNDLE_NAMES = ("manifest.json", "items.parquet", "summary.safetensors")
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+# What the engine's artifacts are.
+_ARTIFACT_CONTENT: dict[str, Any] = {
+    "application/json": {"schema": {}},
+    "application/octet-stream": _BINARY,
+    "application/vnd.apache.parquet": _BINARY,
+}
+
+
+def _header(description: str) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+_ETAG_HEADER = {"ETag": _header("Strong: names these very bytes.")}
+_SUMMARY_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The zip file.",
+        "content": {"application/zip": _BINARY},
+        "headers": _ETAG_HEADER,
+    },
+    304: {"description": "The client has it: `If-None-Match` names its ETag."},
+    **problems(
+        _404="`job_not_found`",
+        _409="`job_not_succeeded`: there is no summary (yet).",
+        _412="`precondition_failed`: `If-Match` names something else.",
+    ),
+}
+_ARTIFACT_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file.",
+        "content": _ARTIFACT_CONTENT,
+        "headers": {**_ETAG_HEADER, "Accept-Ranges": _header("`bytes`")},
+    },
+    206: {
+        "description": "The bytes that `Range: bytes=...` asks for (one range).",
+        "content": _ARTIFACT_CONTENT,
+        "headers": {**_ETAG_HEADER, "Content-Range": _header("Which bytes, of how many.")},
+    },
+    304: _SUMMARY_RESPONSES[304],
+    **problems(
+        _404="`job_not_found` or `artifact_not_found`",
+        _409="`job_not_succeeded`: it has no artifacts (yet).",
+        _412="`precondition_failed`: `If-Match` names something else.",
+        _416="`range_not_satisfiable`: the file is shorter, see `Content-Range`.",
+    ),
+}
+
+
+@router.get(
+    "/{job_id}/artifacts",
+    operation_id="listArtifacts",
+    responses=problems(_404="`job_not_found`"),
+)
+def list_artifacts(job_id: str, context: ContextDep, caller: CallerDep) -> Page[Artifact]:
+    """The files that the job made, all of them; none before it has succeeded."""
+    return Page(data=load_job(context, caller, job_id).artifacts, has_more=False)
+
+
+@router.head(
+    "/{job_id}/summary",
+    operation_id="headSummary",
+    response_class=Response,
+    responses=_SUMMARY_RESPONSES,
+)
+@router.get(
+    "/{job_id}/summary",
+    operation_id="downloadSummary",
+    response_class=Response,
+    responses=_SUMMARY_RESPONSES,
+)
+def download_summary(
+    job_id: str, request: Request, context: ContextDep, caller: CallerDep
+) -> Response:
+    """The summary: `summary.safetensors`, `items.parquet` and `manifest.json` as one zip, which has
+    the same bytes each time. It is made while it is sent, so without ranges: to resume a download,
+    fetch the artifacts.
+    """
+    job = load_job(context, caller, job_id)
+    files = {artifact.name: artifact for artifact in _artifacts(job)}
+    members = [Member(name, files[name].bytes, files[name].sha256) for name in BUNDLE_NAMES]
+
+    def read(_start: int, _stop: int | None) -> Iterator[bytes]:
+        for member in members:  # now, while a missing blob can still be told
+            blobs.open_reader(context.store, member.sha256)
+        return stream_zip(members, lambda sha256: blobs.open_reader(context.store, sha256))
+
+    return respond(
+        request,
+        Download(f"{job.id}.zip", "application/zip", bundle_etag(members), size=None, read=read),
+    )
+
+
+@router.head(
+    "/{job_id}/artifacts/{name}",
+    operation_id="headArtifact",
+    response_class=Response,
+    responses=_ARTIFACT_RESPONSES,
+)
+@router.get(
+    "/{job_id}/artifacts/{name}",
+    operation_id="downloadArtifact",
+    response_class=Response,
+    responses=_ARTIFACT_RESPONSES,
+)
+def download_artifact(
+    job_id: str, name: str, request: Request, context: ContextDep, caller: CallerDep
+) -> Response:
+    """One file that the job made; its ETag is its sha256. `Range` (one, with or without `If-Range`)
+    resumes a download that broke off.
+    """
+    job = load_job(context, caller, job_id)
+    artifact = next((one for one in _artifacts(job) if one.name == name), None)
+    if artifact is None:
+        raise not_found("artifact", name)
+    return respond(
+        request,
+        Download(
+            artifact.name,
+            artifact.media_type,
+            etag=f'"{artifact.sha256}"',
+            size=artifact.bytes,
+            read=lambda start, stop: blobs.open_reader(
+                context.store, artifact.sha256, start=start, stop=stop
+            ),
+        ),
+    )
+
+
+def _artifacts(job: Job) -> list[Artifact]:
+    if job.status != "succeeded":
+        raise ApiError(
+            409, "job_not_succeeded", f"The job is {job.status}: it has made no summary."
+        )
+    return job.artifacts

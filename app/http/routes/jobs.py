@@ -1,0 +1,246 @@
+"""Jobs: list, look at (and wait for), cancel, delete. Made in routes/submissions.py."""
+
+import asyncio
+import re
+import time
+from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy.orm import Session
+
+from app.http.auth import Caller, CallerDep, caller_of
+from app.http.context import After, Context, ContextDep, Limit, StrictRoute, context_of, problems
+from app.http.downloads import not_modified
+from app.http.job_views import Sight, job_view
+from app.http.problems import ApiError, not_found
+from app.http.schemas.common import Name, Page, Time
+from app.http.schemas.jobs import Job, MetricsPoint, WebhookDelivery
+from app.store import job_reads, jobs, webhooks
+from app.store import models as rows
+from app.store.engine import database_now
+from app.store.models import JobStatus
+from app.store.retention import remove_job
+
+router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
+
+LONGEST_WAIT_SECONDS = 60
+MAX_SEQUENCE = 2**31 - 1
+_POLL_SECONDS = (0.1, 1.0)  # first and longest pause while waiting for a job
+
+
+@router.get(
+    "/{job_id}",
+    operation_id="getJob",
+    response_model=Job,
+    responses={
+        **problems(_404="`job_not_found`"),
+        200: {
+            "headers": {
+                "ETag": {"schema": {"type": "string"}},
+                "Preference-Applied": {"schema": {"type": "string"}},
+            }
+        },
+        304: {"description": "As it was at the ETag in `If-None-Match`."},
+    },
+    openapi_extra={
+        "parameters": [
+            {
+                "name": "job_id",
+                "in": "path",
+                "required": True,
+                "schema": {"type": "string", "title": "Job Id"},
+            },
+            {
+                "name": "prefer",
+                "in": "header",
+                "schema": {"type": "string", "title": "Prefer"},
+                "description": "`wait=N`: answer once the job is over, or after N (<= 60) seconds.",
+            },
+        ]
+    },
+)
+async def get_job(request: Request) -> Response:
+    """One job."""
+    # No parameters or dependencies: FastAPI would take a fifth of a poll to resolve them.
+    seconds = _wanted_wait(request.headers.getlist("prefer"))
+    sight = await _wait_until_over(request, request.path_params["job_id"], seconds or 0)
+    headers = {"ETag": sight.etag, "Cache-Control": "no-cache", "Vary": "Prefer"}
+    if seconds is not None:
+        headers["Preference-Applied"] = f"wait={seconds}"
+    if not_modified(request, sight.etag):
+        return Response(status_code=304, headers=headers)
+    return Response(sight.content, headers=headers, media_type="application/json")
+
+
+@router.get("", operation_id="listJobs")
+def list_jobs(
+    context: ContextDep,
+    caller: CallerDep,
+    limit: Limit = 20,
+    after: After = None,
+    status: Annotated[JobStatus | None, Query(description="Only jobs of this status.")] = None,
+    dataset_id: Annotated[
+        str | None,
+        Query(max_length=100, pattern=r"^\w+$", description="Only jobs of this dataset."),
+    ] = None,
+    name: Annotated[Name | None, Query(description="Only jobs that are called exactly so.")] = None,
+    created_after: Annotated[
+        Time | None,
+        Query(description="Only jobs made after this time (RFC 3339, with its zone)."),
+    ] = None,
+    created_before: Annotated[
+        Time | None, Query(description="Only jobs made before this time.")
+    ] = None,
+) -> Page[Job]:
+    """Newest first."""
+    with context.store.read() as session:
+        found, has_more = job_reads.page(
+            session,
+            tenant_id=caller.tenant_id,
+            limit=limit,
+            after=after,
+            status=status,
+            dataset_id=dataset_id,
+            name=name,
+            created_after=created_after,
+            created_before=created_before,
+        )
+        return Page(data=[job_view(row) for row in found], has_more=has_more)
+
+
+@router.post(
+    "/{job_id}/cancel",
+    status_code=202,
+    operation_id="cancelJob",
+    responses=problems(_404="`job_not_found`", _409="`job_is_over`: it has ended already."),
+)
+def cancel_job(job_id: str, context: ContextDep, caller: CallerDep) -> Job:
+    """Ask for the job's end. A queued job is cancelled at once, a running one is `cancelling` until
+    its process is gone. Asking again changes nothing.
+    """
+    with context.store.write() as session:
+        find_job(session, caller, job_id)
+        outcome = jobs.request_cancel(
+            session, job_id, database_now(session), tenant_id=caller.tenant_id
+        )
+        job = job_view(find_job(session, caller, job_id))
+    if outcome == "terminal":
+        raise ApiError(409, "job_is_over", f"The job is {job.status}: there is nothing to cancel.")
+    return job
+
+
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    operation_id="deleteJob",
+    responses=problems(_404="`job_not_found`", _409="`job_not_over`: cancel it first."),
+)
+def delete_job(job_id: str, context: ContextDep, caller: CallerDep) -> None:
+    """Delete a job that is over, with its events and artifacts."""
+    with context.store.write() as session:
+        find_job(session, caller, job_id)
+        outcome = remove_job(session, job_id, tenant_id=caller.tenant_id)
+    if outcome == "not_over":
+        raise ApiError(409, "job_not_over", "The job is not over: cancel it first.")
+
+
+@router.get(
+    "/{job_id}/metrics",
+    operation_id="listJobMetrics",
+    responses=problems(_404="`job_not_found`"),
+)
+def list_job_metrics(
+    job_id: str,
+    context: ContextDep,
+    caller: CallerDep,
+    *,
+    limit: Limit = 100,
+    after: Annotated[
+        int,
+        Query(ge=0, le=MAX_SEQUENCE, description="Points whose sequence is above this one."),
+    ] = 0,
+) -> Page[MetricsPoint]:
+    """How far the job was and how good, over time: a point for each stored progress event. An
+    attempt that goes on from a checkpoint repeats the steps since then.
+    """
+    with context.store.read() as session:
+        find_job(session, caller, job_id)
+        found = job_reads.events(
+            session,
+            job_id,
+            tenant_id=caller.tenant_id,
+            after=after,
+            limit=limit + 1,
+            type_="progress",
+        )
+    points = [
+        MetricsPoint(sequence=event.sequence, created_at=event.created_at, **event.data)
+        for event in found[:limit]
+    ]
+    return Page(data=points, has_more=len(found) > limit)
+
+
+@router.get(
+    "/{job_id}/deliveries",
+    operation_id="listJobDeliveries",
+    responses=problems(_404="`job_not_found`"),
+)
+def list_job_deliveries(
+    job_id: str, context: ContextDep, caller: CallerDep
+) -> Page[WebhookDelivery]:
+    """The messages to the job's webhook and how they fare, all of them; none before its end."""
+    with context.store.read() as session:
+        find_job(session, caller, job_id)
+        found = webhooks.of_job(session, job_id)
+    return Page(data=[WebhookDelivery.model_validate(row) for row in found], has_more=False)
+
+
+def find_job(session: Session, caller: Caller, job_id: str) -> rows.Job:
+    """The caller's job.
+
+    Raises:
+        ApiError: 404 `job_not_found`.
+    """
+    # What cannot be an id is not asked for: PostgreSQL refuses null characters.
+    known = job_id.isidentifier()
+    row = job_reads.get(session, job_id, tenant_id=caller.tenant_id) if known else None
+    if row is None:
+        raise not_found("job", job_id)
+    return row
+
+
+def load_job(context: Context, caller: Caller, job_id: str) -> Job:
+    """The caller's job as it is now; raises as `find_job` does."""
+    with context.store.read() as session:
+        return job_view(find_job(session, caller, job_id))
+
+
+def _wanted_wait(prefer: Sequence[str]) -> int | None:
+    """Seconds of `Prefer: wait=N` (RFC 7240), at most a minute; a malformed one is ignored."""
+    if not prefer:
+        return None
+    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\b", ",".join(prefer), re.IGNORECASE)
+    return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else None
+
+
+async def _wait_until_over(request: Request, job_id: str, seconds: int) -> Sight:
+    """The job, once it is over or `seconds` have passed or the client has left.
+
+    Between two looks neither a thread nor a connection is held.
+    """
+    context, caller = context_of(request), caller_of(request)
+    deadline = time.monotonic() + seconds
+    pause, longest_pause = _POLL_SECONDS
+    while True:
+        # What cannot be an id is not asked for, as in find_job.
+        sight = await context.sights.of(caller.tenant_id, job_id) if job_id.isidentifier() else None
+        if sight is None:
+            raise not_found("job", job_id)
+        left = deadline - time.monotonic()
+        over = sight.over or left <= 0 or context.stopping.is_set()
+        if over or await request.is_disconnected():
+            return sight
+        await asyncio.sleep(min(pause, left))
+        pause = min(pause * 1.5, longest_pause)
+        await context.doorkeeper.check_again(caller)

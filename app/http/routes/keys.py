@@ -1,0 +1,109 @@
+"""API keys of the caller's tenant: make, list, look at, revoke. For keys of scope `admin`."""
+
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from app.api_keys import issue
+from app.http.auth import AdminDep, Caller
+from app.http.body import Patience
+from app.http.context import After, Context, ContextDep, Limit, StrictRoute, problems
+from app.http.json_body import parse, read_json
+from app.http.problems import field_error, not_found
+from app.http.schemas.common import Page
+from app.http.schemas.keys import Key, KeyRequest, NewKey
+from app.store import keys
+
+router = APIRouter(prefix="/keys", tags=["keys"], route_class=StrictRoute)
+
+
+@router.post(
+    "",
+    status_code=201,
+    operation_id="createKey",
+    responses={
+        201: {
+            "description": "Made. The answer is the only one that has the key itself.",
+            "headers": {"Location": {"schema": {"type": "string"}}},
+        },
+        **problems(
+            _400="`invalid_json`",
+            _408="`body_stalled`: the client stopped sending; or `body_too_slow`.",
+            _413="`too_large`",
+            _415="`unsupported_media_type`",
+        ),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/KeyRequest"}}
+            },
+        }
+    },
+)
+async def create_key(
+    request: Request, response: Response, context: ContextDep, caller: AdminDep
+) -> NewKey:
+    """Make a key of your own tenant."""
+    asked = parse(KeyRequest, await read_json(request, Patience.of(context.settings)))
+    response.headers["Cache-Control"] = "no-store"
+    made = await run_in_threadpool(_create, context, caller, asked)
+    response.headers["Location"] = f"/keys/{made.id}"
+    return made
+
+
+def _create(context: Context, caller: Caller, asked: KeyRequest) -> NewKey:
+    if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
+        raise field_error("expires_at", "past", "It must be in the future")
+    with context.store.write() as session:
+        row, key = issue(
+            session,
+            context.settings,
+            tenant_id=caller.tenant_id,
+            name=asked.name,
+            scope=asked.scope,
+            expires_at=asked.expires_at,
+        )
+    return NewKey(**Key.model_validate(row).model_dump(), key=key)
+
+
+@router.get("", operation_id="listKeys")
+def list_keys(
+    context: ContextDep, caller: AdminDep, limit: Limit = 20, after: After = None
+) -> Page[Key]:
+    """Newest first; those that were revoked or have expired as well."""
+    with context.store.read() as session:
+        found, has_more = keys.page(session, tenant_id=caller.tenant_id, limit=limit, after=after)
+    return Page(data=[Key.model_validate(row) for row in found], has_more=has_more)
+
+
+@router.get("/{key_id}", operation_id="getKey", responses=problems(_404="`key_not_found`"))
+def get_key(key_id: str, context: ContextDep, caller: AdminDep) -> Key:
+    """One key."""
+    with context.store.read() as session:
+        row = (
+            keys.get(session, key_id, tenant_id=caller.tenant_id) if key_id.isidentifier() else None
+        )
+    if row is None:
+        raise not_found("key", key_id)
+    return Key.model_validate(row)
+
+
+@router.delete(
+    "/{key_id}",
+    status_code=204,
+    operation_id="revokeKey",
+    responses=problems(_404="`key_not_found`"),
+)
+def revoke_key(key_id: str, context: ContextDep, caller: AdminDep) -> None:
+    """Revoke a key, also the one that you use: its next request is refused. It stays in the list.
+    Asking again changes nothing.
+    """
+    with context.store.write() as session:
+        known = key_id.isidentifier() and keys.revoke(
+            session, key_id, datetime.now(UTC), tenant_id=caller.tenant_id
+        )
+    if not known:
+        raise not_found("key", key_id)
