@@ -1,11 +1,11 @@
-"""API keys as text: how one is made, told from other text, and recognised without being kept.
+"""API keys: their format, and the digest that the database stores.
 
     td3_01m84jx25zewj3pagw0dhmba0j_9c4t…k7q
-        which key: the end of its id    160 random bits, then a checksum
+        the id without its prefix       160 random bits, then a checksum
 
-The prefix is for people and for scanners of secrets; the checksum tells a mistyped key from a
-wrong one without asking the database. What is stored is an HMAC of the whole text: who reads the
-database cannot make a key from it, nor test guesses without the server's secret.
+The prefix helps people and secret scanners. The checksum detects a mistyped key without a query.
+The database stores an HMAC of the whole key: a copy of the database yields no key, and guesses
+cannot be tested without the server's secret.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _SECRET_BITS = 160
 _SECRET_LENGTH = 32
 _CHECKSUM_LENGTH = 7
 _ALPHABET = "[0-9a-hjkmnp-tv-z]"
-_FORM = re.compile(
+_FORMAT = re.compile(
     f"{KEY_PREFIX}(?P<id>{_ALPHABET}{{26}})_(?P<secret>{_ALPHABET}{{{_SECRET_LENGTH}}})"
     f"(?P<checksum>{_ALPHABET}{{{_CHECKSUM_LENGTH}}})"
 )
@@ -45,11 +45,11 @@ def make_key(key_id: str) -> str:
 
 
 def key_id_of(key: str) -> str | None:
-    """The id that the text names, or None where it cannot be a key of ours."""
-    found = _FORM.fullmatch(key)
-    if found is None or _checksum(key[:-_CHECKSUM_LENGTH]) != found["checksum"]:
+    """The id of an API key, or None if the text is no valid key."""
+    match = _FORMAT.fullmatch(key)
+    if match is None or _checksum(key[:-_CHECKSUM_LENGTH]) != match["checksum"]:
         return None
-    return _ID_PREFIX + found["id"]
+    return _ID_PREFIX + match["id"]
 
 
 def issue(
@@ -61,7 +61,15 @@ def issue(
     scope: Scope,
     expires_at: datetime | None,
 ) -> tuple[ApiKey, str]:
-    """A new key of a tenant that there is: its row, and the key, which nobody can show again."""
+    """Create a key of an existing tenant.
+
+    Returns:
+        Its row, and the key itself, which is not stored and cannot be shown again.
+
+    Raises:
+        sqlalchemy.exc.IntegrityError: there is no such tenant.
+        OSError: the server's secret cannot be written.
+    """
     key_id = new_id(_ID_PREFIX.rstrip("_"))
     key = make_key(key_id)
     row = keys.create(
@@ -77,12 +85,12 @@ def issue(
 
 
 def digest(key: str, secret: bytes) -> str:
-    """What is stored in place of the key."""
+    """The HMAC that is stored in place of the key."""
     return hmac.new(secret, key.encode(), hashlib.sha256).hexdigest()
 
 
 def read_secret(settings: Settings) -> bytes | None:
-    """The server's secret: the setting, or the file in the data folder; None where neither is."""
+    """The server's secret: from the settings, else from the data folder; None if neither has it."""
     if settings.key_secret is not None:
         return settings.key_secret.get_secret_value().encode()
     try:
@@ -92,13 +100,18 @@ def read_secret(settings: Settings) -> bytes | None:
 
 
 def ensure_secret(settings: Settings) -> bytes:
-    """The server's secret, made in the data folder (for its owner only) where there is none."""
-    found = read_secret(settings)
-    if found is not None:
-        return found
+    """The server's secret; created in the data folder, readable by its owner only, if missing.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    secret = read_secret(settings)
+    if secret is not None:
+        return secret
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     path = settings.data_dir / _SECRET_FILE
-    # Complete before it has its name, and the first to give it wins: two processes get one secret.
+    # The file is complete before it is linked to its name, and the first link wins. So concurrent
+    # processes get the same secret.
     temporary = path.with_name(f".{path.name}-{secrets.token_hex(4)}")
     try:
         with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as f:
@@ -115,7 +128,7 @@ def _link(source: Path, target: Path) -> None:
     try:
         target.hardlink_to(source)
     except FileExistsError:
-        return  # somebody was faster
+        return  # another process was faster
 
 
 def _checksum(body: str) -> str:

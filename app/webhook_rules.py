@@ -1,7 +1,7 @@
-"""What a webhook may be, and how its messages are signed (Standard Webhooks, standardwebhooks.com).
+"""Rules for webhooks: allowed URLs and addresses, and signatures (standardwebhooks.com).
 
-A webhook's URL comes from a client and is called from inside our network, so what matters is not
-what it says but where it leads: every address is checked at the moment of connecting.
+Clients choose the URLs and the service calls them from inside its network. So each resolved address
+is checked when connecting, because a host name says nothing about where it leads.
 """
 
 import base64
@@ -14,25 +14,25 @@ import httpx
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
-SECRET_PREFIX = "whsec_"  # noqa: S105 - what every secret begins with
-_SECRET_BYTES = range(24, 65)  # as the standard has it
+SECRET_PREFIX = "whsec_"  # noqa: S105 - the prefix of every secret
+_SECRET_BYTES = range(24, 65)  # by the standard
 _LONGEST_URL = 2000
-# IPv6 that wraps IPv4 and may be unwrapped on the way (NAT64): judged by what is inside.
+# IPv6 addresses that NAT64 gateways translate to IPv4: the inner address is checked.
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-# All of IPv6 that is public. `is_global` is true for more: for what wraps IPv4 in other ways, and
-# for the site-local addresses of old.
+# All public IPv6 addresses. `is_global` also accepts other IPv4 wrappers and deprecated site-local
+# addresses.
 _PUBLIC_IPV6 = ipaddress.IPv6Network("2000::/3")
 
 
 def check_url(url: str, allowed: Sequence[IPNetwork]) -> None:
-    """Refuse what could never be delivered. Where the name leads is only known when it is called.
+    """Check a webhook's URL, except for its host name, which is resolved at each delivery.
 
     Args:
-        allowed: networks that may be called although they are not public; with any of them plain
-            HTTP is allowed too.
+        url: from a client.
+        allowed: non-public networks that may be called. If there are any, plain HTTP is allowed.
 
     Raises:
-        ValueError: says what is wrong.
+        ValueError: the text says what is wrong.
     """
     if len(url) > _LONGEST_URL:
         raise ValueError(f"It has more than {_LONGEST_URL} characters")
@@ -58,7 +58,7 @@ def check_url(url: str, allowed: Sequence[IPNetwork]) -> None:
 
 
 def may_call(address: IPAddress, allowed: Sequence[IPNetwork]) -> bool:
-    """Whether a webhook may lead to this address: a public one, or one in a network we allow."""
+    """Whether a webhook may connect to this address: it is public, or in an allowed network."""
     address = _unwrapped(address)
     if any(address in network for network in allowed):
         return True
@@ -68,10 +68,10 @@ def may_call(address: IPAddress, allowed: Sequence[IPNetwork]) -> bool:
 
 
 def check_secret(secret: str) -> None:
-    """Refuse what is not `whsec_` and base64 of 24 to 64 bytes.
+    """Check that a secret is `whsec_` and base64 of 24 to 64 bytes.
 
     Raises:
-        ValueError: says what is wrong.
+        ValueError: the text says what is wrong.
     """
     try:
         size = len(_secret_bytes(secret))
@@ -82,7 +82,14 @@ def check_secret(secret: str) -> None:
 
 
 def signed_headers(secret: str, message_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers that prove where a message comes from, and when it was sent."""
+    """The headers that prove a message's sender and time.
+
+    Args:
+        secret: of the webhook; `check_secret` accepts it.
+        message_id: the same at each attempt.
+        timestamp: seconds since 1970.
+        body: of the request.
+    """
     signed = b"%s.%d.%s" % (message_id.encode(), timestamp, body)
     digest = hmac.digest(_secret_bytes(secret), signed, hashlib.sha256)
     return {

@@ -1,9 +1,8 @@
-"""One attempt at one job: claim it, run the engine on it, keep what the engine says, settle it.
+"""One attempt at a job: claim it, run the engine, store its events and artifacts, end the attempt.
 
-What the job becomes is decided once the engine is gone, and every step is fenced by the lease.
+The outcome is decided after the engine's process has ended. The lease fences every write.
 """
 
-import errno
 import json
 import logging
 import os
@@ -18,13 +17,15 @@ from typing import Any, TypeVar, assert_never
 
 from sqlalchemy.orm import Session
 
-from app.blobs import sql as blobs
+from app.blobs.protocol import BlobStore, get_to_file
 from app.broker import JobQueue
+from app.engine_contract import CHECKPOINT_FILE, ERROR_NO_DEVICE, EXIT_REFUSED
+from app.errors import DISK_FULL
 from app.logs import log_fields
 from app.settings import Settings
 from app.store import datasets, jobs
 from app.store.engine import Store, database_now
-from worker.engine_process import Child, engine_logger
+from worker.engine_process import EngineProcess, engine_logger
 from worker.events import (
     ArtifactFile,
     CheckpointEvent,
@@ -36,15 +37,10 @@ from worker.events import (
     parse_event,
 )
 from worker.folders import work_folder
-from worker.lease_heartbeat import LeaseLostError, Pulse
+from worker.lease_heartbeat import LeaseHeartbeat, LeaseLostError
 from worker.metrics import WorkerMetrics
 
-EXIT_PERMANENT = 65
-# The one refusal that says nothing about the job: another worker may have the device.
-_NO_DEVICE = "no_device"
-# No room at all, for this user, or in one file. (app.http is not for workers.)
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_PROGRESS_SECONDS = 1.0  # the store keeps at most one progress event in so long
+_PROGRESS_SECONDS = 1.0  # at most one progress event is stored in this time
 _MESSAGE_CHARACTERS = 8000
 
 T = TypeVar("T")
@@ -55,20 +51,31 @@ def run_job(
     job_id: str,
     *,
     store: Store,
+    blobs: BlobStore,
     queue: JobQueue,
     settings: Settings,
     stopping: threading.Event,
     metrics: WorkerMetrics,
 ) -> None:
-    """Run a job if it is queued; a second delivery of its id finds it taken and does nothing.
+    """Run a job if it is queued. A duplicate delivery of its id does nothing.
 
-    Returns once this worker may take another job: after a trouble of its own only some time later.
+    Returns once this worker may take another job; after a failure of the worker itself, that is
+    only after a pause.
 
     Args:
-        stopping: set when this worker shuts down: the job then goes back to the queue.
+        job_id: from the broker.
+        store: has the job.
+        blobs: has the dataset, and takes checkpoints and artifacts.
+        queue: takes the id again if the job is queued again.
+        settings: of the service.
+        stopping: set when this worker shuts down. The job then goes back to the queue.
+        metrics: count the attempt.
+
+    Raises:
+        StorageUnavailableError: the database does not answer before the job is claimed.
     """
     if stopping.is_set():
-        queue.publish(store, job_id)  # for a worker that stays
+        queue.publish(store, job_id)  # for another worker
         return
     with store.write() as session:
         lease = jobs.claim(
@@ -86,75 +93,90 @@ def run_job(
         metrics.claimed(lease.waited)
         outcome = "lost"
         try:
-            with Pulse(store, lease, settings) as pulse:
-                attempt = _Attempt(
-                    store=store, lease=lease, settings=settings, pulse=pulse, stopping=stopping
+            with LeaseHeartbeat(store, lease, settings) as heartbeat:
+                attempt = Attempt(
+                    store=store,
+                    blobs=blobs,
+                    lease=lease,
+                    settings=settings,
+                    heartbeat=heartbeat,
+                    stopping=stopping,
                 )
                 outcome = attempt.run()
         finally:
             metrics.ended(outcome)
         logger.info("now %s", outcome)
         if attempt.worker_failed:
-            # Its id is left to the janitors, and nobody else's is taken for as long: else this
-            # worker would use up the attempts of one job, or of all that wait, within seconds.
+            # A pause without jobs; a janitor sends the id again. Otherwise this worker would use up
+            # the attempts of all queued jobs within seconds.
             seconds = settings.republish_after_seconds
             logger.warning("in trouble: no job is taken for %g s", seconds)
             stopping.wait(seconds)
-        elif outcome == "queued" and not attempt.unsuited:
+        elif outcome == "queued" and not attempt.device_missing:
             queue.publish(store, job_id)
 
 
 @dataclass(kw_only=True)
-class _Attempt:
-    """The state of an attempt: what the engine said, and whether it was asked to stop.
+class Attempt:
+    """An attempt and its state.
 
-    `worker_failed`: what went wrong is about this worker rather than about the job. `unsuited`: the
-    worker does well and lacks what this job wants; the janitors send it again, for another one.
+    Attributes:
+        stop_requested_at: when the engine got SIGTERM, by the monotonic clock.
+        engine_hangs: it was silent for too long and was killed.
+        engine_responded: it has printed at least one event.
+        worker_failed: the failure concerns this worker rather than the job.
+        device_missing: this worker lacks the device that the job asks for. A janitor sends the id
+            again, for another worker.
+        result: the engine's result event.
+        error: the engine's error event.
+        progress: the latest progress event, if it is not stored yet.
+        progress_stored_at: when a progress event was last stored, by the monotonic clock.
     """
 
     store: Store
+    blobs: BlobStore
     lease: jobs.Lease
     settings: Settings
-    pulse: Pulse
+    heartbeat: LeaseHeartbeat
     stopping: threading.Event
-    asked_to_stop: float | None = None
-    hangs: bool = False
+    stop_requested_at: float | None = None
+    engine_hangs: bool = False
     worker_failed: bool = False
-    unsuited: bool = False
-    spoke: bool = False
+    device_missing: bool = False
+    engine_responded: bool = False
     result: ResultEvent | None = None
     error: ErrorEvent | None = None
-    progress: ProgressEvent | None = None  # the latest, not stored yet
-    progress_stored: float = -_PROGRESS_SECONDS
+    progress: ProgressEvent | None = None
+    progress_stored_at: float = -_PROGRESS_SECONDS
 
     def run(self) -> str:
-        """Returns what the job is now: a status, or `lost`."""
+        """Run the attempt. Returns the job's status after it, or `lost` if the lease was lost."""
         try:
             with work_folder(self.settings.data_dir / "work", self.lease.job_id) as folder:
                 command = self._prepare(folder)
                 if self._should_stop():
-                    return self._stopped()
-                exit_code, tail = self._follow(command, folder)
-                return self._settle(exit_code, tail, folder)
+                    return self._release()
+                exit_code, tail = self._run_engine(command, folder / "out")
+                return self._conclude(exit_code, tail, folder / "out")
         except LeaseLostError:
             logger.warning("lease lost: the engine is dead, the job is left alone")
             return "lost"
-        except Exception as error:  # the engine is dead by now; a job must never hang silently
+        except Exception as error:  # the engine is dead by now; the job must not stay `running`
             logger.exception("the worker failed")
             self.worker_failed = True
-            if isinstance(error, OSError) and error.errno in _DISK_FULL:
-                return self._without_room()
+            if isinstance(error, OSError) and error.errno in DISK_FULL:
+                return self._release_for_disk()
             return self._give_up("worker_error", f"{type(error).__name__}: {error}")
 
     def _prepare(self, folder: Path) -> list[str]:
-        """Write what the engine reads; returns its command line."""
+        """Write the engine's input files; returns its command line."""
         log_path, config_path, out = folder / "log.parquet", folder / "config.json", folder / "out"
         out.mkdir()
-        fingerprint, config, checkpoint = self.pulse.patiently(self._read_job)
+        fingerprint, config, checkpoint = self.heartbeat.retry(self._read_job)
         config_path.write_text(json.dumps(config))
         self._fetch(fingerprint, log_path)
         if checkpoint is not None:
-            self._fetch(checkpoint, out / "checkpoint.pt")
+            self._fetch(checkpoint, out / CHECKPOINT_FILE)
             logger.info("resuming from checkpoint %s", checkpoint[:12])
         return [
             *self.settings.engine_command,
@@ -168,67 +190,69 @@ class _Attempt:
             if job is None:
                 raise LeaseLostError
             dataset = datasets.get(session, job.dataset_id, tenant_id=job.tenant_id)
-        # Nobody deletes the dataset of a job that is not over.
+        # The dataset of a job that is not over cannot be deleted.
         assert dataset is not None
         assert dataset.fingerprint is not None
         return dataset.fingerprint, job.config, job.checkpoint_sha256
 
     def _fetch(self, sha256: str, path: Path) -> None:
-        self.pulse.patiently(lambda: blobs.get_to_file(self.store, sha256, path))
+        self.heartbeat.retry(lambda: get_to_file(self.blobs, sha256, path))
 
     # --- while the engine runs -----------------------------------------------------------------
 
-    def _follow(self, command: list[str], folder: Path) -> tuple[int, str]:
+    def _run_engine(self, command: list[str], out: Path) -> tuple[int, str]:
         """Run the engine to its end; returns its exit code and the tail of its stderr."""
-        with Child(command) as child:
-            logger.info("engine started, process %d", child.pid)
-            heard = time.monotonic()
-            for line in child.lines():
+        with EngineProcess(command) as process:
+            logger.info("engine started, process %d", process.pid)
+            last_line_at = time.monotonic()
+            for line in process.lines():
                 if line is not None:
-                    self._take(line, folder / "out")
-                    heard = time.monotonic()  # not before: taking a line may have to wait
+                    self._handle_line(line, out)
+                    # After the handling, which waits during an outage of the database.
+                    last_line_at = time.monotonic()
                 self._store_progress(at_once=False)
-                self._watch(child, heard)
-            exit_code = child.end()
+                self._watch(process, last_line_at)
+            exit_code = process.end()
         logger.info("engine ended with %s", _describe_exit(exit_code))
         self._store_progress(at_once=True)
-        return exit_code, child.tail()
+        return exit_code, process.tail()
 
-    def _watch(self, child: Child, heard: float) -> None:
-        if self.pulse.lost.is_set():
-            raise LeaseLostError  # leaving the block kills the engine
-        silent = time.monotonic() - heard > self.settings.engine_silence_seconds
-        if silent and not self.hangs:
+    def _watch(self, process: EngineProcess, last_line_at: float) -> None:
+        """Stop the engine where that is due: lease lost, hanging, cancelled, or shutting down."""
+        if self.heartbeat.lease_lost.is_set():
+            raise LeaseLostError  # leaving the `with` block kills the engine
+        silent = time.monotonic() - last_line_at > self.settings.engine_silence_seconds
+        if silent and not self.engine_hangs:
             logger.warning("the engine hangs: killed")
-            self.hangs = True
-            child.kill()
-        if self.asked_to_stop is None:
+            self.engine_hangs = True
+            process.kill()
+        if self.stop_requested_at is None:
             if self._should_stop():
                 logger.info("asking the engine to stop")
-                self.asked_to_stop = time.monotonic()
-                child.terminate()
-        elif time.monotonic() - self.asked_to_stop > self.settings.cancel_grace_seconds:
+                self.stop_requested_at = time.monotonic()
+                process.terminate()
+        elif time.monotonic() - self.stop_requested_at > self.settings.cancel_grace_seconds:
             logger.warning("the engine did not stop in time: killed")
-            child.kill()
+            process.kill()
 
     def _should_stop(self) -> bool:
-        return self.pulse.cancel.is_set() or self.stopping.is_set()
+        return self.heartbeat.cancel_requested.is_set() or self.stopping.is_set()
 
-    def _take(self, line: bytes, out: Path) -> None:
+    def _handle_line(self, line: bytes, out: Path) -> None:
         event = parse_event(line)
         if event is None:
             engine_logger.info("%s", line[:2000].decode(errors="replace").rstrip())
             return
-        self.spoke = True
+        self.engine_responded = True
         if not isinstance(event, ProgressEvent):
-            self._store_progress(at_once=True)  # events stay in order
+            self._store_progress(at_once=True)  # keeps the events in order
         match event:
             case PhaseEvent():
                 self._record("phase", {"phase": event.phase})
             case ProgressEvent():
                 self.progress = event
             case CheckpointEvent():
-                self._keep_checkpoint(event, out)
+                self._store_checkpoint(event, out)
             case LogEvent():
                 message = event.message[:_MESSAGE_CHARACTERS]
                 self._record("log", {"level": event.level, "message": message})
@@ -240,23 +264,21 @@ class _Attempt:
                 assert_never(event)
 
     def _store_progress(self, *, at_once: bool) -> None:
-        """Keep the latest progress, unless one was kept a moment ago."""
-        due = time.monotonic() - self.progress_stored >= _PROGRESS_SECONDS
+        """Store the latest progress event, unless one was stored a moment ago."""
+        due = time.monotonic() - self.progress_stored_at >= _PROGRESS_SECONDS
         if self.progress is not None and (due or at_once):
             self._record("progress", self.progress.model_dump(exclude={"event"}))
             self.progress = None
-            self.progress_stored = time.monotonic()
+            self.progress_stored_at = time.monotonic()
 
-    def _keep_checkpoint(self, event: CheckpointEvent, out: Path) -> None:
-        if self.pulse.cancel.is_set():
+    def _store_checkpoint(self, event: CheckpointEvent, out: Path) -> None:
+        if self.heartbeat.cancel_requested.is_set():
             return
-        # The engine may put the next one in its place meanwhile: what is open stays what it was.
+        # The engine may replace the file meanwhile; the open one keeps its bytes.
         try:
-            sha256, size = self.pulse.patiently(
-                lambda: blobs.put_file(self.store, out / event.path)
-            )
+            sha256, size = self.heartbeat.retry(lambda: self.blobs.put_file(out / event.path))
         except FileNotFoundError:
-            # We are late (the database was away): the engine has finished, and removed it.
+            # After an outage of the database: the engine has finished and removed the file.
             logger.info("checkpoint at %s step %d is gone already", event.phase, event.step)
             return
 
@@ -278,69 +300,70 @@ class _Attempt:
             raise LeaseLostError
 
     def _write(self, change: Callable[[Session], T]) -> T:
-        """`change` in a transaction of its own, tried again while the database does not answer."""
+        """Run `change` in a transaction of its own; retry while the database does not answer."""
 
         def call() -> T:
             with self.store.write() as session:
                 return change(session)
 
-        return self.pulse.patiently(call)
+        return self.heartbeat.retry(call)
 
-    # --- when it is gone -----------------------------------------------------------------------
+    # --- after the engine's end ----------------------------------------------------------------
 
-    def _settle(self, exit_code: int, tail: str, folder: Path) -> str:
-        if self.pulse.cancel.is_set():
-            return self._stopped()
+    def _conclude(self, exit_code: int, tail: str, out: Path) -> str:
+        """End the attempt by how the engine ended; returns the job's status."""
+        if self.heartbeat.cancel_requested.is_set():
+            return self._release()
         if exit_code == 0 and self.result is not None:
-            return self._publish(self.result, folder / "out")
-        if exit_code == EXIT_PERMANENT:
-            return self._refused(tail)
-        if self.asked_to_stop is not None:
-            return self._stopped()
-        if self.hangs:
+            return self._publish(self.result, out)
+        if exit_code == EXIT_REFUSED:
+            return self._refuse(tail)
+        if self.stop_requested_at is not None:
+            return self._release()
+        if self.engine_hangs:
             seconds = self.settings.engine_silence_seconds
             return self._give_up("engine_hangs", f"The engine said nothing for {seconds:g} s.")
-        said = f" {self.error.message[:2000]}" if self.error else ""
-        ended = f"The engine ended with {_describe_exit(exit_code)}.{said}"
-        self.worker_failed = not self.spoke  # it cannot even start here
-        return self._give_up("engine_crashed", f"{ended}\n{tail}".strip())
+        reason = f" {self.error.message[:2000]}" if self.error else ""
+        message = f"The engine ended with {_describe_exit(exit_code)}.{reason}"
+        self.worker_failed = not self.engine_responded  # it cannot even start on this worker
+        return self._give_up("engine_crashed", f"{message}\n{tail}".strip())
 
-    def _refused(self, tail: str) -> str:
+    def _refuse(self, tail: str) -> str:
         error = self.error
-        self.unsuited = error is not None and error.code == _NO_DEVICE
+        self.device_missing = error is not None and error.code == ERROR_NO_DEVICE
         return self._give_up(
             error.code if error else "engine_refused",
             error.message if error else f"The engine refused the job.\n{tail}",
-            permanent=not self.unsuited,
+            permanent=not self.device_missing,
         )
 
     def _publish(self, result: ResultEvent, out: Path) -> str:
         self._record("phase", {"phase": "publishing"})
-        stored = [self._store_artifact(file, out) for file in result.artifacts]
+        artifacts = [self._store_artifact(file, out) for file in result.artifacts]
 
         def change(session: Session) -> bool:
             now = database_now(session)
             return jobs.succeed(
-                session, self.lease, artifacts=stored, metrics=result.metrics, now=now
+                session, self.lease, artifacts=artifacts, metrics=result.metrics, now=now
             )
 
-        # If not, a cancel came first, or the lease is gone.
-        return "succeeded" if self._write(change) else self._stopped()
+        # False: a cancel came first, or the lease is lost.
+        return "succeeded" if self._write(change) else self._release()
 
     def _store_artifact(self, file: ArtifactFile, out: Path) -> jobs.StoredArtifact:
-        sha256, size = self.pulse.patiently(lambda: blobs.put_file(self.store, out / file.path))
+        sha256, size = self.heartbeat.retry(lambda: self.blobs.put_file(out / file.path))
         return jobs.StoredArtifact(file.name, file.media_type, size, sha256)
 
-    def _stopped(self) -> str:
-        """Cancelled if that was asked for, else back to the queue: nobody's fault."""
+    def _release(self) -> str:
+        """Cancel the job if that was requested, else queue it again without counting this start."""
         return self._write(lambda session: jobs.release(session, self.lease, database_now(session)))
 
-    def _without_room(self) -> str:
-        """Back to the queue as well: this start does not count, and the user may read why."""
+    def _release_for_disk(self) -> str:
+        """Queue the job again without counting this start, and record the reason as an event."""
         message = "The worker's disk is full: the job waits for room, or for another worker."
         try:
             self._record("log", {"level": "warning", "message": message})
-            return self._stopped()
+            return self._release()
         except LeaseLostError:
             return "lost"
 

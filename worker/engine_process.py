@@ -1,4 +1,4 @@
-"""The engine's process, seen from the worker: its lines, its end, and how to bring that about."""
+"""The engine's process: start it, read its output, stop it."""
 
 import contextlib
 import logging
@@ -14,31 +14,33 @@ from contextvars import copy_context
 from types import TracebackType
 from typing import IO, Self
 
-from app.processes.launch import environment_without_secrets, launch_command
+from app.processes.environment import environment_without_secrets
+from app.processes.launch import launch_command
 
 logger = logging.getLogger(__name__)
-engine_logger = logging.getLogger("engine")  # what the engine says that is no event
+engine_logger = logging.getLogger("engine")  # the engine's output that is no event
 
 MAX_LINE_BYTES = 1024 * 1024
 _TAIL_LINES = 40
 _TAIL_LINE_BYTES = 2000
 _TAIL_CHARACTERS = 5000
-_DRAIN_SECONDS = 5.0  # for output that is still in the pipe when the process is gone
+_DRAIN_SECONDS = 5.0  # for output that is still in the pipe after the process has ended
 
 
-class Child:
-    """A process in a session of its own, killed when this worker dies or the block is left.
+class EngineProcess:
+    """A process in a session of its own, killed when this worker dies or the `with` block ends.
 
-    The kernel ties its life to the *thread* that started it, so that thread has to stay with it.
+    The kernel ties its life to the *thread* that started it, so that thread has to live on.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Start it.
+        """Start the process.
 
         Raises:
             OSError: it cannot be started.
         """
-        self._lines: queue.Queue[bytes | None] = queue.Queue(maxsize=1000)  # None: end of output
+        # None marks the end of the output.
+        self._lines: queue.Queue[bytes | None] = queue.Queue(maxsize=1000)
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._process = subprocess.Popen(
             launch_command(command),
@@ -50,7 +52,7 @@ class Child:
         )
         self.pid = self._process.pid
         self._readers = [
-            # In our context: what they log is about this job.
+            # In a copy of this context, so that their log records carry the job's fields.
             threading.Thread(target=copy_context().run, args=(read,), name=name, daemon=True)
             for read, name in (
                 (self._read_stdout, f"stdout-{self.pid}"),
@@ -72,44 +74,44 @@ class Child:
         self.end()
 
     def lines(self, tick: float = 0.2) -> Iterator[bytes | None]:
-        """Lines of stdout until the process is gone; None when `tick` seconds brought no line."""
-        gone_since: float | None = None
+        """Lines of stdout until the process has ended; None for each `tick` seconds without one."""
+        ended_at: float | None = None
         while True:
             try:
                 line = self._lines.get(timeout=tick)
             except queue.Empty:
                 if self._exited():
-                    # Whatever it started and still holds the pipe goes too: then the pipe ends.
+                    # Its own children may hold the pipe open; the kill lets the pipe end.
                     self.kill()
-                    gone_since = gone_since or time.monotonic()
-                    if time.monotonic() - gone_since > _DRAIN_SECONDS:
-                        logger.warning("somebody keeps the engine's output open: not read on")
+                    ended_at = ended_at or time.monotonic()
+                    if time.monotonic() - ended_at > _DRAIN_SECONDS:
+                        logger.warning("another process keeps the engine's output open: not read")
                         return
                 yield None
                 continue
             if line is None:
                 break
             yield line
-        while not self._exited():  # it closed its output before its end
+        while not self._exited():  # it closed its output before it ended
             time.sleep(0.02)
             yield None
 
     def terminate(self) -> None:
-        """Ask it to stop: it writes a checkpoint and leaves."""
+        """Send SIGTERM: the engine writes a checkpoint and exits."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Kill it and everything in its process group."""
+        """Send SIGKILL to its process group."""
         self._signal(signal.SIGKILL)
 
     def end(self) -> int:
-        """Kill what is left of the group, reap the process; returns its exit code (as Popen's)."""
+        """Kill the rest of its group and reap the process; returns its exit code, as Popen does."""
         if self._process.returncode is None:
-            self.kill()  # before reaping: until then the number cannot belong to somebody else
+            self.kill()  # before the reaping, until which its process id cannot be reused
             self._process.wait()
             deadline = time.monotonic() + _DRAIN_SECONDS
             while any(r.is_alive() for r in self._readers) and time.monotonic() < deadline:
-                self._discard_lines()  # a reader may be waiting for room in the queue
+                self._discard_lines()  # a reader may be blocked by the full queue
                 self._readers[0].join(timeout=0.01)
                 self._readers[1].join(timeout=0.01)
         return self._process.returncode
@@ -119,12 +121,12 @@ class Child:
         return "\n".join(self._tail)[-_TAIL_CHARACTERS:]
 
     def _signal(self, number: signal.Signals) -> None:
-        # Nobody left in the group is as good as a signal delivered.
+        # An empty group needs no signal.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
     def _exited(self) -> bool:
-        """Whether it ended; leaves it unreaped, so that its process group keeps its number."""
+        """Whether it ended. It is not reaped, so its group's id cannot be reused."""
         if self._process.returncode is not None:
             return True
         options = os.WEXITED | os.WNOHANG | os.WNOWAIT
@@ -153,7 +155,7 @@ class Child:
 
 
 def _read_lines(stream: IO[bytes], limit: int) -> Iterator[tuple[bytes, bool]]:
-    """Lines, and whether they are whole: of a longer one come the first `limit` bytes."""
+    """Lines, each with whether it is complete: longer lines are cut to `limit` bytes."""
     with stream:
         while line := stream.readline(limit):
             whole = rest = line.endswith(b"\n") or len(line) < limit

@@ -1,4 +1,4 @@
-"""What the engine says on stdout: JSON lines (docs/contracts.md, section 1)."""
+"""The engine's events: JSON lines on its stdout (docs/contracts.md, section 1)."""
 
 import json
 from typing import Annotated, Any, Literal
@@ -10,14 +10,14 @@ _Count = Annotated[int, Field(ge=0)]
 
 
 class PhaseEvent(BaseModel):
-    """A new part of the work began."""
+    """A new phase of the work began."""
 
     event: Literal["phase"]
     phase: _Phase
 
 
 class ProgressEvent(BaseModel):
-    """How far it is."""
+    """The progress within a phase."""
 
     event: Literal["progress"]
     phase: _Phase
@@ -28,7 +28,7 @@ class ProgressEvent(BaseModel):
 
 
 class CheckpointEvent(BaseModel):
-    """A file from which the work can go on is complete."""
+    """A checkpoint file is complete."""
 
     event: Literal["checkpoint"]
     path: str
@@ -37,7 +37,7 @@ class CheckpointEvent(BaseModel):
 
 
 class LogEvent(BaseModel):
-    """Something that a user should read."""
+    """A message for the user."""
 
     event: Literal["log"]
     level: Annotated[str, Field(max_length=20)]
@@ -45,7 +45,7 @@ class LogEvent(BaseModel):
 
 
 class ArtifactFile(BaseModel):
-    """A file that belongs to the result."""
+    """A file of the result."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
     path: str
@@ -53,7 +53,7 @@ class ArtifactFile(BaseModel):
 
 
 class ResultEvent(BaseModel):
-    """Last line of a success."""
+    """The last event of a success."""
 
     event: Literal["result"]
     artifacts: list[ArtifactFile]
@@ -61,7 +61,7 @@ class ResultEvent(BaseModel):
 
 
 class ErrorEvent(BaseModel):
-    """Last line of a failure that the engine understands."""
+    """The last event of a failure that the engine understands."""
 
     event: Literal["error"]
     code: Annotated[str, Field(max_length=100)]
@@ -73,9 +73,9 @@ _EVENT: TypeAdapter[EngineEvent] = TypeAdapter(Annotated[EngineEvent, Field(disc
 
 
 def parse_event(line: bytes) -> EngineEvent | None:
-    """The event on a line, or None when it is something else (a library's chatter on stdout)."""
+    """The event on a line, or None for other output, for example a library's."""
     try:
-        # NaN and infinities are not JSON, and PostgreSQL takes none: they become null.
+        # NaN and infinities become null: they are no JSON, and PostgreSQL refuses them.
         return _EVENT.validate_python(json.loads(line, parse_constant=lambda _: None))
     except (ValueError, RecursionError, ValidationError):
         return None

@@ -1,9 +1,9 @@
-"""Sends what is in the outbox of webhooks; harmless in many workers at once.
+"""Sends the messages in the outbox of webhooks. Concurrent senders do not disturb each other.
 
-The client chose the URL, so the connection goes where the check says and nowhere else: the name is
-resolved here, each of its addresses is checked, and the checked address is what is connected to
-(the certificate still has to be the name's). Redirects and proxies of the environment are not
-followed, and of the answer nothing but its status is read.
+Clients choose the URLs, so the sender must not be led into this network. It resolves the host name
+itself, checks each address, and connects to a checked address; the certificate must still be the
+host's. It follows no redirects, ignores proxies of the environment, and reads only the status of an
+answer.
 """
 
 import asyncio
@@ -26,23 +26,23 @@ from app.store.engine import Store, database_now
 from app.store.webhooks import Message, Outcome
 from app.webhook_rules import IPNetwork, may_call, signed_headers
 
-SEND_SECONDS = 15.0  # a receiver has so long for all of it
-# After the first attempt; more than a day in all. The last one that fails ends it.
+SEND_SECONDS = 15.0  # time-out of an attempt
+# Pauses between attempts, more than a day in total. After the last one the message is given up.
 PAUSES = tuple(
     timedelta(seconds=seconds) for seconds in (5, 60, 300, 1800, 7200, 21_600, 43_200, 43_200)
 )
 _JITTER = 0.1
-# Begins anew if the sender dies: well after an attempt is over.
+# If the sender dies, a message is sent again this long after its claim: well after its time-out.
 _HOLD = timedelta(seconds=4 * SEND_SECONDS)
-_AT_ONCE = 16
+_BATCH_SIZE = 16
 _ERROR_CHARACTERS = 500
-_GONE = 410  # the receiver wants no more
+_GONE = 410  # the receiver wants no more messages
 
 logger = logging.getLogger(__name__)
 
 
 class DeliveryError(Exception):
-    """A message could not be delivered; says why."""
+    """A message could not be delivered; the text says why."""
 
 
 class WebhookSender:
@@ -51,25 +51,25 @@ class WebhookSender:
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store = store
         self._settings = settings
-        self._over = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="webhooks", daemon=True)
 
     def start(self) -> None:
-        """Begin, with a first round at once."""
+        """Start the thread, which begins with a round."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Let the round that is under way be the last one; does not wait for it."""
-        self._over.set()
+        """Make the current round the last one; does not wait for its end."""
+        self._stop.set()
 
     def round(self) -> int:
-        """Send what is due, side by side; returns how many messages were tried."""
+        """Send a batch of due messages concurrently; returns how many were attempted."""
         with self._store.read() as session:
-            found = webhooks.due(session, database_now(session), limit=_AT_ONCE)
-        claimed = [message for one in found if (message := self._claim(one))]
-        if claimed:
-            asyncio.run(self._send_all(claimed))
-        return len(claimed)
+            due_ids = webhooks.due(session, database_now(session), limit=_BATCH_SIZE)
+        messages = [message for due_id in due_ids if (message := self._claim(due_id))]
+        if messages:
+            asyncio.run(self._send_all(messages))
+        return len(messages)
 
     def _claim(self, message_id: str) -> Message | None:
         with self._store.write() as session:
@@ -77,14 +77,14 @@ class WebhookSender:
             return webhooks.claim(session, message_id, now, again_at=now + _HOLD)
 
     async def _send_all(self, messages: Sequence[Message]) -> None:
-        # Threads resolve names and keep outcomes. A name whose servers hang holds its thread beyond
-        # the message's time, so there are two a message: nobody waits for somebody else's name.
+        # Threads resolve names and store outcomes. A name server that hangs occupies its thread
+        # longer than SEND_SECONDS, so there are two threads per message: none waits for another.
         threads = ThreadPoolExecutor(2 * len(messages), thread_name_prefix="webhooks")
         asyncio.get_running_loop().set_default_executor(threads)
         sends = (self._send(message) for message in messages)
         for problem in await asyncio.gather(*sends, return_exceptions=True):
-            if problem is not None:  # the database, most likely: it will be sent again
-                logger.error("webhooks: an outcome could not be kept", exc_info=problem)
+            if problem is not None:  # likely the database; the message will be sent again
+                logger.error("webhooks: an outcome could not be stored", exc_info=problem)
 
     async def _send(self, message: Message) -> None:
         status: int | None = None
@@ -94,11 +94,11 @@ class WebhookSender:
             error = None if 200 <= status < 300 else f"The receiver answered {status}."
         except TimeoutError:
             error = f"The receiver took longer than {SEND_SECONDS:g} seconds."
-        except Exception as problem:  # noqa: BLE001 - whatever it was, this attempt is over
+        except Exception as problem:  # noqa: BLE001 - any error ends this attempt only
             error = f"{type(problem).__name__}: {problem}"[:_ERROR_CHARACTERS]
-        await asyncio.to_thread(self._settle, message, status, error)
+        await asyncio.to_thread(self._store_outcome, message, status, error)
 
-    def _settle(self, message: Message, status: int | None, error: str | None) -> None:
+    def _store_outcome(self, message: Message, status: int | None, error: str | None) -> None:
         with self._store.write() as session:
             outcome = Outcome(database_now(session), status, error)
             if outcome.error is None:
@@ -115,20 +115,24 @@ class WebhookSender:
     def _run(self) -> None:
         while True:
             try:
-                while self.round() == _AT_ONCE and not self._over.is_set():
+                while self.round() == _BATCH_SIZE and not self._stop.is_set():
                     pass  # more is due
             except Exception:
                 logger.exception("webhooks: the round did not work, trying again later")
-            if self._over.wait(self._settings.webhook_seconds):
+            if self._stop.wait(self._settings.webhook_seconds):
                 return
 
 
 async def post(message: Message, allowed: Sequence[IPNetwork]) -> int:
-    """POST a message, signed; returns the receiver's status.
+    """POST a signed message; returns the status of the answer.
+
+    Args:
+        message: to send.
+        allowed: non-public networks that may be called.
 
     Raises:
-        DeliveryError: its host has no address, or one that may not be called.
-        Exception: whatever can go wrong with a connection.
+        DeliveryError: the host has no address, or one that may not be called.
+        Exception: any error of the connection.
     """
     url, body = httpx.URL(message.url), message.body.encode()
     signature = signed_headers(message.secret, message.id, int(time.time()), body)
@@ -148,7 +152,7 @@ async def post(message: Message, allowed: Sequence[IPNetwork]) -> int:
 
 
 class _CheckedAddresses(httpcore.AsyncNetworkBackend):
-    """Connects to a host only by an address that was checked, the very one."""
+    """Resolves a host, checks its addresses, and connects to a checked one."""
 
     def __init__(self, allowed: Sequence[IPNetwork]) -> None:
         self._allowed = allowed
@@ -170,22 +174,23 @@ class _CheckedAddresses(httpcore.AsyncNetworkBackend):
 
     async def _resolve(self, host: str, port: int) -> str:
         try:
-            found = await asyncio.get_running_loop().getaddrinfo(
+            entries = await asyncio.get_running_loop().getaddrinfo(
                 host, port, type=socket.SOCK_STREAM
             )
-        except (OSError, ValueError) as error:  # ValueError: a name that cannot be one
-            raise _nowhere_to_call(host, f"not resolved: {error}") from error
-        addresses = [str(entry[4][0]) for entry in found]
-        # One that is refused refuses all: a name that leads inside as well is not a mistake.
+        except (OSError, ValueError) as error:  # ValueError: not a valid name
+            raise _no_address(host, f"not resolved: {error}") from error
+        addresses = [str(entry[4][0]) for entry in entries]
+        # One forbidden address refuses the host: such a name is likely an attack.
         for address in addresses:
             if not may_call(ipaddress.ip_address(address.partition("%")[0]), self._allowed):
-                raise _nowhere_to_call(host, f"leads to {address}, which may not be called")
+                raise _no_address(host, f"leads to {address}, which may not be called")
         return addresses[0]
 
 
-def _nowhere_to_call(host: str, why: str) -> DeliveryError:
-    """The client is told the same in all cases: which names there are inside our network, and
-    where they lead, is for the operator's log.
+def _no_address(host: str, reason: str) -> DeliveryError:
+    """The same error for every reason, so that clients cannot explore this network's names.
+
+    The reason goes to the log.
     """
-    logger.info("webhooks: %s: %s", host, why)
+    logger.info("webhooks: %s: %s", host, reason)
     return DeliveryError(f"{host} has no address that may be called")

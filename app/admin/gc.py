@@ -1,31 +1,21 @@
-"""`td3 gc`: delete what is older than the settings say, or tell what that would be.
+"""`td3 gc`: delete rows that are older than the settings allow, or count them.
 
-Ages are days, fractions too; what is given here goes before TD3_RETAIN_..._DAYS. Prints how many
-rows went, as one JSON object. Workers do the same by themselves every TD3_GC_SECONDS.
+Ages are in days, fractions too; options override TD3_RETAIN_..._DAYS. Prints the numbers of deleted
+rows as one JSON object. Workers do the same every TD3_GC_SECONDS.
 """
 
 import argparse
 import json
 import sys
 from dataclasses import asdict
-from datetime import timedelta
 
-from app.settings import Settings, get_settings
+from app.settings import get_settings
 from app.store.engine import open_store
-from app.store.retention import Ages, collect, what_would_go
-
-
-def ages_of(settings: Settings) -> Ages:
-    """How long things are kept."""
-    return Ages(
-        jobs=_days(settings.retain_jobs_days),
-        events=_days(settings.retain_events_days),
-        datasets=_days(settings.retain_datasets_days),
-    )
+from app.store.retention import Ages, collect, preview
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Collect; returns the exit code."""
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="td3 gc", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,28 +29,24 @@ def main(arguments: list[str] | None = None) -> int:
             f"--{name}-days", type=float, metavar="DAYS", help=f"{meaning} more than DAYS ago"
         )
     options = parser.parse_args(arguments)
-    given = {
+    overrides = {
         f"retain_{name}_days": days
         for name in ("jobs", "events", "datasets")
         if (days := getattr(options, f"{name}_days")) is not None
     }
-    if any(days < 0 for days in given.values()):
+    if any(days < 0 for days in overrides.values()):
         parser.error("an age cannot be negative")
     settings = get_settings()
-    ages = ages_of(settings.model_copy(update=given))
+    ages = Ages.from_settings(settings.model_copy(update=overrides))
     if not ages:
         parser.error("nothing is to go: give an age, or set TD3_RETAIN_..._DAYS")
     store = open_store(settings.database_url)
     try:
-        found = what_would_go(store, ages) if options.dry_run else collect(store, ages)
+        counts = preview(store, ages) if options.dry_run else collect(store, ages)
     finally:
         store.close()
-    sys.stdout.write(json.dumps({"dry_run": options.dry_run, **asdict(found)}) + "\n")
+    sys.stdout.write(json.dumps({"dry_run": options.dry_run, **asdict(counts)}) + "\n")
     return 0
-
-
-def _days(days: float | None) -> timedelta | None:
-    return None if days is None else timedelta(days=days)
 
 
 if __name__ == "__main__":

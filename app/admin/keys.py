@@ -1,7 +1,7 @@
-"""Make, list and revoke API keys: `td3 keys`, or `python -m app.admin.keys`.
+"""Creates, lists and revokes API keys: `td3 keys`, or `python -m app.admin.keys`.
 
-With the first key the service asks for one at every request, on loopback addresses as well. A new
-key is printed to stdout, alone, and never shown again.
+Once the first key exists, every request needs one, on loopback addresses as well. A new key is
+printed to stdout and cannot be shown again.
 """
 
 import argparse
@@ -13,12 +13,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 from sqlalchemy import inspect
-from sqlalchemy.exc import SQLAlchemyError
 
 from app.api_keys import issue
 from app.settings import Settings
 from app.store import keys, tenants
-from app.store.engine import Store, open_store
+from app.store.engine import STORE_ERRORS, Store, open_store
 from app.store.migrate import upgrade
 from app.store.models import DEFAULT_TENANT, SCOPES, ApiKey
 from app.store.quotas import quotas_for
@@ -28,25 +27,25 @@ _LONGEST_NAME = 200
 
 
 class KeysError(Exception):
-    """What was asked for cannot be done; the message says why."""
+    """The command cannot be done; the message says why."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do what the arguments say; returns the exit code."""
+    """Run the command; returns the exit code."""
     options = _parse(arguments)
-    given = {
+    overrides = {
         name: value
         for name in ("data_dir", "database_url")
         if (value := getattr(options, name)) is not None
     }
     try:
-        settings = Settings(**given)
+        settings = Settings(**overrides)
         store = _open(settings)
         try:
             lines = _COMMANDS[options.command](store, settings, options)
         finally:
             store.close()
-    except (KeysError, ValidationError, SQLAlchemyError, OSError) as error:
+    except (KeysError, ValidationError, OSError, *STORE_ERRORS) as error:
         sys.stderr.write(f"td3 keys: {error}\n")
         return 1
     sys.stdout.writelines(f"{line}\n" for line in lines)
@@ -72,10 +71,10 @@ def _create(store: Store, settings: Settings, options: argparse.Namespace) -> Se
 
 def _list(store: Store, _settings: Settings, _options: argparse.Namespace) -> Sequence[str]:
     with store.read() as session:
-        found = keys.all_keys(session)
+        rows = keys.all_keys(session)
     heading = ("id", "tenant", "scope", "state", "created", "last used", "name")
     now = datetime.now(UTC)
-    table = [heading, *((_cells(row, now)) for row in found)]
+    table = [heading, *((_cells(row, now)) for row in rows)]
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
@@ -102,7 +101,7 @@ def _quotas(store: Store, settings: Settings, options: argparse.Namespace) -> Se
                 own.pop(name, None)
             else:
                 own[name] = value
-        quotas = quotas_for(settings, own)  # before they are kept: an unknown name is refused
+        quotas = quotas_for(settings, own)  # refuses unknown names before they are stored
         tenants.ensure(session, options.tenant)
         tenants.set_overrides(session, options.tenant, own)
     return [f"{name}={value}" for name, value in quotas]
@@ -126,7 +125,7 @@ def _day(time: datetime) -> str:
 
 
 def _open(settings: Settings) -> Store:
-    """The store, with tables if it had none at all; older tables are left to the migration."""
+    """The store. An empty database gets its tables; older tables are left to the migration."""
     store = open_store(settings.database_url)
     tables = inspect(store.engine).get_table_names()
     if not tables:

@@ -1,4 +1,4 @@
-"""`python -m app.admin.openapi FILE`: write the OpenAPI document of this release."""
+"""Writes the OpenAPI document of this release: `python -m app.admin.openapi FILE`."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from app.main import app
 
 
 def document() -> str:
-    """The document as it is committed: docs/openapi.json."""
+    """The text of docs/openapi.json."""
     return json.dumps(app.openapi(), indent=1, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What operators see of each request: a log record and metrics."""
+"""Access log and metrics: one record and one count per request."""
 
 import logging
 import time
@@ -12,12 +12,12 @@ from app.logs import log_fields
 logger = logging.getLogger("app.access")
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# Asked for every few seconds by supervisors: counted, but not worth a line each.
-_QUIET = frozenset({"/healthz", "/readyz", "/metrics"})
+# Polled every few seconds by supervisors: counted, but not logged.
+_UNLOGGED = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
-class Observe:
-    """ASGI middleware, outside of all others, so that it sees what clients get."""
+class AccessLog:
+    """ASGI middleware. It has to be the outermost one, to see the answers that clients get."""
 
     def __init__(self, app: ASGIApp, metrics: HttpMetrics) -> None:
         self.app = app
@@ -29,7 +29,7 @@ class Observe:
             await self.app(scope, receive, send)
             return
         begin = time.perf_counter()
-        status = 0  # none: the client left before an answer began
+        status = 0  # stays 0 if the client leaves before the answer begins
         seconds = 0.0
         received = 0
 
@@ -49,11 +49,11 @@ class Observe:
         try:
             await self.app(scope, count_and_receive, note_and_send)
         finally:
-            # The template, not the path: paths hold ids, and metrics must stay few.
+            # The template rather than the path, because each id in a path would be a new metric.
             route = getattr(scope.get("route"), "path", "unmatched")
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self.metrics.served(method, route, status, seconds=seconds, body_bytes=received)
-            if route not in _QUIET:
+            if route not in _UNLOGGED:
                 _log(scope, route, status, time.perf_counter() - begin)
 
 
@@ -66,9 +66,9 @@ def _log(scope: Scope, route: str, status: int, seconds: float) -> None:
         seconds=round(seconds, 6),
         client=client[0] if client else None,
     ):
-        # As `info` does, which takes twice as long: it looks for the line that called it.
+        # `logger.info` takes twice as long, because it looks for the line that called it.
         if logger.isEnabledFor(logging.INFO):
-            what = (scope["method"], scope["path"])
+            arguments = (scope["method"], scope["path"])
             logger.handle(
-                logger.makeRecord(logger.name, logging.INFO, __file__, 0, "%s %s", what, None)
+                logger.makeRecord(logger.name, logging.INFO, __file__, 0, "%s %s", arguments, None)
             )

@@ -1,11 +1,11 @@
-"""Who asks, and what they may do. What a client may see is what its tenant owns.
+"""Authentication: maps a request's API key to a `Caller` with a tenant and a scope.
 
-With API keys every request needs one. Without any, the service is for the people of one machine:
-it answers requests that come from it, on a loopback address, and not by way of a browser or proxy.
+Once the first API key exists, every request needs one. Before that, the service answers only direct
+requests from its own machine: on a loopback address, and neither through a proxy nor from a web
+page of another site.
 """
 
 import hmac
-import ipaddress
 import logging
 import math
 import time
@@ -18,47 +18,47 @@ from urllib.parse import SplitResult, urlsplit
 
 from fastapi import Depends, FastAPI, Request
 from sqlalchemy import Row
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api_keys import digest, key_id_of, read_secret
-from app.http.coalescing import Together
+from app.http.coalescing import BatchedLookup
 from app.http.problems import ApiError, ServiceCode, problem_response
 from app.http.rate_limit import RateLimiter
 from app.http.route_path import route_path
+from app.loopback import is_loopback
 from app.settings import Settings
 from app.store import keys
 from app.store import models as rows
-from app.store.engine import Store
+from app.store.engine import STORE_ERRORS, Store
 from app.store.models import DEFAULT_TENANT, SCOPES
 from app.store.quotas import quotas_for
 
-# What anybody may ask: no row of anybody's is in the answer.
+# Paths that need no key: their answers contain no tenant's data.
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json"})
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 _ADMIN_PATH = "/keys"
-_OPERATOR_PATHS = frozenset({"/metrics"})  # what tells of all tenants
-# What proxies add. Whoever is behind one is not on this machine, whatever the connection says.
-_FORWARDING = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"})
-_USE_NOTED = timedelta(minutes=10)
+OPERATOR_PATHS = frozenset({"/metrics"})  # their answers concern all tenants
+# Headers that proxies add. A proxied client is not on this machine, though the connection is local.
+_PROXY_HEADERS = frozenset({"forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"})
+_USE_RESOLUTION = timedelta(minutes=10)  # of the column last_used_at
 _NEVER = datetime.min.replace(tzinfo=UTC)
-_LOOK_SECONDS = 1.0
+KEYS_LOOKUP_SECONDS = 1.0  # until the first key exists: how often it is looked for
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Caller:
-    """On whose behalf a request is served; `key_id` is None for somebody on this machine."""
+    """On whose behalf a request is served; `key_id` is None for local requests without a key."""
 
     tenant_id: str
     scope: rows.Scope
     key_id: str | None = None
 
     def require(self, scope: rows.Scope) -> None:
-        """See that this much is allowed.
+        """Check that the caller has at least this scope.
 
         Raises:
             ApiError: 403 `insufficient_scope`.
@@ -74,7 +74,7 @@ class Caller:
         )
 
     def require_operator(self) -> None:
-        """See that what concerns all tenants may be shown.
+        """Check that the caller may see what concerns all tenants.
 
         Raises:
             ApiError: 403 `insufficient_scope`.
@@ -88,7 +88,7 @@ class Caller:
 
 
 def caller_of(request: Request) -> Caller:
-    """Whom `Authentication` recognised."""
+    """The caller that `Authentication` identified."""
     caller = request.scope["state"]["caller"]
     assert isinstance(caller, Caller)
     return caller
@@ -111,15 +111,22 @@ async def _operator(caller: CallerDep) -> Caller:
     return caller
 
 
-# For routes that need more than the method says. The middleware has refused others already, by the
-# path; a route that asks again does not depend on both of them reading paths alike.
+# For routes that need more than their method implies. The middleware has checked this by the path;
+# the second check does not depend on the middleware and the router parsing paths alike.
 AdminDep = Annotated[Caller, Depends(_admin)]
 OperatorDep = Annotated[Caller, Depends(_operator)]
 
 
-class Doorkeeper:
-    """Recognises callers. A key is looked up at each request, so revoking one works at once; those
-    of requests that come at the same time are looked up, and counted, together.
+class Authenticator:
+    """Maps an API key to a `Caller`, and limits the rate of its tenant's requests.
+
+    A key is looked up at each request, so revoking one works at once. Lookups and counts of
+    concurrent requests are batched.
+
+    Args:
+        settings: of the service.
+        store: has the keys.
+        clock: the monotonic clock, for tests.
     """
 
     def __init__(
@@ -129,63 +136,77 @@ class Doorkeeper:
         self._settings = settings
         self._store = store
         self._secret: bytes | None = None
-        self._keys_exist = False  # once true for good
-        self._looked = -math.inf
-        self._noted: dict[str, datetime] = {}  # when a key's use was last written down
-        self._looks: Together[None, bool] = Together(self._look_for_keys)
-        self._rows: Together[str, Row[Any] | None] = Together(self._find_keys)
-        self._waits = Together(RateLimiter(settings.broker_url).wait_for)
+        self._keys_exist = False  # once true, it stays true
+        self._last_key_check = -math.inf
+        self._recorded_use: dict[str, datetime] = {}  # last write of last_used_at, by key id
+        self._key_checks: BatchedLookup[None, bool] = BatchedLookup(self._check_for_keys)
+        self._rows: BatchedLookup[str, Row[Any] | None] = BatchedLookup(self._find_keys)
+        self._waits = BatchedLookup(RateLimiter(settings.broker_url).wait_for)
 
-    async def admit(self, method: str, path: str, headers: Headers, local: bool) -> Caller:
-        """Who this is; `path` is that of the route.
+    async def authenticate(self, method: str, path: str, headers: Headers, local: bool) -> Caller:
+        """The caller of a request.
+
+        Args:
+            method: of the request.
+            path: as the router sees it.
+            headers: of the request.
+            local: whether the request comes from a program on this machine.
 
         Raises:
-            ApiError: 401 where that is not known or not good (any more), 403 where it is not
-                enough, 429 `rate_limited` where it is too much.
+            ApiError: 401 if the key is missing, unknown, revoked or expired; 403 if its scope is
+                not enough; 429 `rate_limited`.
+            StorageUnavailableError: the database does not answer.
         """
         key = _bearer(headers)
         if key is not None:
-            caller = await self._by_key(key)
-        elif local and not await self._keys_are_needed(path):
+            caller = await self.caller_of_key(key)
+        elif local and not await self.is_key_required(path):
             caller = Caller(DEFAULT_TENANT, "write")
         else:
-            raise _refused(
+            raise _unauthorized(
                 "key_required",
                 "Send an API key: Authorization: Bearer td3_… Without keys only requests from this "
                 "machine are served (docs/operations.md).",
             )
-        caller.require(_needed_scope(method, path))
-        if path in _OPERATOR_PATHS:
+        caller.require(required_scope(method, path))
+        if path in OPERATOR_PATHS:
             caller.require_operator()
         return caller
 
-    async def check_again(self, caller: Caller) -> None:
-        """See that the key of a request that takes long is still good.
+    async def recheck(self, caller: Caller) -> None:
+        """Check, during a long request, that its key is still valid.
 
         Raises:
             ApiError: 401.
         """
         if caller.key_id is not None:
-            _see_good(await self._rows.ask(caller.key_id), datetime.now(UTC))
+            _valid_row(await self._rows.get(caller.key_id), datetime.now(UTC))
 
-    async def _by_key(self, key: str) -> Caller:
+    async def caller_of_key(self, key: str) -> Caller:
+        """The caller with this API key; counts the request.
+
+        Raises:
+            ApiError: 401 if the key is unknown, revoked or expired; 429 `rate_limited`.
+        """
         key_id = key_id_of(key)
         if key_id is None:
-            raise _refused("key_invalid", "This is not a key of this service, or not all of it.")
-        row = await self._rows.ask(key_id)
-        # The same work whether there is such a key or not.
+            raise _unauthorized(
+                "key_invalid", "This is not a key of this service, or not all of it."
+            )
+        row = await self._rows.get(key_id)
+        # Unknown keys take the same time as known ones, so timing reveals no ids.
         if not hmac.compare_digest(digest(key, self._server_secret()), row.digest if row else ""):
             row = None
         now = datetime.now(UTC)
-        row = _see_good(row, now)
-        if now - self._noted.get(key_id, row.last_used_at or _NEVER) >= _USE_NOTED:
-            self._noted[key_id] = now
-            await run_in_threadpool(self._note_use, key_id, now)
+        row = _valid_row(row, now)
+        if now - self._recorded_use.get(key_id, row.last_used_at or _NEVER) >= _USE_RESOLUTION:
+            self._recorded_use[key_id] = now
+            await run_in_threadpool(self._record_use, key_id, now)
         await self._count(row.tenant_id, quotas_for(self._settings, row.quotas).requests_per_minute)
         return Caller(row.tenant_id, row.scope, row.id)
 
     async def _count(self, tenant_id: str, per_minute: int) -> None:
-        seconds = await self._waits.ask((tenant_id, per_minute))
+        seconds = await self._waits.get((tenant_id, per_minute))
         if seconds:
             raise ApiError(
                 429,
@@ -196,8 +217,8 @@ class Doorkeeper:
 
     def _find_keys(self, key_ids: Sequence[str]) -> list[Row[Any] | None]:
         with self._store.read() as session:
-            found = keys.find_all(session, set(key_ids))
-        return [found.get(key_id) for key_id in key_ids]
+            rows_by_id = keys.find_all(session, set(key_ids))
+        return [rows_by_id.get(key_id) for key_id in key_ids]
 
     def _server_secret(self) -> bytes:
         if self._secret is None:
@@ -207,34 +228,41 @@ class Doorkeeper:
             return b""
         return self._secret
 
-    def _note_use(self, key_id: str, now: datetime) -> None:
+    def _record_use(self, key_id: str, now: datetime) -> None:
         try:
             with self._store.write() as session:
                 keys.mark_used(session, key_id, now)
-        except SQLAlchemyError as error:  # no reason to refuse the request
-            logger.warning("%s: use not noted: %s", key_id, error)
+        except STORE_ERRORS as error:  # no reason to refuse the request
+            logger.warning("%s: use not recorded: %s", key_id, error)
 
-    async def _keys_are_needed(self, path: str) -> bool:
-        if self._keys_exist or self._clock() - self._looked < _LOOK_SECONDS:
+    async def is_key_required(self, path: str) -> bool:
+        """Whether a local request for this path needs a key, because there is one.
+
+        Raises:
+            StorageUnavailableError: the database does not answer. Paths for operators are open
+                then, so that Prometheus sees the outage: their answers have no rows without it.
+        """
+        if self._keys_exist or self._clock() - self._last_key_check < KEYS_LOOKUP_SECONDS:
             return self._keys_exist
         try:
-            self._keys_exist = await self._looks.ask(None)
-        except SQLAlchemyError:
-            if path not in _OPERATOR_PATHS:
+            self._keys_exist = await self._key_checks.get(None)
+        except STORE_ERRORS:
+            if path not in OPERATOR_PATHS:
                 raise
-            return False  # Prometheus shall hear of it; without the database nothing of it is rows
-        self._looked = self._clock()
+            return False
+        self._last_key_check = self._clock()
         return self._keys_exist
 
-    def _look_for_keys(self, asked: Sequence[None]) -> list[bool]:
+    def _check_for_keys(self, requests: Sequence[None]) -> list[bool]:
         with self._store.read() as session:
-            return [keys.any_made(session)] * len(asked)
+            return [keys.any_made(session)] * len(requests)
 
 
 class Authentication:
-    """ASGI middleware: nothing but the public paths is reached by a caller who is not known.
+    """ASGI middleware: refuses unauthenticated requests, except for public paths.
 
-    Before routing and before the body is read, so what there is shows only to those who may ask.
+    It runs before routing and before the body is read, so strangers cannot even learn which paths
+    exist.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -245,10 +273,10 @@ class Authentication:
         if scope["type"] != "http" or (path := route_path(scope)) in PUBLIC_PATHS:
             await self.app(scope, receive, send)
             return
-        doorkeeper: Doorkeeper = scope["app"].state.doorkeeper
+        authenticator: Authenticator = scope["app"].state.authenticator
         headers = Headers(scope=scope)
         try:
-            scope["state"]["caller"] = await doorkeeper.admit(
+            scope["state"]["caller"] = await authenticator.authenticate(
                 scope["method"], path, headers, is_local(scope, headers)
             )
         except ApiError as error:
@@ -258,15 +286,15 @@ class Authentication:
 
 
 def install_authentication(app: FastAPI) -> None:
-    """Have every request but those of public paths say who asks."""
+    """Authenticate every request of `app`, except for public paths."""
     app.add_middleware(Authentication)
 
 
 def is_local(scope: Mapping[str, object], headers: Headers) -> bool:
-    """Whether a program on this machine asks, and not somebody through a proxy or a web page.
+    """Whether a request comes from a program on this machine, and not from a proxy or a web page.
 
-    A page of another site can have a browser on this machine send requests: such a request names
-    its origin, or (with a name that was made to point here) another host than this one.
+    A page of another site can make a browser on this machine send requests. Such a request has that
+    site as its origin or, after DNS rebinding, as its host.
     """
     ends = [scope.get("server"), scope.get("client")]
     if not all(isinstance(end, list | tuple) and is_loopback(str(end[0])) for end in ends):
@@ -277,7 +305,7 @@ def is_local(scope: Mapping[str, object], headers: Headers) -> bool:
     origin = headers.get("origin")
     if origin is not None and _split(origin).netloc != host:
         return False
-    return _FORWARDING.isdisjoint(headers.keys())
+    return _PROXY_HEADERS.isdisjoint(headers.keys())
 
 
 @lru_cache(maxsize=1000)
@@ -292,47 +320,41 @@ def _split(url: str) -> SplitResult:
         return SplitResult("", "", "", "", "")
 
 
-@lru_cache(maxsize=1000)
-def is_loopback(host: str) -> bool:
-    """Whether this address or name can be reached from this machine only."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _see_good(row: Row[Any] | None, now: datetime) -> Row[Any]:
+def _valid_row(row: Row[Any] | None, now: datetime) -> Row[Any]:
     if row is None:
-        raise _refused("key_invalid", "There is no such key.")
+        raise _unauthorized("key_invalid", "There is no such key.")
     if row.revoked_at is not None:
-        raise _refused("key_revoked", f"The key {row.id} was revoked.")
+        raise _unauthorized("key_revoked", f"The key {row.id} was revoked.")
     if row.expires_at is not None and row.expires_at <= now:
-        raise _refused("key_expired", f"The key {row.id} expired at {row.expires_at}.")
+        raise _unauthorized("key_expired", f"The key {row.id} expired at {row.expires_at}.")
     return row
 
 
-def _needed_scope(method: str, path: str) -> rows.Scope:
+def required_scope(method: str, path: str) -> rows.Scope:
+    """The scope that a request needs."""
     if path == _ADMIN_PATH or path.startswith(f"{_ADMIN_PATH}/"):
         return "admin"
     return "read" if method in _READING else "write"
 
 
 def _bearer(headers: Headers) -> str | None:
-    given = headers.getlist("authorization")
-    if not given:
+    values = headers.getlist("authorization")
+    if not values:
         return None
-    scheme, _, key = given[0].partition(" ")
-    if len(given) > 1 or scheme.lower() != "bearer":
-        raise _refused("key_invalid", "The header must be one, and say: Authorization: Bearer KEY")
+    scheme, _, key = values[0].partition(" ")
+    if len(values) > 1 or scheme.lower() != "bearer":
+        raise _unauthorized(
+            "key_invalid", "The header must be one, and say: Authorization: Bearer KEY"
+        )
     return key.strip()
 
 
-def _refused(code: ServiceCode, detail: str) -> ApiError:
+def _unauthorized(code: ServiceCode, detail: str) -> ApiError:
     challenge = _challenge() if code == "key_required" else _challenge(error="invalid_token")
     return ApiError(401, code, detail, headers={"WWW-Authenticate": challenge})
 
 
 def _challenge(**parameters: str) -> str:
-    """Value of WWW-Authenticate (RFC 6750, section 3)."""
+    """The value of WWW-Authenticate (RFC 6750, section 3)."""
     fields = {"realm": "td3", **parameters}
     return "Bearer " + ", ".join(f'{name}="{value}"' for name, value in fields.items())

@@ -1,88 +1,93 @@
-"""Questions that many requests ask at the same time, answered in one go."""
+"""Answers many concurrent lookups with one batch call."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy.exc import TimeoutError as NoAnswerError
 from starlette.concurrency import run_in_threadpool
 
-Question = TypeVar("Question")
-Answer = TypeVar("Answer")
+from app.errors import StorageUnavailableError
 
-_MOST_AT_ONCE = 500
-_ANSWER_SECONDS = 10.0
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+_BATCH_SIZE = 500
+_TIMEOUT_SECONDS = 10.0
 
 
-class Together(Generic[Question, Answer]):
-    """Asks on behalf of the requests of one event loop.
+class LookupTimeoutError(StorageUnavailableError):
+    """A lookup took too long, as with a database that hangs."""
 
-    While one call answers, in a thread, the next questions gather; so a thread, a connection and a
-    statement are paid for by all who wait, and never more than one thread is held. A question is
-    answered by a call that began after it was asked: no answer is older than its request.
+    def __init__(self) -> None:
+        super().__init__("no answer in time", kind="TimeoutError")
+
+
+class BatchedLookup(Generic[Key, Value]):
+    """Collects the lookups of one event loop and makes one call for all of them.
+
+    While one call runs in a thread, the next lookups queue up. So concurrent requests share a
+    thread, a connection and a statement, and at most one thread is busy. Each lookup is answered by
+    a call that began after it, so no value is older than its request.
 
     Args:
-        answer: gives as many answers as there are questions, in their order. Never called by two
-            threads at once.
-        seconds: longest time that who asks waits.
+        fetch: returns one value per key, in order. Only one thread calls it at a time.
+        seconds: the time-out of a lookup.
     """
 
     def __init__(
         self,
-        answer: Callable[[Sequence[Question]], Sequence[Answer]],
-        seconds: float = _ANSWER_SECONDS,
+        fetch: Callable[[Sequence[Key]], Sequence[Value]],
+        seconds: float = _TIMEOUT_SECONDS,
     ) -> None:
-        self._answer = answer
+        self._fetch = fetch
         self._seconds = seconds
-        self._waiting: list[tuple[Question, asyncio.Future[Answer]]] = []
-        self._asking: asyncio.Task[None] | None = None
+        self._queue: list[tuple[Key, asyncio.Future[Value]]] = []
+        self._task: asyncio.Task[None] | None = None
 
-    async def ask(self, question: Question) -> Answer:
-        """The answer; raises what the call raised.
+    async def get(self, key: Key) -> Value:
+        """The value of a key.
 
         Raises:
-            sqlalchemy.exc.TimeoutError: it takes too long, as with a database that is frozen.
+            LookupTimeoutError: it takes longer than `seconds`.
+            Exception: whatever the call raised.
         """
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
-        self._waiting.append((question, future))
-        if self._asking is None:
-            # In a context of its own: what the call logs is about no single request.
-            self._asking = loop.create_task(self._ask_all(), context=Context())
-        timer = loop.call_later(self._seconds, _give_up, future)
+        future: asyncio.Future[Value] = loop.create_future()
+        self._queue.append((key, future))
+        if self._task is None:
+            # An empty context, because log records of the call belong to no single request.
+            self._task = loop.create_task(self._run(), context=Context())
+        timer = loop.call_later(self._seconds, _time_out, future)
         try:
             return await future
         finally:
             timer.cancel()
 
-    async def _ask_all(self) -> None:
+    async def _run(self) -> None:
         try:
-            while self._waiting:
-                asked, self._waiting = (
-                    self._waiting[:_MOST_AT_ONCE],
-                    self._waiting[_MOST_AT_ONCE:],
-                )
-                # Who has given up meanwhile is not asked for.
-                asked = [(question, future) for question, future in asked if not future.done()]
-                if asked:
-                    await self._ask_for(asked)
+            while self._queue:
+                batch, self._queue = self._queue[:_BATCH_SIZE], self._queue[_BATCH_SIZE:]
+                # Lookups that timed out or were cancelled are left out.
+                batch = [(key, future) for key, future in batch if not future.done()]
+                if batch:
+                    await self._fetch_batch(batch)
         finally:
-            self._asking = None
+            self._task = None
 
-    async def _ask_for(self, asked: list[tuple[Question, asyncio.Future[Answer]]]) -> None:
+    async def _fetch_batch(self, batch: list[tuple[Key, asyncio.Future[Value]]]) -> None:
         try:
-            answers = await run_in_threadpool(self._answer, [question for question, _ in asked])
-        except Exception as error:  # noqa: BLE001 (each who asked shall have it)
-            for _, future in asked:
+            values = await run_in_threadpool(self._fetch, [key for key, _ in batch])
+        except Exception as error:  # noqa: BLE001 (every lookup of the batch raises it)
+            for _, future in batch:
                 if not future.done():
                     future.set_exception(error)
             return
-        for (_, future), answer in zip(asked, answers, strict=True):
+        for (_, future), value in zip(batch, values, strict=True):
             if not future.done():
-                future.set_result(answer)
+                future.set_result(value)
 
 
-def _give_up(future: asyncio.Future[Any]) -> None:
+def _time_out(future: asyncio.Future[Any]) -> None:
     if not future.done():
-        future.set_exception(NoAnswerError("no answer in time"))
+        future.set_exception(LookupTimeoutError())

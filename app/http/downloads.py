@@ -1,4 +1,4 @@
-"""Answers that are bytes: preconditions, ranges and safe headers (RFC 9110, RFC 6266)."""
+"""Downloads: preconditions, ranges and safe headers (RFC 9110, RFC 6266)."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +17,14 @@ _UNSAFE_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]")
 
 @dataclass(frozen=True)
 class Download:
-    """Bytes that one strong ETag stands for.
+    """Bytes with a strong ETag.
 
     Attributes:
-        filename: what the client should call it.
+        filename: suggested to the client.
+        media_type: of the bytes.
         etag: strong, with its quotes.
-        size: how many bytes; None where that is not known before they are made: without ranges.
-        read: gives the bytes from a first position to before a second.
+        size: in bytes; None if it is unknown before the bytes are made. Then there are no ranges.
+        read: `read(start, stop)` gives the bytes from `start` to before `stop` (None: the end).
     """
 
     filename: str
@@ -36,8 +37,8 @@ class Download:
 def respond(request: Request, download: Download) -> Response:
     """The answer to GET or HEAD: 200, 206 or 304.
 
-    One range is honoured; several in one header are ignored, which gives the whole (RFC 9110 leaves
-    that to the server), and so does a header that is malformed or of another unit than bytes.
+    A single range of bytes is honoured. Any other Range header is ignored, as RFC 9110 permits, and
+    the answer is the whole.
 
     Raises:
         ApiError: 412 `precondition_failed`; 416 `range_not_satisfiable`.
@@ -54,11 +55,11 @@ def respond(request: Request, download: Download) -> Response:
     if size is not None:
         headers["Content-Length"] = str(size)
     if request.method == "HEAD":
-        return StreamingResponse(iter(()), headers=headers)  # claims no length where none is known
-    wanted = None if size is None else _wanted_range(request.headers, download.etag, size)
-    if wanted is None:
+        return StreamingResponse(iter(()), headers=headers)  # adds no Content-Length
+    span = None if size is None else _requested_range(request.headers, download.etag, size)
+    if span is None:
         return StreamingResponse(download.read(0, None), headers=headers)
-    start, stop = wanted
+    start, stop = span
     headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     headers["Content-Length"] = str(stop - start)
     return StreamingResponse(download.read(start, stop), 206, headers)
@@ -66,27 +67,27 @@ def respond(request: Request, download: Download) -> Response:
 
 def not_modified(request: Request, etag: str) -> bool:
     """Whether the client's `If-None-Match` names this (quoted) ETag."""
-    given = request.headers.get("if-none-match", "")
-    return given.strip() == "*" or etag in {tag for _, tag in _ETAG.findall(given)}
+    condition = request.headers.get("if-none-match", "")
+    return condition.strip() == "*" or etag in {tag for _, tag in _ETAG.findall(condition)}
 
 
 def _matches(request: Request, etag: str) -> bool:
-    """Whether there is no `If-Match`, or one that names this strong ETag."""
-    given = request.headers.get("if-match")
-    if given is None or given.strip() == "*":
+    """Whether there is no `If-Match`, or it names this strong ETag."""
+    condition = request.headers.get("if-match")
+    if condition is None or condition.strip() == "*":
         return True
-    return etag in {tag for weak, tag in _ETAG.findall(given) if not weak}
+    return etag in {tag for weak, tag in _ETAG.findall(condition) if not weak}
 
 
-def _wanted_range(headers: Mapping[str, str], etag: str, size: int) -> tuple[int, int] | None:
-    """First byte and the one after the last; None for the whole."""
+def _requested_range(headers: Mapping[str, str], etag: str, size: int) -> tuple[int, int] | None:
+    """Positions of the first byte and after the last one; None for the whole."""
     condition = headers.get("if-range")
     if condition is not None and condition.strip() != etag:
-        return None  # another version, a weak ETag, or a date, which we never gave
-    found = _ONE_RANGE.fullmatch(headers.get("range", ""))
-    if found is None or not any(found.groups()):
+        return None  # another version, a weak ETag, or a date, which this service never sends
+    match = _ONE_RANGE.fullmatch(headers.get("range", ""))
+    if match is None or not any(match.groups()):
         return None
-    first, last = found.groups()
+    first, last = match.groups()
     if not first:
         start, stop = max(size - int(last), 0), size
     else:
@@ -104,7 +105,7 @@ def _wanted_range(headers: Mapping[str, str], etag: str, size: int) -> tuple[int
 
 
 def _headers(download: Download) -> dict[str, str]:
-    """A download under this name, never shown as a page of ours (`nosniff`, attachment)."""
+    """Headers of the file. `nosniff` and `attachment` keep browsers from rendering it."""
     plain = _UNSAFE_IN_NAMES.sub("_", download.filename)
     encoded = quote(download.filename, safe="")
     return {

@@ -1,4 +1,4 @@
-"""Jobs as they go over the wire, and what polling costs."""
+"""Jobs as clients see them, and cached answers for polls."""
 
 import hashlib
 from collections import OrderedDict
@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from app.http.coalescing import Together
+from app.http.coalescing import BatchedLookup
 from app.http.schemas.jobs import Artifact, Job, WebhookTarget
 from app.store import job_reads
 from app.store import models as rows
 from app.store.engine import Store
 from app.store.models import TERMINAL
 
-_MADE_FOR_THE_WIRE = frozenset({"artifacts", "metadata", "seed", "webhook"})
-_MOST_KEPT = 1000
+# Fields of `Job` that are no columns of the same name.
+_DERIVED_FIELDS = frozenset({"artifacts", "metadata", "seed", "webhook"})
+_CACHE_SIZE = 1000
 
 
 def job_view(row: rows.Job) -> Job:
-    """A job as it goes over the wire."""
+    """A job's row as clients see it."""
     return Job(
-        **{name: getattr(row, name) for name in Job.model_fields if name not in _MADE_FOR_THE_WIRE},
+        **{name: getattr(row, name) for name in Job.model_fields if name not in _DERIVED_FIELDS},
         metadata=row.labels,
         seed=row.config.get("seed"),
-        webhook=WebhookTarget(url=row.webhook["url"]) if row.webhook else None,  # not its secret
+        webhook=WebhookTarget(url=row.webhook["url"]) if row.webhook else None,  # no secret
         artifacts=[
             Artifact(
                 name=artifact.name,
@@ -32,15 +33,15 @@ def job_view(row: rows.Job) -> Job:
                 sha256=artifact.sha256,
                 href=f"/jobs/{row.id}/artifacts/{artifact.name}",
             )
-            # Read after the job, which may have succeeded in between.
+            # Artifacts are read after the job's row, so the job may have succeeded in between.
             for artifact in (row.artifacts if row.status == "succeeded" else ())
         ],
     )
 
 
 @dataclass(frozen=True)
-class Sight:
-    """A job at a moment: the answer to a poll."""
+class JobSnapshot:
+    """A job at one moment, serialised as the answer to a poll."""
 
     version: tuple[int, datetime]
     over: bool
@@ -48,53 +49,59 @@ class Sight:
     etag: str
 
 
-class JobSights:
-    """Jobs as they are now, for those who poll.
+class JobSnapshots:
+    """Current snapshots of jobs, for clients that poll.
 
-    Each poll asks the database for the job's version. Only where that is another one than this
-    process has seen, the job is read and written out anew.
+    Each poll reads the job's version from the database. The job itself is read and serialised only
+    if this process has not cached that version.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._seen: OrderedDict[str, Sight] = OrderedDict()  # the one seen last is at the end
-        self._sights: Together[tuple[str, str], Sight | None] = Together(self._look)
+        self._cache: OrderedDict[str, JobSnapshot] = OrderedDict()  # least recently used first
+        self._lookup: BatchedLookup[tuple[str, str], JobSnapshot | None] = BatchedLookup(
+            self._fetch
+        )
 
-    async def of(self, tenant_id: str, job_id: str) -> Sight | None:
-        """This tenant's job, or None."""
-        return await self._sights.ask((tenant_id, job_id))
+    async def of(self, tenant_id: str, job_id: str) -> JobSnapshot | None:
+        """The snapshot of this tenant's job, or None if there is no such job.
 
-    def _look(self, asked: Sequence[tuple[str, str]]) -> list[Sight | None]:
+        Raises:
+            StorageUnavailableError: the database does not answer.
+        """
+        return await self._lookup.get((tenant_id, job_id))
+
+    def _fetch(self, keys: Sequence[tuple[str, str]]) -> list[JobSnapshot | None]:
         with self._store.read() as session:
-            found = {
+            versions = {
                 (row.tenant_id, row.id): (row.event_count, row.updated_at)
-                for row in job_reads.versions(session, {job_id for _, job_id in asked})
+                for row in job_reads.versions(session, {job_id for _, job_id in keys})
             }
             changed = [
                 job_id
-                for tenant_id, job_id in set(asked) & found.keys()  # each tenant sees its own
-                if job_id not in self._seen
-                or self._seen[job_id].version != found[tenant_id, job_id]
+                for tenant_id, job_id in set(keys) & versions.keys()  # tenants see their own jobs
+                if job_id not in self._cache
+                or self._cache[job_id].version != versions[tenant_id, job_id]
             ]
             for job_id in changed:
-                self._seen.pop(job_id, None)
+                self._cache.pop(job_id, None)
             for job in job_reads.get_all(session, changed) if changed else ():
-                self._seen[job.id] = _sight(job)
-        sights = []
-        for tenant_id, job_id in asked:
-            known = (tenant_id, job_id) in found
-            sight = self._seen.get(job_id) if known else None  # none: deleted a moment ago
-            if sight is not None:
-                self._seen.move_to_end(job_id)
-            sights.append(sight)
-        while len(self._seen) > _MOST_KEPT:
-            self._seen.popitem(last=False)
-        return sights
+                self._cache[job.id] = _snapshot(job)
+        snapshots = []
+        for key in keys:
+            # A job that was deleted between the two reads has a version and no snapshot.
+            snapshot = self._cache.get(key[1]) if key in versions else None
+            if snapshot is not None:
+                self._cache.move_to_end(key[1])
+            snapshots.append(snapshot)
+        while len(self._cache) > _CACHE_SIZE:
+            self._cache.popitem(last=False)
+        return snapshots
 
 
-def _sight(row: rows.Job) -> Sight:
+def _snapshot(row: rows.Job) -> JobSnapshot:
     content = job_view(row).model_dump_json().encode()
-    return Sight(
+    return JobSnapshot(
         version=(row.event_count, row.updated_at),
         over=row.status in TERMINAL,
         content=content,

@@ -1,7 +1,7 @@
-"""What the API tells Prometheus: what it counted, and at each scrape what the database knows.
+"""Prometheus metrics of the API: its own counters, and gauges read from the database per scrape.
 
-Every API process has its own counters. The figures of the store are the same from each of them:
-take their maximum, not their sum.
+Every API process has its own counters, to be added up. The gauges are the same in every process, so
+take their maximum.
 """
 
 import logging
@@ -16,9 +16,9 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.store.engine import Store, database_now
+from app.errors import kind_of
+from app.store.engine import STORE_ERRORS, Store, database_now
 from app.store.statistics import StoreStatistics, read_statistics
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 
 
 
 def process_registry() -> CollectorRegistry:
-    """A registry with what is known of this process: CPU time, memory, open files, Python."""
+    """A registry with metrics of this process: CPU time, memory, open files, Python version."""
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
@@ -35,7 +35,7 @@ def process_registry() -> CollectorRegistry:
 
 
 class HttpMetrics:
-    """Requests that this process has served."""
+    """Counts the requests that this process has served."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         labels = ("method", "route")
@@ -62,7 +62,15 @@ class HttpMetrics:
     def served(
         self, method: str, route: str, status: int, *, seconds: float, body_bytes: int
     ) -> None:
-        """Count a request."""
+        """Count a request.
+
+        Args:
+            method: of the request, or `other`.
+            route: the path's template.
+            status: of the answer; 0 if the client left before it began.
+            seconds: until the first byte of the answer.
+            body_bytes: size of the request's body.
+        """
         self._requests.labels(method, route, status).inc()
         if status:
             self._seconds.labels(method, route).observe(seconds)
@@ -71,49 +79,49 @@ class HttpMetrics:
 
 
 class StoreCollector(Collector):
-    """Asks the database at each scrape. One that does not answer is a metric, not an error."""
+    """Reads the database at each scrape. An outage of it is a metric, not an error."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
     def describe(self) -> list[Metric]:
-        """Nothing: registering must not ask the database."""
+        """Nothing, so that registering does not query the database."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """The store's gauges, or only that it does not answer."""
+        """The store's gauges; during an outage only `td3_database_up`."""
         try:
             with self._store.read() as session:
-                found = read_statistics(session, database_now(session))
-        except SQLAlchemyError as error:
-            logger.warning("metrics: the database does not answer: %s", type(error).__name__)
+                statistics = read_statistics(session, database_now(session))
+        except STORE_ERRORS as error:
+            logger.warning("metrics: the database does not answer: %s", kind_of(error))
             yield _gauge("td3_database_up", "Whether the database answers.", 0)
             return
         yield _gauge("td3_database_up", "Whether the database answers.", 1)
-        yield from _describe(found)
+        yield from _gauges(statistics)
 
 
-def _describe(found: StoreStatistics) -> Iterator[Metric]:
+def _gauges(statistics: StoreStatistics) -> Iterator[Metric]:
     by_state = GaugeMetricFamily("td3_jobs", "Jobs by state.", labels=["state"])
-    for state, count in found.jobs_by_state.items():
+    for state, count in statistics.jobs_by_state.items():
         by_state.add_metric([state], count)
     yield by_state
     by_phase = GaugeMetricFamily(
         "td3_jobs_held", "Jobs that a worker holds, by phase.", labels=["phase"]
     )
-    for phase, count in found.held_by_phase.items():
+    for phase, count in statistics.held_by_phase.items():
         by_phase.add_metric([phase], count)
     yield by_phase
     yield _gauge(
         "td3_queue_oldest_age_seconds",
         "How long the job that has been queued longest waits; 0 with an empty queue.",
-        found.oldest_queued_seconds,
+        statistics.oldest_queued_seconds,
     )
     yield _gauge(
         "td3_lease_overdue_seconds",
         "How long the lease that ran out first has been over; 0 if none has. A job is stuck "
         "where this grows.",
-        found.overdue_lease_seconds,
+        statistics.overdue_lease_seconds,
     )
 
 

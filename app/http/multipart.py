@@ -1,14 +1,13 @@
-"""Receive a multipart form whose file goes straight to disk.
+"""Receives a multipart form whose file is written straight to disk.
 
-The framework's own form parser spools files of any size to the system's temporary folder (often
-memory) and looks at sizes afterwards. Here the file is hashed and counted while it arrives: memory
-stays flat, and a body that is too large, announced or not, is refused as soon as that is known.
+Starlette's form parser spools files of any size to the system's temporary folder, often memory, and
+checks sizes afterwards. Here the file is hashed and counted while it arrives. So memory use is
+constant, and a body that is too large is refused as soon as that is known.
 """
 
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from fastapi import Request
 from python_multipart import MultipartParser
@@ -16,30 +15,20 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import parse_options_header
 from starlette.concurrency import run_in_threadpool
 
-from app.http.body import Patience, body_chunks
 from app.http.problems import ApiError, field_error
+from app.http.request_body import (
+    FILE_FIELD,
+    BodyTimeouts,
+    ReceivedFile,
+    announced_bytes,
+    body_chunks,
+    file_too_large,
+)
 
-FILE_FIELD = "file"
 MAX_FIELD_BYTES = 256 * 1024
-# What a body may have besides the file: a few fields, boundaries and headers of the parts.
+# Allowance for everything but the file: a few fields, boundaries and part headers.
 BODY_OVERHEAD_BYTES = 1024 * 1024
 _WRITE_BYTES = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Form:
-    """A received form: the file is at `path`."""
-
-    path: Path
-    filename: str
-    bytes: int
-    sha256: str
-    fields: dict[str, str]
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """All of what the client sent, as JSON; the file by its sha256."""
-        return {"file": self.sha256, "filename": self.filename, "fields": self.fields}
 
 
 @dataclass
@@ -50,7 +39,7 @@ class _Part:
 
 
 class _Collector:
-    """Callbacks of the parser: keeps the fields, and the file's bytes until they are written."""
+    """The parser's callbacks: collects text fields, and file bytes until they are written."""
 
     def __init__(self, allowed: frozenset[str], max_file_bytes: int) -> None:
         self.allowed = allowed
@@ -123,36 +112,31 @@ class _Collector:
         self.finished = True
 
 
-def file_too_large(limit: int) -> ApiError:
-    """The file has more bytes than the service takes."""
-    return ApiError(413, "too_large", f"The file has more than {limit} bytes.", param=FILE_FIELD)
-
-
 async def receive_form(
     request: Request,
     path: Path,
     *,
     fields: frozenset[str],
     max_file_bytes: int,
-    patience: Patience,
-) -> Form:
-    """Write the form's file to `path` while it arrives; keep the text fields, which are small.
+    timeouts: BodyTimeouts,
+) -> ReceivedFile:
+    """Write the form's file to `path` while it arrives, and return the text fields with it.
 
     Args:
         request: its body has not been read.
         path: where the file goes.
-        fields: names of the text fields that there may be besides `file`.
+        fields: names of the text fields that are allowed besides `file`.
         max_file_bytes: a larger file is refused without reading the rest of it.
-        patience: how long the body may take.
+        timeouts: how long the body may take.
 
     Raises:
         ApiError: 400 `bad_multipart`; 408 `body_stalled` or `body_too_slow`; 413 `too_large`; 422
-            for an unknown, missing or double field.
-        starlette.requests.ClientDisconnect: the client went away.
+            for an unknown, missing or duplicate field.
+        starlette.requests.ClientDisconnect: the client closed the connection.
+        OSError: the disk is full.
     """
     max_body_bytes = max_file_bytes + BODY_OVERHEAD_BYTES
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > max_body_bytes:
+    if announced_bytes(request) > max_body_bytes:
         raise file_too_large(max_file_bytes)
     collector = _Collector(fields, max_file_bytes)
     parser = _make_parser(request, collector)
@@ -165,9 +149,9 @@ async def receive_form(
             file.write(collector.unwritten)
             collector.unwritten.clear()
 
-        async for chunk in body_chunks(request, patience):
+        async for chunk in body_chunks(request, timeouts):
             received += len(chunk)
-            if received > max_body_bytes:  # whatever was announced
+            if received > max_body_bytes:  # Content-Length may be absent or wrong
                 raise file_too_large(max_file_bytes)
             try:
                 parser.write(chunk)
@@ -180,7 +164,7 @@ async def receive_form(
         raise _bad_multipart("The body ends before the form does.")
     if not collector.file_complete:
         raise field_error(FILE_FIELD, "missing", "The form has no file")
-    return Form(
+    return ReceivedFile(
         path=path,
         filename=_printable(collector.filename),
         bytes=collector.file_bytes,
@@ -225,6 +209,6 @@ def _bad_multipart(detail: str) -> ApiError:
 
 
 def _printable(filename: str) -> str:
-    """The last part of a file name, without what could not be shown or passed on."""
+    """The last component of a file name, without unprintable characters."""
     last = filename.replace("\\", "/").rsplit("/", 1)[-1]
     return "".join(character for character in last if character.isprintable())[-150:]

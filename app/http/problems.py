@@ -1,11 +1,11 @@
-"""Every error as RFC 9457 problem+json, and the request id that ties it to the log.
+"""Errors as RFC 9457 problem+json, and the request id that ties an answer to the log.
 
-Code anywhere below `app` raises `ApiError`; the handlers here turn it, and whatever the framework
-raises, into one shape: `type, title, status, detail, code, request_id`, and where they make sense
-`param` (the offending field), `errors` (all offending fields), `line` and `column` (of a file).
+Code in app.http raises `ApiError`, and the store raises `QuotaExceededError` and
+`StorageUnavailableError`. The handlers here answer these, the framework's errors and unexpected
+ones with one shape: `type, title, status, detail, code, request_id` and, where they apply, `param`
+(the offending field), `errors` (all offending fields), `line` and `column` (of an uploaded file).
 """
 
-import errno
 import http
 import json
 import logging
@@ -23,13 +23,14 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.errors import DISK_FULL, StorageUnavailableError, kind_of
 from app.http.schemas.problems import FieldError, Problem
 from app.logs import log_fields
-from app.store.engine import UNAVAILABLE
+from app.store.quotas import QuotaExceededError
 from td3engine.interactions import LogErrorCode
 
-# Every code there is, so that the type checker refuses an unregistered one; a test holds the table
-# in docs/api.md against it. A code never changes its meaning, and none is taken away.
+# All codes, so that the type checker refuses others. A test compares the table in docs/api.md.
+# Codes are stable: none is removed, and none changes its meaning.
 ServiceCode = Literal[
     "artifact_not_found",
     "bad_multipart",
@@ -69,7 +70,7 @@ ServiceCode = Literal[
     "validation_error",
 ]
 ProblemCode = ServiceCode | LogErrorCode
-# What only a job can fail with: a log that is fine may still hold too little for its filter.
+# Codes that only a job can fail with: a valid log may hold too little data for the job's filter.
 _CODES_OF_JOBS = frozenset({"too_little_data"})
 PROBLEM_CODES = frozenset([*get_args(ServiceCode), *get_args(LogErrorCode)]) - _CODES_OF_JOBS
 
@@ -78,11 +79,10 @@ logger = logging.getLogger(__name__)
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 REQUEST_ID_HEADER = "x-request-id"
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_random = random.Random()  # noqa: S311 (request ids have to be unique, and may be guessed)
+_random = random.Random()  # noqa: S311 (request ids need to be unique, not secret)
 _LONGEST_ERROR_LIST = 50
-_RETRY_AFTER_SECONDS = "5"
-# No room at all, for this user, or in one file.
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OUTAGE_RETRY_SECONDS = 5
+_QUOTA_RETRY_SECONDS = {"too_many_active_jobs": 30, "too_many_jobs": 600, "storage_full": 600}
 _CODES_OF_FRAMEWORK_ERRORS: dict[int, ServiceCode] = {
     400: "bad_request",
     404: "not_found",
@@ -97,9 +97,9 @@ class ApiError(Exception):
     Args:
         status: HTTP status.
         code: stable, for programs; explained in docs/api.md.
-        detail: for people; says what is wrong and what would be right.
-        param: the request's field at fault, as a dotted path.
-        errors: all fields at fault.
+        detail: for people: what is wrong, and what would be right.
+        param: the offending field of the request, as a dotted path.
+        errors: all offending fields.
         headers: headers of the answer.
         line, column: where in the uploaded file.
     """
@@ -136,28 +136,33 @@ _CODES_OF_MISSING: dict[str, ServiceCode] = {
 
 
 def not_found(kind: Literal["artifact", "dataset", "job", "key"], identifier: str) -> ApiError:
-    """Nothing of that kind has that id or name."""
+    """A 404: nothing of that kind has that id or name."""
     code = _CODES_OF_MISSING[kind]
     return ApiError(404, code, f"There is no {kind} {identifier[:100]!r}.")
 
 
 def field_error(path: str, code: str, message: str) -> ApiError:
-    """One field of the request is wrong."""
-    return _refused([FieldError(path=path, code=code, message=message)])
+    """A 422 for one field of the request."""
+    return _invalid_fields([FieldError(path=path, code=code, message=message)])
 
 
 def validation_error(error: ValidationError, *, below: str = "") -> ApiError:
-    """A 422 that points at the fields which pydantic refused; `below` is the path of the model."""
-    return _fields_refused(error.errors(include_url=False, include_context=False), below=below)
+    """A 422 for the fields that pydantic refused.
+
+    Args:
+        error: pydantic's.
+        below: path of the validated model within the request.
+    """
+    return _from_pydantic(error.errors(include_url=False, include_context=False), below=below)
 
 
 def request_id_of(scope: Scope) -> str:
-    """The id that `RequestIds` gave this request."""
+    """The id that `RequestIds` assigned to this request."""
     return str(scope["state"]["request_id"])
 
 
 def problem_response(scope: Scope, error: ApiError) -> Response:
-    """The error on the wire."""
+    """The error as an HTTP response."""
     problem = Problem(
         type=f"urn:td3:problem:{error.code}",
         title=http.HTTPStatus(error.status).phrase,
@@ -170,13 +175,20 @@ def problem_response(scope: Scope, error: ApiError) -> Response:
         line=error.line,
         column=error.column,
     )
-    # Serialised by hand: a problem must reach the client even where its text has lone surrogates.
+    # `json` escapes lone surrogates, which pydantic's own serialiser refuses.
     content = json.dumps(problem.model_dump(exclude_none=True))
     return Response(content, error.status, error.headers, PROBLEM_MEDIA_TYPE)
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Have every error of `app` answered as a problem; adds the request ids too."""
+    """Answer every error of `app` as a problem, and give each request an id."""
+
+    async def quota_exceeded(request: Request, error: Exception) -> Response:
+        assert isinstance(error, QuotaExceededError)
+        headers = {"Retry-After": str(_QUOTA_RETRY_SECONDS[error.code])}
+        return problem_response(
+            request.scope, ApiError(429, error.code, error.detail, headers=headers)
+        )
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)
@@ -188,19 +200,19 @@ def install_error_handlers(app: FastAPI) -> None:
 
     async def invalid_request(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return problem_response(request.scope, _fields_refused(error.errors()))
+        return problem_response(request.scope, _from_pydantic(error.errors()))
 
     app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(QuotaExceededError, quota_exceeded)
     app.add_exception_handler(HTTPException, framework_error)
     app.add_exception_handler(RequestValidationError, invalid_request)
     app.add_middleware(RequestIds)
 
 
 class RequestIds:
-    """ASGI middleware: a request id for each request, and a problem for each unexpected error.
+    """ASGI middleware: an id for each request, and a problem for each error without a handler.
 
-    It catches what no handler did, so that the traceback is logged once, with the id that the
-    client was given, and nothing of it leaks.
+    An unexpected error's traceback is logged once, with the request id. Clients get the id only.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -230,31 +242,34 @@ class RequestIds:
             await self.app(scope, receive, send_with_id)
         except ClientDisconnect:
             logger.info("the client went away")
-        except UNAVAILABLE as away:
-            # The class only: the text may be long, and hold what the client sent.
-            logger.error("the database does not answer: %s", type(away).__name__)
+        except StorageUnavailableError as error:
+            # The class only: the text may be long and may quote the request.
+            logger.error("the database does not answer: %s", kind_of(error))
             if started:
                 raise
-            unavailable = _try_again(
-                "database_unavailable", "The database does not answer in time: try again."
-            )
-            await problem_response(scope, unavailable)(scope, receive, send_with_id)
+            await problem_response(scope, _outage())(scope, receive, send_with_id)
         except Exception as error:
             where = f"{scope['method']} {scope['path']}"
             logger.exception("request %s: %s failed", request_id, where)
-            if started:  # too late for a problem: cutting the connection is all that is left to say
+            if started:  # too late for a problem: the server cuts the connection
                 raise
             await problem_response(scope, _unexpected(error))(scope, receive, send_with_id)
 
 
 def _unexpected(error: Exception) -> ApiError:
     if isinstance(error, OSError) and error.errno in DISK_FULL:
-        return _try_again("disk_full", "The service's disk is full: try again later.")
+        return _service_unavailable("disk_full", "The service's disk is full: try again later.")
     return ApiError(500, "internal_error", "Something went wrong on our side. It has been logged.")
 
 
-def _try_again(code: ServiceCode, detail: str) -> ApiError:
-    return ApiError(503, code, detail, headers={"Retry-After": _RETRY_AFTER_SECONDS})
+def _outage() -> ApiError:
+    return _service_unavailable(
+        "database_unavailable", "The database does not answer in time: try again."
+    )
+
+
+def _service_unavailable(code: ServiceCode, detail: str) -> ApiError:
+    return ApiError(503, code, detail, headers={"Retry-After": str(_OUTAGE_RETRY_SECONDS)})
 
 
 def _incoming_request_id(scope: Scope) -> str | None:
@@ -275,7 +290,7 @@ def _from_framework(request: Request, error: HTTPException) -> ApiError:
     return ApiError(error.status_code, code, detail, headers=error.headers)
 
 
-def _fields_refused(errors: Iterable[Any], *, below: str = "") -> ApiError:
+def _from_pydantic(errors: Iterable[Any], *, below: str = "") -> ApiError:
     errors = list(errors)
     if errors and errors[0]["type"] == "json_invalid":
         return ApiError(400, "invalid_json", f"The body is not valid JSON: {errors[0]['msg']}.")
@@ -287,10 +302,10 @@ def _fields_refused(errors: Iterable[Any], *, below: str = "") -> ApiError:
         )
         for error in errors[:_LONGEST_ERROR_LIST]
     ]
-    return _refused(fields)
+    return _invalid_fields(fields)
 
 
-def _refused(fields: list[FieldError]) -> ApiError:
+def _invalid_fields(fields: list[FieldError]) -> ApiError:
     first = fields[0]
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
     detail = f"{first.path or 'The body'}: {first.message}{more}."
@@ -298,7 +313,7 @@ def _refused(fields: list[FieldError]) -> ApiError:
 
 
 def _path(location: tuple[str | int, ...], below: str) -> str:
-    """`("body", "config", "outer")` as `config.outer`: where in the request, not in our code."""
+    """The dotted path in the request: `("body", "config", "outer")` is `config.outer`."""
     parts = [str(part)[:100] for part in location]
     if not below and parts and parts[0] in {"body", "query", "path", "header"}:
         parts = parts[1:]

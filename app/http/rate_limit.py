@@ -1,7 +1,7 @@
-"""Requests of a tenant in any minute, counted at the broker for all API processes together.
+"""Limits a tenant's requests per minute, counted at the broker for all API processes together.
 
-While the broker does not answer, each process counts for itself: a tenant may then send as many
-requests to each of them. So a broker that is away neither stops the service nor opens it.
+While the broker does not answer, each process counts alone, and a tenant may send its limit to each
+of them. So an outage of the broker neither stops the service nor removes the limit.
 """
 
 import logging
@@ -15,8 +15,8 @@ from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from redis.exceptions import RedisError
 
-_ANSWER_SECONDS = 0.25  # a request must not wait longer for a broker that is frozen
-_LEAVE_ALONE_SECONDS = 5.0
+_BROKER_TIMEOUT_SECONDS = 0.25  # a request must not wait longer for a broker that hangs
+_BROKER_PAUSE_SECONDS = 5.0  # after a failure the broker is not tried for this long
 _LONGEST_WAIT_SECONDS = 60
 
 logger = logging.getLogger(__name__)
@@ -29,31 +29,34 @@ class RateLimiter:
         storage = RedisStorage(
             broker_url.replace("redis+socket://", "redis+unix://"),
             key_prefix="td3-rate",
-            socket_timeout=_ANSWER_SECONDS,
-            socket_connect_timeout=_ANSWER_SECONDS,
+            socket_timeout=_BROKER_TIMEOUT_SECONDS,
+            socket_connect_timeout=_BROKER_TIMEOUT_SECONDS,
         )
         self._shared = SlidingWindowCounterRateLimiter(storage)
-        self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
-        self._alone_until = -math.inf
+        self._local = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._local_until = -math.inf
 
     def wait_for(self, requests: Sequence[tuple[str, int]]) -> list[int]:
-        """Count requests, given as (tenant, how many it may send a minute).
+        """Count requests.
+
+        Args:
+            requests: each as (tenant, its limit per minute).
 
         Returns:
-            For each of them 0, or after how many seconds it may be sent again.
+            For each request 0 if it is within the limit, else the seconds to wait before a retry.
         """
-        room = {kind: self._count(*kind, asked) for kind, asked in Counter(requests).items()}
+        remaining = {kind: self._count(*kind, count) for kind, count in Counter(requests).items()}
         waits = []
         for kind in requests:
-            fits, seconds = room[kind]
-            waits.append(0 if fits else seconds)
-            room[kind] = (max(fits - 1, 0), seconds)
+            allowed, seconds = remaining[kind]
+            waits.append(0 if allowed else seconds)
+            remaining[kind] = (max(allowed - 1, 0), seconds)
         return waits
 
     def _count(self, tenant_id: str, per_minute: int, requests: int) -> tuple[int, int]:
-        """How many of them fit, and when there is room again for others."""
+        """How many of the requests are allowed, and the seconds until more are."""
         limit = RateLimitItemPerMinute(per_minute)
-        if time.monotonic() >= self._alone_until:
+        if time.monotonic() >= self._local_until:
             try:
                 return _hit(self._shared, limit, tenant_id, requests)
             except RedisError as error:
@@ -61,8 +64,8 @@ class RateLimiter:
                     "the broker does not answer: requests are counted by this process alone: %s",
                     error,
                 )
-                self._alone_until = time.monotonic() + _LEAVE_ALONE_SECONDS
-        return _hit(self._own, limit, tenant_id, requests)
+                self._local_until = time.monotonic() + _BROKER_PAUSE_SECONDS
+        return _hit(self._local, limit, tenant_id, requests)
 
 
 def _hit(
@@ -73,8 +76,8 @@ def _hit(
 ) -> tuple[int, int]:
     if limiter.hit(limit, tenant_id, cost=requests):
         return requests, 0
-    fits = 0
-    while fits < requests and limiter.hit(limit, tenant_id):
-        fits += 1
+    allowed = 0
+    while allowed < requests and limiter.hit(limit, tenant_id):
+        allowed += 1
     seconds = limiter.get_window_stats(limit, tenant_id).reset_time - time.time()
-    return fits, min(max(1, math.ceil(seconds)), _LONGEST_WAIT_SECONDS)
+    return allowed, min(max(1, math.ceil(seconds)), _LONGEST_WAIT_SECONDS)

@@ -1,4 +1,4 @@
-"""What a service needs in order to serve, each looked at within a few seconds whatever hangs."""
+"""Readiness checks: database, migrations, broker and disk, each with a time limit."""
 
 import asyncio
 import shutil
@@ -9,48 +9,45 @@ from pathlib import Path
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from kombu.exceptions import OperationalError
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.exc import TimeoutError as NoAnswerError
 
 from app.broker import JobQueue
-from app.http.coalescing import Together
+from app.errors import kind_of
+from app.http.coalescing import BatchedLookup, LookupTimeoutError
 from app.settings import Settings
-from app.store.engine import Store, only_reads
+from app.store.engine import STORE_ERRORS, Store, only_reads
 from app.store.migrate import alembic_config
 
 OK = "ok"
 _SECONDS = 3.0
-_LATE = f"does not answer within {_SECONDS:g} seconds"
+_TIMEOUT_MESSAGE = f"does not answer within {_SECONDS:g} seconds"
 
 
 class ReadinessChecks:
-    """Whether the database answers and has the tables of this release, the broker answers, and
-    there is room for uploads. What is frozen takes one thread, however often somebody asks.
-    """
+    """Runs the checks. One that hangs occupies a single thread, however often it is asked for."""
 
     def __init__(self, settings: Settings, store: Store, queue: JobQueue) -> None:
         self._checks = {
-            "database": _bounded(lambda: _check_database(store)),
-            "migrations": _bounded(lambda: _check_migrations(store)),
-            "broker": _bounded(lambda: _check_broker(queue)),
-            "disk": _bounded(lambda: _check_disk(settings.data_dir, settings.ready_free_bytes)),
+            "database": _batched(lambda: _check_database(store)),
+            "migrations": _batched(lambda: _check_migrations(store)),
+            "broker": _batched(lambda: _check_broker(queue)),
+            "disk": _batched(lambda: _check_disk(settings.data_dir, settings.ready_free_bytes)),
         }
 
     async def results(self) -> dict[str, str]:
-        """`ok` or what is wrong, for each of them."""
-        found = await asyncio.gather(*(_result(check) for check in self._checks.values()))
-        return dict(zip(self._checks, found, strict=True))
+        """For each check `ok`, or what is wrong."""
+        results = await asyncio.gather(*(_result(check) for check in self._checks.values()))
+        return dict(zip(self._checks, results, strict=True))
 
 
-def _bounded(check: Callable[[], str]) -> Together[None, str]:
-    return Together(lambda asked: [check()] * len(asked), seconds=_SECONDS)
+def _batched(check: Callable[[], str]) -> BatchedLookup[None, str]:
+    return BatchedLookup(lambda requests: [check()] * len(requests), seconds=_SECONDS)
 
 
-async def _result(check: Together[None, str]) -> str:
+async def _result(check: BatchedLookup[None, str]) -> str:
     try:
-        return await check.ask(None)
-    except NoAnswerError:
-        return _LATE
+        return await check.get(None)
+    except LookupTimeoutError:
+        return _TIMEOUT_MESSAGE
 
 
 def _check_database(store: Store) -> str:
@@ -58,25 +55,25 @@ def _check_database(store: Store) -> str:
         with store.read() as session:
             if only_reads(session):
                 return "only reads: a standby, which has not taken over"
-    except SQLAlchemyError as error:
+    except STORE_ERRORS as error:
         # The class only: the text may have the address and the user of the database.
-        return f"does not answer: {type(error).__name__}"
+        return f"does not answer: {kind_of(error)}"
     return OK
 
 
 def _check_migrations(store: Store) -> str:
     try:
         with store.read() as session:
-            here = MigrationContext.configure(session.connection()).get_current_revision()
+            current = MigrationContext.configure(session.connection()).get_current_revision()
             head = _head(store)
-    except SQLAlchemyError:
+    except STORE_ERRORS:
         return "unknown"
-    return OK if here == head else f"the tables are at {here}, this release needs {head}"
+    return OK if current == head else f"the tables are at {current}, this release needs {head}"
 
 
 @cache
 def _head(store: Store) -> str | None:
-    """Newest revision of this release; read from the files once."""
+    """The newest revision of this release; the files are read once."""
     with store.engine.connect() as connection:
         return ScriptDirectory.from_config(alembic_config(connection)).get_current_head()
 
@@ -89,11 +86,11 @@ def _check_broker(queue: JobQueue) -> str:
     return OK
 
 
-def _check_disk(folder: Path, wanted: int) -> str:
+def _check_disk(folder: Path, minimum: int) -> str:
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return f"data_dir cannot be used: {error.strerror}"
-    if free >= wanted:
+    if free >= minimum:
         return OK
-    return f"{free // 2**20} MiB are free in data_dir, {wanted // 2**20} are wanted"
+    return f"{free // 2**20} MiB are free in data_dir, {minimum // 2**20} are wanted"

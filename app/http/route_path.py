@@ -1,21 +1,21 @@
-"""The path that routes are chosen by: what every rule about paths has to look at."""
+"""The path as the router sees it. Every rule about paths has to use it."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def route_path(scope: Mapping[str, Any]) -> str:
-    """A request's path, as the router takes it.
+    """A request's path without the root path and without a final newline.
 
-    Not `scope["path"]`, which with `uvicorn --root-path /td3` begins with the root path. Starlette
-    has this as `get_route_path`, in a module that is not public; a test holds the two together.
+    With `uvicorn --root-path /td3`, `scope["path"]` begins with the root path. Starlette removes it
+    in `get_route_path`, which is not public; a test compares the two.
 
-    A final newline (`/keys%0A`) goes too: routes are patterns that end in `$`, which matches before
-    it as well, so `/keys` serves that path, and a rule about `/keys` must hold for it.
+    Route patterns end in `$`, which also matches before a final newline. So the route `/keys`
+    serves `/keys%0A`, and a rule about `/keys` must hold for it.
     """
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
     below = path.removeprefix(root)
-    if below[:1] in ("", "/"):  # else it only begins alike: /td3 and /td34
+    if below[:1] in ("", "/"):  # otherwise only a prefix is equal: /td3 of /td34
         path = below
     return path.removesuffix("\n")

@@ -1,11 +1,11 @@
-"""The summary as one zip file: same artifacts, same bytes, made while it is sent."""
+"""The summary as one zip file, made while it is sent. Equal artifacts give equal bytes."""
 
 import hashlib
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-# Written into the ETag: to be changed when the same files would become other bytes.
+# Part of the ETag. Change it with any change of the zip's bytes for the same files.
 _LAYOUT = "td3 bundle 1"
 _NO_TIME = (1980, 1, 1, 0, 0, 0)
 _READABLE_BY_ALL = 0o100644 << 16
@@ -14,15 +14,15 @@ _UNIX = 3
 
 @dataclass(frozen=True)
 class Member:
-    """A file of the bundle."""
+    """A file of the zip; its blob has this sha256."""
 
     name: str
     bytes: int
     sha256: str
 
 
-def bundle_etag(members: Sequence[Member]) -> str:
-    """A (quoted) strong ETag: the sha256 of all that decides the zip's bytes."""
+def zip_etag(members: Sequence[Member]) -> str:
+    """The strong ETag, quoted: the sha256 of everything that determines the zip's bytes."""
     lines = [_LAYOUT, *(f"{member.name} {member.bytes} {member.sha256}" for member in members)]
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
     return f'"{digest}"'
@@ -31,28 +31,28 @@ def bundle_etag(members: Sequence[Member]) -> str:
 def stream_zip(
     members: Sequence[Member], open_reader: Callable[[str], Iterator[bytes]]
 ) -> Iterator[bytes]:
-    """The zip, stored uncompressed and without times, a chunk at a time.
+    """The zip in chunks, uncompressed and without times.
 
     Args:
-        members: its files, in this order.
-        open_reader: gives the chunks of the bytes that have the sha256.
+        members: its files, in order.
+        open_reader: gives the chunks of the blob with this sha256.
     """
-    outlet = _Outlet()
-    with zipfile.ZipFile(outlet, "w", zipfile.ZIP_STORED) as archive:
+    buffer = _Buffer()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for member in members:
             entry = zipfile.ZipInfo(member.name, _NO_TIME)
             entry.external_attr = _READABLE_BY_ALL
             entry.create_system = _UNIX
-            entry.file_size = member.bytes  # decides whether the 64-bit form is needed
+            entry.file_size = member.bytes  # zipfile chooses the 64-bit form by it
             with archive.open(entry, "w") as file:
                 for chunk in open_reader(member.sha256):
                     file.write(chunk)
-                    yield outlet.take()
-    yield outlet.take()
+                    yield buffer.take()
+    yield buffer.take()
 
 
-class _Outlet:
-    """What `zipfile` writes to: it cannot seek, so nothing that was sent is ever changed."""
+class _Buffer:
+    """The file that `zipfile` writes to. It cannot seek, so bytes that were sent never change."""
 
     def __init__(self) -> None:
         self._written = bytearray()
@@ -62,13 +62,13 @@ class _Outlet:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Does nothing: every write is complete."""
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Does nothing: there is nothing to close."""
 
     def take(self) -> bytes:
-        """What was written since the last call."""
+        """The bytes written since the last call."""
         data = bytes(self._written)
         self._written.clear()
         return data

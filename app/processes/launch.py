@@ -1,13 +1,13 @@
-"""Start a command that cannot outlive its parent.
+"""Starts a command that cannot outlive its parent.
 
     python -m app.processes.launch [options] -- command...
 
-A small program of its own because what it sets must be set in the child, between fork and exec, and
-`preexec_fn` is not safe in a process with threads. It sets the limits and then *becomes* the
-command, so the process id that the parent knows is the command's.
+The limits must be set in the child, between fork and exec, and `preexec_fn` is not safe in a
+process with threads. So this small program sets them and then becomes the command by `execvp`. The
+process id that the parent knows is therefore the command's.
 
-Mind that the kernel watches the *thread* that started the child: start it from a thread that lives
-as long as the child should.
+The kernel watches the *thread* that started the child, not the process. Start a child from a thread
+that lives as long as the child should.
 """
 
 import argparse
@@ -19,18 +19,14 @@ import sys
 from collections.abc import Sequence
 
 PR_SET_PDEATHSIG = 1
-# Of the service's own, and no business of what reads or computes on clients' data.
-_SECRETS = frozenset(
-    {"TD3_DATABASE_URL", "TD3_BROKER_URL", "TD3_KEY_SECRET", "TD3_POSTGRES_PASSWORD"}
-)
 
 
 def launch_command(command: Sequence[str], *, memory_bytes: int | None = None) -> list[str]:
-    """`command` wrapped so that it dies (SIGKILL) with the calling process.
+    """`command`, wrapped so that the kernel kills it (SIGKILL) when the calling process ends.
 
     Args:
         command: program and arguments.
-        memory_bytes: limit of the address space (RLIMIT_AS), if any.
+        memory_bytes: limit of the address space (RLIMIT_AS); None: no limit.
     """
     wrapped = [sys.executable, "-m", "app.processes.launch", "--parent", str(os.getpid())]
     if memory_bytes is not None:
@@ -38,13 +34,11 @@ def launch_command(command: Sequence[str], *, memory_bytes: int | None = None) -
     return [*wrapped, "--", *command]
 
 
-def environment_without_secrets() -> dict[str, str]:
-    """This process's environment, for a child that handles what clients have sent."""
-    return {name: value for name, value in os.environ.items() if name not in _SECRETS}
-
-
 def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when `parent` (its parent) ends; survives exec.
+    """Ask the kernel to kill this process when its parent ends. The request survives exec.
+
+    Args:
+        parent: process id of the parent. This process exits if that one is gone already.
 
     Raises:
         OSError: the kernel refused.
@@ -53,7 +47,7 @@ def die_with_parent(parent: int) -> None:
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-    if os.getppid() != parent:  # it ended before the kernel was told, so no signal will come
+    if os.getppid() != parent:  # it ended before the kernel knew, so no signal will come
         sys.exit(f"app.processes.launch: the parent {parent} is gone")
 
 

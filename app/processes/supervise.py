@@ -1,4 +1,4 @@
-"""Child processes of `app.standalone.serve`: started, watched, started again, stopped."""
+"""Supervised child processes: started, restarted after a crash, stopped."""
 
 import logging
 import os
@@ -13,19 +13,26 @@ from app.processes.launch import launch_command
 
 logger = logging.getLogger(__name__)
 
-MOST_ENDS = 3
-WITHIN_SECONDS = 60.0
+CRASH_LIMIT = 3  # so many crashes within so many seconds end the service
+CRASH_WINDOW_SECONDS = 60.0
 
 
 class ServeError(Exception):
-    """The service cannot go on; the text says why, for the user."""
+    """The service cannot start or go on; the text tells the user why."""
 
 
 class Child:
-    """One process, in a session of its own so that Ctrl-C in the terminal reaches only its parent.
+    """A supervised process, in a session of its own so that Ctrl-C reaches only its parent.
 
-    The kernel kills it with its parent, so not even `kill -9` of the parent leaves it behind. To be
-    started from the main thread: the kernel means the thread that starts it.
+    The kernel kills it when its parent ends, even by `kill -9`. Start it from the main thread,
+    because the kernel watches the thread that starts it.
+
+    Args:
+        name: for the log.
+        command: program and arguments.
+        environment: all of its environment variables.
+        grace_seconds: from SIGTERM to SIGKILL.
+        open_files: file descriptors that it inherits.
     """
 
     def __init__(
@@ -43,8 +50,8 @@ class Child:
         self.grace_seconds = grace_seconds
         self.open_files = tuple(open_files)
         self._process: subprocess.Popen[bytes] | None = None
-        self._ends: deque[float] = deque(maxlen=MOST_ENDS)
-        self._deadline: float | None = None  # to be gone by, once it was asked to stop
+        self._crashes: deque[float] = deque(maxlen=CRASH_LIMIT)
+        self._deadline: float | None = None  # end of the grace period, after SIGTERM
 
     @property
     def pid(self) -> int:
@@ -52,7 +59,11 @@ class Child:
         return self._process.pid if self._process is not None else 0
 
     def start(self) -> None:
-        """Start it. What it prints goes to our stderr: our stdout is for programs."""
+        """Start it. Its output goes to stderr, because stdout is for programs.
+
+        Raises:
+            OSError: it cannot be started.
+        """
         self._process = subprocess.Popen(
             launch_command(self.command),
             env=self.environment,
@@ -64,27 +75,27 @@ class Child:
         logger.info("%s started: process %d", self.name, self.pid)
 
     def revive(self) -> bool:
-        """Start it again if it has ended. Returns whether it had.
+        """Restart it if it has ended. Returns whether it had.
 
         Raises:
-            ServeError: it ended too often in too short a time.
+            ServeError: it ended `CRASH_LIMIT` times within `CRASH_WINDOW_SECONDS`.
         """
         if self._process is None or not self._has_ended():
             return False
         now = time.monotonic()
-        how = self._reap()
-        logger.error("%s ended unexpectedly: %s", self.name, how)
-        self._ends.append(now)
-        if len(self._ends) == MOST_ENDS and now - self._ends[0] < WITHIN_SECONDS:
+        exit_status = self._reap()
+        logger.error("%s ended unexpectedly: %s", self.name, exit_status)
+        self._crashes.append(now)
+        if len(self._crashes) == CRASH_LIMIT and now - self._crashes[0] < CRASH_WINDOW_SECONDS:
             raise ServeError(
-                f"{self.name} ended {MOST_ENDS} times within {WITHIN_SECONDS:g} seconds "
-                f"(last: {how}); its output is above"
+                f"{self.name} ended {CRASH_LIMIT} times within {CRASH_WINDOW_SECONDS:g} seconds "
+                f"(last: {exit_status}); its output is above"
             )
         self.start()
         return True
 
     def terminate(self) -> float:
-        """SIGTERM, once; returns when its grace period ends (by the monotonic clock)."""
+        """Send SIGTERM, once. Returns the end of the grace period, by the monotonic clock."""
         if self._deadline is None:
             self._deadline = time.monotonic() + self.grace_seconds
             if self._process is not None:
@@ -92,7 +103,11 @@ class Child:
         return self._deadline
 
     def stop(self, hurry: Callable[[], bool]) -> None:
-        """SIGTERM, a grace period (none once `hurry()` is true), then SIGKILL to what is left."""
+        """Send SIGTERM, wait for the grace period, then send SIGKILL to the rest of its group.
+
+        Args:
+            hurry: once it returns true, the grace period is over.
+        """
         deadline = self.terminate()
         if self._process is None:
             return
@@ -103,7 +118,7 @@ class Child:
         logger.info("%s stopped: %s", self.name, self._reap())
 
     def _has_ended(self) -> bool:
-        """Whether it ended; leaves it unreaped, so that its number stays its own."""
+        """Whether it ended. It is not reaped, so its process id cannot be reused."""
         assert self._process is not None
         if self._process.returncode is not None:
             return True
@@ -111,7 +126,7 @@ class Child:
         return os.waitid(os.P_PID, self.pid, options) is not None
 
     def _reap(self) -> str:
-        """Kill what is left of its group; how it ended, in words."""
+        """Kill the rest of its group; returns its exit status in words."""
         assert self._process is not None
         if self._process.returncode is None:
             os.killpg(self.pid, signal.SIGKILL)

@@ -1,10 +1,10 @@
 """The whole service on one machine: `td3 serve`, or `python -m app.standalone.serve`.
 
-Brings the tables up to date, starts an embedded Valkey (unless a broker is given), the API
-and a worker, and prints `listening on URL` to stdout once requests can be served. A process that
-ends unexpectedly is started again; one that ends three times within a minute stops everything, with
-exit code 1. SIGINT or SIGTERM stops the API and the workers, then Valkey; a second one at once.
-`service.json` in the data folder has the URL and the process ids while the service runs.
+Migrates the tables, starts an embedded Valkey (unless a broker is given), the API and the workers,
+and prints `listening on URL` to stdout once it can serve requests. A process that crashes is
+restarted; one that crashes three times within a minute stops the service with exit code 1. SIGINT
+or SIGTERM stops the API and the workers, then Valkey; a second signal stops them at once. While the
+service runs, `service.json` in the data folder has its URL and process ids.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from kombu.exceptions import OperationalError
 from pydantic import ValidationError
 from redis import Redis
 
-from app.http.auth import is_loopback
 from app.logs import set_up_logging
+from app.loopback import is_loopback
 from app.processes.supervise import Child, ServeError
 from app.settings import Settings
 from app.standalone.valkey import socket_path, valkey_command, valkey_complaint
@@ -40,13 +40,13 @@ from app.store.migrate import upgrade
 logger = logging.getLogger("app.serve")
 
 START_SECONDS = 60.0
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 API_DRAIN_SECONDS = 5
-KILL_SLACK_SECONDS = 10.0
+KILL_SLACK_SECONDS = 10.0  # between a process's own time-out and its SIGKILL
 
 
 class Service:
-    """The processes of one service, in the order in which they are started."""
+    """The processes of one service, in the order of their starts."""
 
     def __init__(self, settings: Settings, workers: int) -> None:
         self.settings = settings
@@ -56,10 +56,13 @@ class Service:
         self.cleanup = ExitStack()
 
     def run(self, *, embedded_broker: bool) -> None:
-        """Start everything, keep it running until a signal comes, stop everything.
+        """Start all processes, keep them running until a signal, stop them.
+
+        Args:
+            embedded_broker: whether to start Valkey, instead of using the settings' broker.
 
         Raises:
-            ServeError: something does not start or does not stay up.
+            ServeError: a process does not start or keeps crashing.
         """
         signal.signal(signal.SIGINT, self._on_signal)
         signal.signal(signal.SIGTERM, self._on_signal)
@@ -67,11 +70,11 @@ class Service:
             try:
                 self._start(embedded_broker)
                 while not self.signals:
-                    time.sleep(LOOK_SECONDS)
+                    time.sleep(POLL_SECONDS)
                     if self._revive():
                         self._write_state()
             finally:
-                self._stop()
+                self.stop()
 
     def _start(self, embedded_broker: bool) -> None:
         if embedded_broker:
@@ -81,12 +84,12 @@ class Service:
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
         self.url = f"http://{host}:{port}"
         environment = {**os.environ, **_as_environment(self.settings)}
-        self._add(
+        self.start_child(
             Child(
                 "API",
                 [
                     *(sys.executable, "-m", "uvicorn", "app.main:app"),
-                    # The socket is ours: an API that is started again has the same port.
+                    # The socket is inherited, so a restarted API has the same port.
                     *("--fd", str(listener.fileno())),
                     *("--timeout-graceful-shutdown", str(API_DRAIN_SECONDS)),
                 ],
@@ -99,21 +102,13 @@ class Service:
             f"td3-{os.getpid()}-{number}@{socket.gethostname()}" for number in range(self.workers)
         ]
         for number, name in enumerate(names):
-            command = [
-                "-m",
-                "celery",
-                "-A",
-                "worker.celery_app",
-                "worker",
-                "-P",
-                "threads",
-                "-c",
-                "1",
-            ]
-            self._add(
+            self.start_child(
                 Child(
                     "worker",
-                    [sys.executable, *command, "-n", name, "--loglevel", "INFO"],
+                    [
+                        *(sys.executable, "-m", "celery", "-A", "worker.celery_app", "worker"),
+                        *("-P", "threads", "-c", "1", "-n", name, "--loglevel", "INFO"),
+                    ],
                     environment={**environment, **_metrics_port(self.settings, number)},
                     grace_seconds=self.settings.cancel_grace_seconds + KILL_SLACK_SECONDS,
                 )
@@ -133,7 +128,7 @@ class Service:
         folder.mkdir(exist_ok=True)
         path = self.cleanup.enter_context(socket_path(folder))
         command = valkey_command(folder, path)
-        self._add(
+        self.start_child(
             Child("Valkey", command, environment=os.environ, grace_seconds=KILL_SLACK_SECONDS)
         )
         client = Redis(unix_socket_path=str(path), socket_timeout=2)
@@ -141,27 +136,28 @@ class Service:
         self._wait("Valkey", lambda: valkey_complaint(client))
         self.settings = self.settings.model_copy(update={"broker_url": f"redis+socket://{path}"})
 
-    def _add(self, child: Child) -> None:
+    def start_child(self, child: Child) -> None:
+        """Start a process and supervise it from now on."""
         self.children.append(child)
         child.start()
 
     def _revive(self) -> bool:
-        """Start again what has ended; whether anything had."""
+        """Restart processes that have ended; returns whether there were any."""
         revived = [child.revive() for child in self.children]
         return any(revived)
 
     def _wait(self, name: str, complaint: Callable[[], str | None]) -> None:
-        """Until `complaint` has none, or a signal comes."""
+        """Wait until `complaint` returns None, or a signal comes."""
         deadline = time.monotonic() + START_SECONDS
-        while not self.signals and (missing := complaint()) is not None:
+        while not self.signals and (reason := complaint()) is not None:
             if time.monotonic() > deadline:
-                raise ServeError(f"{name} is not ready after {START_SECONDS:g} seconds: {missing}")
+                raise ServeError(f"{name} is not ready after {START_SECONDS:g} seconds: {reason}")
             self._revive()
-            time.sleep(LOOK_SECONDS / 4)
+            time.sleep(POLL_SECONDS / 4)
 
     def _api_complaint(self) -> str | None:
         try:
-            # Not by way of a proxy that the environment may name: it is a process of ours.
+            # `trust_env=False`: a proxy of the environment cannot reach this machine's loopback.
             answer = httpx.get(f"{self.url}/readyz", timeout=5, trust_env=False)
         except httpx.TransportError as error:
             return str(error)
@@ -182,8 +178,8 @@ class Service:
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self.signals += 1
 
-    def _stop(self) -> None:
-        """The API and all workers at once, each with its grace period; then Valkey."""
+    def stop(self) -> None:
+        """Stop the API and all workers concurrently, each with its grace period; then Valkey."""
         logger.info("stopping")
         before = self.signals
         broker = [child for child in self.children if child.name == "Valkey"]
@@ -195,7 +191,7 @@ class Service:
 
 
 class _WorkersComplaint:
-    """Whether one of the named workers does not answer a ping."""
+    """Says how many of the named workers do not answer a ping."""
 
     def __init__(self, broker_url: str, names: list[str]) -> None:
         self.app = Celery("td3-serve", broker=broker_url, set_as_current=False)
@@ -212,29 +208,29 @@ class _WorkersComplaint:
 
 @contextmanager
 def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """A bound socket, so that the port is known before the API runs and stays ours.
+    """A bound socket: the port is known before the API starts, and stays reserved.
 
     Raises:
-        ServeError: the address cannot be had.
+        ServeError: the address is in use or not of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family)
     except OSError as error:
         raise ServeError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-    # Accepted connections inherit it. The API gets the socket by its number and cannot tell that it
-    # is TCP, so it would not set it, and short answers would wait for the client's delayed ACK.
+    # Accepted connections inherit this option. Uvicorn gets the socket by its descriptor, does not
+    # know that it is TCP, and would not set it. Short answers would wait for a delayed ACK.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     with listener:
         yield listener
 
 
 @contextmanager
-def _own(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder for this process alone.
+def _lock(data_dir: Path) -> Iterator[None]:
+    """Lock the data folder for this service.
 
     Raises:
-        ServeError: another service has it.
+        ServeError: another service has locked it.
     """
     with (data_dir / "serve.lock").open("a+") as lock:
         try:
@@ -251,7 +247,7 @@ def _own(data_dir: Path) -> Iterator[None]:
 
 
 def _as_environment(settings: Settings) -> Mapping[str, str]:
-    """What the children shall find in their environment instead of what was there."""
+    """The settings that the command line may have changed, as environment variables."""
     return {
         "TD3_DATA_DIR": str(settings.data_dir),
         "TD3_DATABASE_URL": settings.database_url,
@@ -266,11 +262,11 @@ def _metrics_port(settings: Settings, number: int) -> Mapping[str, str]:
     return {"TD3_WORKER_METRICS_PORT": str(port + number)} if port else {}
 
 
-def _refuse_strangers(settings: Settings) -> None:
-    """Without API keys nobody but this machine may reach the service.
+def _require_key_or_loopback(settings: Settings) -> None:
+    """Check that a service without API keys listens on a loopback address.
 
     Raises:
-        ServeError: others could.
+        ServeError: other machines could reach it.
     """
     if is_loopback(settings.host):
         return
@@ -311,32 +307,32 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _settings(given: dict[str, Any]) -> Settings:
-    """What was given on the command line, over the environment, over the defaults."""
+def _settings(overrides: dict[str, Any]) -> Settings:
+    """The settings: overrides of the command line, then the environment, then the defaults."""
     try:
-        data_dir = given.get("data_dir") or Settings().data_dir
-        return Settings(**{**given, "data_dir": Path(data_dir).absolute()})
+        data_dir = overrides.get("data_dir") or Settings().data_dir
+        return Settings(**{**overrides, "data_dir": Path(data_dir).absolute()})
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ServeError("settings that cannot be: " + "; ".join(wrong)) from error
+        reasons = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise ServeError("settings that cannot be: " + "; ".join(reasons)) from error
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the service; returns the exit code."""
     options = _parse(arguments)
-    given: dict[str, Any] = {
+    overrides: dict[str, Any] = {
         name: value
         for name in ("data_dir", "host", "port", "broker_url", "database_url")
         if (value := getattr(options, name)) is not None
     }
     try:
-        settings = _settings(given)
+        settings = _settings(overrides)
         set_up_logging(settings.log_format)
         embedded_broker = "broker_url" not in settings.model_fields_set
         settings.data_dir.mkdir(parents=True, exist_ok=True)
-        with _own(settings.data_dir):
+        with _lock(settings.data_dir):
             upgrade(settings.database_url)
-            _refuse_strangers(settings)
+            _require_key_or_loopback(settings)
             Service(settings, options.workers).run(embedded_broker=embedded_broker)
     except ServeError as error:
         logger.error("%s", error)

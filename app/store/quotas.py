@@ -1,20 +1,33 @@
-"""What a tenant may use at most, and the refusals of what would be more.
+"""Quotas of tenants, and the check that a transaction stays within them.
 
-Whether there is room is decided in the transaction that takes it, while the tenant's row is locked:
-two requests at once cannot both take the last place.
+The check runs in the transaction that uses the quota, while the tenant's row is locked: two
+concurrent requests cannot both take the last place.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy.orm import Session
 
-from app.http.problems import ApiError, ServiceCode
 from app.settings import Settings
 from app.store import tenants
 
 _Limit = Annotated[int, Field(ge=0)]
-_RETRY_SECONDS = {"too_many_active_jobs": 30, "too_many_jobs": 600, "storage_full": 600}
+QuotaCode = Literal["storage_full", "too_many_active_jobs", "too_many_jobs"]
+
+
+class QuotaExceededError(Exception):
+    """The tenant has used up a quota.
+
+    Args:
+        code: which quota; the same as the code of the HTTP problem.
+        detail: current use and limit, for people.
+    """
+
+    def __init__(self, code: QuotaCode, detail: str) -> None:
+        super().__init__(code, detail)
+        self.code: QuotaCode = code
+        self.detail = detail
 
 
 class Quotas(BaseModel):
@@ -46,68 +59,65 @@ class Quotas(BaseModel):
 
 
 def quotas_for(settings: Settings, overrides: dict[str, Any] | None) -> Quotas:
-    """The defaults, what the settings say, and what was said for the tenant.
+    """Defaults, overridden by the settings, overridden by the tenant's own quotas.
 
     Raises:
-        pydantic.ValidationError: an unknown name, or no number.
+        pydantic.ValidationError: an unknown name, or a value that is no number.
     """
     return Quotas.model_validate({**settings.quotas, **(overrides or {})})
 
 
 def find_quotas(session: Session, settings: Settings, tenant_id: str) -> Quotas:
-    """What this tenant may use."""
+    """The quotas of this tenant."""
     return quotas_for(settings, tenants.overrides(session, tenant_id))
 
 
 def take_job(session: Session, settings: Settings, tenant_id: str) -> None:
-    """Hold the tenant until the transaction ends, in which one more job is made.
+    """Lock the tenant and check that it may have one more job, which this transaction creates.
 
     Raises:
-        ApiError: 429 `too_many_active_jobs`, `too_many_jobs`.
+        QuotaExceededError: `too_many_active_jobs` or `too_many_jobs`.
     """
     quotas = quotas_for(settings, tenants.lock(session, tenant_id))
     active = tenants.active_jobs(session, tenant_id)
     if active >= quotas.active_jobs:
-        raise _exceeded(
+        raise QuotaExceededError(
             "too_many_active_jobs",
             f"{active} jobs are not over yet, and {quotas.active_jobs} are allowed.",
         )
     if not tenants.has_fewer_jobs(session, tenant_id, quotas.kept_jobs):
-        raise _exceeded(
+        raise QuotaExceededError(
             "too_many_jobs", f"{quotas.kept_jobs} jobs are allowed: delete some that are over."
         )
 
 
-def take_bytes(session: Session, settings: Settings, tenant_id: str, more: int) -> None:
-    """Hold the tenant until the transaction ends, in which so many bytes more are referred to.
+def take_bytes(session: Session, settings: Settings, tenant_id: str, size: int) -> None:
+    """Lock the tenant and check that it may store `size` more bytes, which this transaction adds.
 
     Raises:
-        ApiError: 429 `storage_full`.
+        QuotaExceededError: `storage_full`.
     """
-    _see_room(session, quotas_for(settings, tenants.lock(session, tenant_id)), tenant_id, more)
+    quotas = quotas_for(settings, tenants.lock(session, tenant_id))
+    _check_storage(session, quotas, tenant_id, size)
 
 
-def see_room(session: Session, settings: Settings, tenant_id: str) -> Quotas:
-    """The tenant's quotas, before anything is begun that could not be kept anyway.
+def require_storage(session: Session, settings: Settings, tenant_id: str) -> Quotas:
+    """The tenant's quotas, if it may store at least one more byte.
 
-    Without holding the tenant: what a job will store is not known when it is made, and adding up
-    the bytes of many jobs takes a while.
+    For a check before expensive work. It takes no lock, because adding up the bytes of many jobs
+    takes a while, and what a job will store is unknown when it is created.
 
     Raises:
-        ApiError: 429 `storage_full`.
+        QuotaExceededError: `storage_full`.
     """
     quotas = find_quotas(session, settings, tenant_id)
-    _see_room(session, quotas, tenant_id, more=1)
+    _check_storage(session, quotas, tenant_id, size=1)
     return quotas
 
 
-def _see_room(session: Session, quotas: Quotas, tenant_id: str, more: int) -> None:
+def _check_storage(session: Session, quotas: Quotas, tenant_id: str, size: int) -> None:
     stored = tenants.stored_bytes(session, tenant_id)
-    if stored + more > quotas.stored_bytes:
-        raise _exceeded(
+    if stored + size > quotas.stored_bytes:
+        raise QuotaExceededError(
             "storage_full", f"{stored} bytes are stored, and {quotas.stored_bytes} are allowed."
         )
-
-
-def _exceeded(code: ServiceCode, detail: str) -> ApiError:
-    return ApiError(429, code, detail, headers={"Retry-After": str(_RETRY_SECONDS[code])})

@@ -19,7 +19,7 @@ from td3engine.config import DistillConfig
 from td3engine.presets import merge
 from td3engine.run import Control, Run
 from tests.td3engine.small import small_config, write_small_log
-from tests.worker.conftest import is_alive, wait_for
+from tests.worker.kit import is_alive, wait_for
 
 # Enough outer steps to be met in the middle, few enough to be over in seconds.
 CONFIG = small_config(outer={"steps": 150, "validate_every": 50})

@@ -20,14 +20,13 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NoReturn
 
 import uvicorn
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from app.blobs import sql as blobs
+from app.blobs.sql import SqlBlobStore
 from app.main import app
 from app.processes.launch import die_with_parent
 from app.store import jobs
@@ -53,8 +52,8 @@ def install(folder: Path) -> None:
     """Put the points around the functions."""
     for name in CHANGES:
         _wrap_change(folder, name)
-    _fire_after(folder, blobs, "_add_chunk", "add_chunk:committed")
-    _fire_after(folder, blobs, "put_file", "put_file:done")
+    _fire_after(folder, SqlBlobStore, "put_chunk", "add_chunk:committed")
+    _fire_after(folder, SqlBlobStore, "put_file", "put_file:done")
 
     @event.listens_for(Session, "after_commit")
     def _committed(session: Session) -> None:
@@ -77,8 +76,8 @@ def _wrap_change(folder: Path, name: str) -> None:
     setattr(jobs, name, change)
 
 
-def _fire_after(folder: Path, module: ModuleType, name: str, point: str) -> None:
-    inner: Callable[..., Any] = getattr(module, name)
+def _fire_after(folder: Path, owner: type, name: str, point: str) -> None:
+    inner: Callable[..., Any] = getattr(owner, name)
 
     @functools.wraps(inner)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -86,7 +85,7 @@ def _fire_after(folder: Path, module: ModuleType, name: str, point: str) -> None
         fire(folder, point)
         return outcome
 
-    setattr(module, name, call)
+    setattr(owner, name, call)
 
 
 def shift_clock(*files: Path) -> None:

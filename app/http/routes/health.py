@@ -1,11 +1,12 @@
-"""Is the process alive, can it serve, and what Prometheus is told."""
+"""Liveness, readiness and metrics."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.http.auth import OperatorDep
-from app.http.context import ContextDep, StrictRoute
+from app.http.context import ContextDep
 from app.http.readiness import OK
+from app.http.routing import StrictRoute
 from app.http.schemas.health import Health, Readiness
 
 router = APIRouter(tags=["health"], route_class=StrictRoute)

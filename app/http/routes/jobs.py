@@ -1,4 +1,4 @@
-"""Jobs: list, look at (and wait for), cancel, delete. Made in routes/submissions.py."""
+"""Jobs: list, get (and wait for), cancel, delete. Creating them is in submissions.py."""
 
 import asyncio
 import re
@@ -7,17 +7,18 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from sqlalchemy.orm import Session
 
-from app.http.auth import Caller, CallerDep, caller_of
-from app.http.context import After, Context, ContextDep, Limit, StrictRoute, context_of, problems
+from app.http.auth import CallerDep, caller_of
+from app.http.context import ContextDep, context_of
 from app.http.downloads import not_modified
-from app.http.job_views import Sight, job_view
+from app.http.job_views import JobSnapshot, job_view
+from app.http.lookups import find_job
+from app.http.openapi import problem_responses
 from app.http.problems import ApiError, not_found
+from app.http.routing import MAX_SEQUENCE, After, Limit, StrictRoute
 from app.http.schemas.common import Name, Page, Time
 from app.http.schemas.jobs import Job, MetricsPoint, WebhookDelivery
 from app.store import job_reads, jobs, webhooks
-from app.store import models as rows
 from app.store.engine import database_now
 from app.store.models import JobStatus
 from app.store.retention import remove_job
@@ -25,8 +26,8 @@ from app.store.retention import remove_job
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 
 LONGEST_WAIT_SECONDS = 60
-MAX_SEQUENCE = 2**31 - 1
-_POLL_SECONDS = (0.1, 1.0)  # first and longest pause while waiting for a job
+_FIRST_PAUSE_SECONDS = 0.1  # between two looks at a job that a request waits for
+_LONGEST_PAUSE_SECONDS = 1.0
 
 
 @router.get(
@@ -34,7 +35,7 @@ _POLL_SECONDS = (0.1, 1.0)  # first and longest pause while waiting for a job
     operation_id="getJob",
     response_model=Job,
     responses={
-        **problems(_404="`job_not_found`"),
+        **problem_responses(_404="`job_not_found`"),
         200: {
             "headers": {
                 "ETag": {"schema": {"type": "string"}},
@@ -62,15 +63,15 @@ _POLL_SECONDS = (0.1, 1.0)  # first and longest pause while waiting for a job
 )
 async def get_job(request: Request) -> Response:
     """One job."""
-    # No parameters or dependencies: FastAPI would take a fifth of a poll to resolve them.
-    seconds = _wanted_wait(request.headers.getlist("prefer"))
-    sight = await _wait_until_over(request, request.path_params["job_id"], seconds or 0)
-    headers = {"ETag": sight.etag, "Cache-Control": "no-cache", "Vary": "Prefer"}
+    # It declares no parameters: FastAPI takes a fifth of a poll's time to resolve them.
+    seconds = _preferred_wait(request.headers.getlist("prefer"))
+    snapshot = await _wait_until_over(request, request.path_params["job_id"], seconds or 0)
+    headers = {"ETag": snapshot.etag, "Cache-Control": "no-cache", "Vary": "Prefer"}
     if seconds is not None:
         headers["Preference-Applied"] = f"wait={seconds}"
-    if not_modified(request, sight.etag):
+    if not_modified(request, snapshot.etag):
         return Response(status_code=304, headers=headers)
-    return Response(sight.content, headers=headers, media_type="application/json")
+    return Response(snapshot.content, headers=headers, media_type="application/json")
 
 
 @router.get("", operation_id="listJobs")
@@ -95,7 +96,7 @@ def list_jobs(
 ) -> Page[Job]:
     """Newest first."""
     with context.store.read() as session:
-        found, has_more = job_reads.page(
+        page, has_more = job_reads.page(
             session,
             tenant_id=caller.tenant_id,
             limit=limit,
@@ -106,14 +107,16 @@ def list_jobs(
             created_after=created_after,
             created_before=created_before,
         )
-        return Page(data=[job_view(row) for row in found], has_more=has_more)
+        return Page(data=[job_view(row) for row in page], has_more=has_more)
 
 
 @router.post(
     "/{job_id}/cancel",
     status_code=202,
     operation_id="cancelJob",
-    responses=problems(_404="`job_not_found`", _409="`job_is_over`: it has ended already."),
+    responses=problem_responses(
+        _404="`job_not_found`", _409="`job_is_over`: it has ended already."
+    ),
 )
 def cancel_job(job_id: str, context: ContextDep, caller: CallerDep) -> Job:
     """Ask for the job's end. A queued job is cancelled at once, a running one is `cancelling` until
@@ -134,7 +137,7 @@ def cancel_job(job_id: str, context: ContextDep, caller: CallerDep) -> Job:
     "/{job_id}",
     status_code=204,
     operation_id="deleteJob",
-    responses=problems(_404="`job_not_found`", _409="`job_not_over`: cancel it first."),
+    responses=problem_responses(_404="`job_not_found`", _409="`job_not_over`: cancel it first."),
 )
 def delete_job(job_id: str, context: ContextDep, caller: CallerDep) -> None:
     """Delete a job that is over, with its events and artifacts."""
@@ -148,7 +151,7 @@ def delete_job(job_id: str, context: ContextDep, caller: CallerDep) -> None:
 @router.get(
     "/{job_id}/metrics",
     operation_id="listJobMetrics",
-    responses=problems(_404="`job_not_found`"),
+    responses=problem_responses(_404="`job_not_found`"),
 )
 def list_job_metrics(
     job_id: str,
@@ -166,7 +169,7 @@ def list_job_metrics(
     """
     with context.store.read() as session:
         find_job(session, caller, job_id)
-        found = job_reads.events(
+        events = job_reads.events(
             session,
             job_id,
             tenant_id=caller.tenant_id,
@@ -176,15 +179,15 @@ def list_job_metrics(
         )
     points = [
         MetricsPoint(sequence=event.sequence, created_at=event.created_at, **event.data)
-        for event in found[:limit]
+        for event in events[:limit]
     ]
-    return Page(data=points, has_more=len(found) > limit)
+    return Page(data=points, has_more=len(events) > limit)
 
 
 @router.get(
     "/{job_id}/deliveries",
     operation_id="listJobDeliveries",
-    responses=problems(_404="`job_not_found`"),
+    responses=problem_responses(_404="`job_not_found`"),
 )
 def list_job_deliveries(
     job_id: str, context: ContextDep, caller: CallerDep
@@ -192,55 +195,36 @@ def list_job_deliveries(
     """The messages to the job's webhook and how they fare, all of them; none before its end."""
     with context.store.read() as session:
         find_job(session, caller, job_id)
-        found = webhooks.of_job(session, job_id)
-    return Page(data=[WebhookDelivery.model_validate(row) for row in found], has_more=False)
+        deliveries = webhooks.of_job(session, job_id)
+    return Page(data=[WebhookDelivery.model_validate(row) for row in deliveries], has_more=False)
 
 
-def find_job(session: Session, caller: Caller, job_id: str) -> rows.Job:
-    """The caller's job.
-
-    Raises:
-        ApiError: 404 `job_not_found`.
-    """
-    # What cannot be an id is not asked for: PostgreSQL refuses null characters.
-    known = job_id.isidentifier()
-    row = job_reads.get(session, job_id, tenant_id=caller.tenant_id) if known else None
-    if row is None:
-        raise not_found("job", job_id)
-    return row
-
-
-def load_job(context: Context, caller: Caller, job_id: str) -> Job:
-    """The caller's job as it is now; raises as `find_job` does."""
-    with context.store.read() as session:
-        return job_view(find_job(session, caller, job_id))
-
-
-def _wanted_wait(prefer: Sequence[str]) -> int | None:
-    """Seconds of `Prefer: wait=N` (RFC 7240), at most a minute; a malformed one is ignored."""
+def _preferred_wait(prefer: Sequence[str]) -> int | None:
+    """The seconds of `Prefer: wait=N` (RFC 7240), at most a minute; None if absent or malformed."""
     if not prefer:
         return None
-    found = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\b", ",".join(prefer), re.IGNORECASE)
-    return min(int(found[1]), LONGEST_WAIT_SECONDS) if found else None
+    match = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\b", ",".join(prefer), re.IGNORECASE)
+    return min(int(match[1]), LONGEST_WAIT_SECONDS) if match else None
 
 
-async def _wait_until_over(request: Request, job_id: str, seconds: int) -> Sight:
-    """The job, once it is over or `seconds` have passed or the client has left.
+async def _wait_until_over(request: Request, job_id: str, seconds: int) -> JobSnapshot:
+    """The job, once it is over, or `seconds` have passed, or the client has left.
 
-    Between two looks neither a thread nor a connection is held.
+    Between two looks it holds neither a thread nor a connection.
     """
     context, caller = context_of(request), caller_of(request)
     deadline = time.monotonic() + seconds
-    pause, longest_pause = _POLL_SECONDS
+    pause = _FIRST_PAUSE_SECONDS
     while True:
-        # What cannot be an id is not asked for, as in find_job.
-        sight = await context.sights.of(caller.tenant_id, job_id) if job_id.isidentifier() else None
-        if sight is None:
+        snapshot = None
+        if job_id.isidentifier():  # see app/http/lookups.py
+            snapshot = await context.snapshots.of(caller.tenant_id, job_id)
+        if snapshot is None:
             raise not_found("job", job_id)
         left = deadline - time.monotonic()
-        over = sight.over or left <= 0 or context.stopping.is_set()
-        if over or await request.is_disconnected():
-            return sight
+        done = snapshot.over or left <= 0 or context.stopping.is_set()
+        if done or await request.is_disconnected():
+            return snapshot
         await asyncio.sleep(min(pause, left))
-        pause = min(pause * 1.5, longest_pause)
-        await context.doorkeeper.check_again(caller)
+        pause = min(pause * 1.5, _LONGEST_PAUSE_SECONDS)
+        await context.authenticator.recheck(caller)

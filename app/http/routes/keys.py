@@ -1,4 +1,4 @@
-"""API keys of the caller's tenant: make, list, look at, revoke. For keys of scope `admin`."""
+"""API keys of the caller's tenant: create, list, get, revoke. Needs the scope `admin`."""
 
 from datetime import UTC, datetime
 
@@ -7,10 +7,11 @@ from starlette.concurrency import run_in_threadpool
 
 from app.api_keys import issue
 from app.http.auth import AdminDep, Caller
-from app.http.body import Patience
-from app.http.context import After, Context, ContextDep, Limit, StrictRoute, problems
-from app.http.json_body import parse, read_json
+from app.http.context import Context, ContextDep
+from app.http.openapi import problem_responses
 from app.http.problems import field_error, not_found
+from app.http.request_body import BodyTimeouts, parse, read_json
+from app.http.routing import After, Limit, StrictRoute
 from app.http.schemas.common import Page
 from app.http.schemas.keys import Key, KeyRequest, NewKey
 from app.store import keys
@@ -27,7 +28,7 @@ router = APIRouter(prefix="/keys", tags=["keys"], route_class=StrictRoute)
             "description": "Made. The answer is the only one that has the key itself.",
             "headers": {"Location": {"schema": {"type": "string"}}},
         },
-        **problems(
+        **problem_responses(
             _400="`invalid_json`",
             _408="`body_stalled`: the client stopped sending; or `body_too_slow`.",
             _413="`too_large`",
@@ -47,24 +48,24 @@ async def create_key(
     request: Request, response: Response, context: ContextDep, caller: AdminDep
 ) -> NewKey:
     """Make a key of your own tenant."""
-    asked = parse(KeyRequest, await read_json(request, Patience.of(context.settings)))
+    body = await read_json(request, BodyTimeouts.from_settings(context.settings))
+    new_key = await run_in_threadpool(_create, context, caller, parse(KeyRequest, body))
     response.headers["Cache-Control"] = "no-store"
-    made = await run_in_threadpool(_create, context, caller, asked)
-    response.headers["Location"] = f"/keys/{made.id}"
-    return made
+    response.headers["Location"] = f"/keys/{new_key.id}"
+    return new_key
 
 
-def _create(context: Context, caller: Caller, asked: KeyRequest) -> NewKey:
-    if asked.expires_at is not None and asked.expires_at <= datetime.now(UTC):
+def _create(context: Context, caller: Caller, key_request: KeyRequest) -> NewKey:
+    if key_request.expires_at is not None and key_request.expires_at <= datetime.now(UTC):
         raise field_error("expires_at", "past", "It must be in the future")
     with context.store.write() as session:
         row, key = issue(
             session,
             context.settings,
             tenant_id=caller.tenant_id,
-            name=asked.name,
-            scope=asked.scope,
-            expires_at=asked.expires_at,
+            name=key_request.name,
+            scope=key_request.scope,
+            expires_at=key_request.expires_at,
         )
     return NewKey(**Key.model_validate(row).model_dump(), key=key)
 
@@ -75,11 +76,11 @@ def list_keys(
 ) -> Page[Key]:
     """Newest first; those that were revoked or have expired as well."""
     with context.store.read() as session:
-        found, has_more = keys.page(session, tenant_id=caller.tenant_id, limit=limit, after=after)
-    return Page(data=[Key.model_validate(row) for row in found], has_more=has_more)
+        page, has_more = keys.page(session, tenant_id=caller.tenant_id, limit=limit, after=after)
+    return Page(data=[Key.model_validate(row) for row in page], has_more=has_more)
 
 
-@router.get("/{key_id}", operation_id="getKey", responses=problems(_404="`key_not_found`"))
+@router.get("/{key_id}", operation_id="getKey", responses=problem_responses(_404="`key_not_found`"))
 def get_key(key_id: str, context: ContextDep, caller: AdminDep) -> Key:
     """One key."""
     with context.store.read() as session:
@@ -95,7 +96,7 @@ def get_key(key_id: str, context: ContextDep, caller: AdminDep) -> Key:
     "/{key_id}",
     status_code=204,
     operation_id="revokeKey",
-    responses=problems(_404="`key_not_found`"),
+    responses=problem_responses(_404="`key_not_found`"),
 )
 def revoke_key(key_id: str, context: ContextDep, caller: AdminDep) -> None:
     """Revoke a key, also the one that you use: its next request is refused. It stays in the list.

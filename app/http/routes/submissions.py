@@ -1,4 +1,4 @@
-"""Jobs are made here: from a dataset, from a file, or from an earlier job."""
+"""Creates jobs: from a dataset, from an uploaded file, or as a retry of an earlier job."""
 
 from typing import Any
 
@@ -8,24 +8,31 @@ from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app.http.auth import Caller, CallerDep
-from app.http.body import Patience
-from app.http.context import Context, ContextDep, StrictRoute, multipart_body, problems
-from app.http.idempotency import Once, respond
+from app.http.context import Context, ContextDep
+from app.http.idempotency import (
+    IDEMPOTENCY_PROBLEMS,
+    IdempotencyKeyHeader,
+    KeyState,
+    serve_once,
+    to_response,
+)
 from app.http.job_views import job_view
-from app.http.json_body import parse, read_json
+from app.http.lookups import find_job
 from app.http.multipart import is_multipart, receive_form
-from app.http.once import IDEMPOTENCY_PROBLEMS, IdempotencyKeyHeader, serve_once
+from app.http.normaliser import upload_limits
+from app.http.openapi import multipart_body, problem_responses
 from app.http.problems import ApiError, field_error, validation_error
-from app.http.routes.datasets import (
+from app.http.request_body import BodyTimeouts, parse, read_json
+from app.http.routing import StrictRoute
+from app.http.schemas.jobs import Job, JobRequest, JobSettings, Webhook
+from app.http.uploads import (
     COLUMNS_DESCRIPTION,
     FILE_DESCRIPTION,
     UPLOAD_PROBLEMS,
+    PreparedUpload,
     prepare_upload,
-    quotas_with_room,
+    require_upload_quota,
 )
-from app.http.routes.jobs import find_job
-from app.http.schemas.jobs import Job, JobRequest, JobSettings, Webhook
-from app.http.uploads import Prepared, upload_limits
 from app.logs import current_request_id
 from app.store import datasets, jobs
 from app.store import models as rows
@@ -48,7 +55,7 @@ _QUEUED = {"description": "Queued.", "headers": {"Location": {"schema": {"type":
     response_model=Job,
     responses={
         **UPLOAD_PROBLEMS,
-        **problems(_400="`invalid_json` or `bad_multipart`"),
+        **problem_responses(_400="`invalid_json` or `bad_multipart`"),
         **IDEMPOTENCY_PROBLEMS,
         202: _QUEUED,
     },
@@ -83,17 +90,15 @@ async def create_job(
     """Distil a dataset, or a file that is uploaded with the request and becomes a dataset."""
     if is_multipart(request):
         return await _create_from_upload(request, context, caller)
-    asked = parse(
-        JobRequest,
-        await read_json(request, Patience.of(context.settings), "multipart/form-data"),
-    )
-    config = _check(asked, context)
-    content = asked.model_dump(mode="json")
-    async with serve_once(request, context, caller, content) as once:
-        if once.replay is not None:
-            return once.replay
+    timeouts = BodyTimeouts.from_settings(context.settings)
+    job_request = parse(JobRequest, await read_json(request, timeouts, "multipart/form-data"))
+    config = _full_config(job_request, context)
+    content = job_request.model_dump(mode="json")
+    async with serve_once(request, context, caller, content) as key:
+        if key.replay is not None:
+            return key.replay
         return await run_in_threadpool(
-            _submit, context, caller, once, asked, config, asked.dataset_id
+            _submit, context, caller, key, job_request, config, job_request.dataset_id
         )
 
 
@@ -103,7 +108,7 @@ async def create_job(
     operation_id="retryJob",
     response_model=Job,
     responses={
-        **problems(
+        **problem_responses(
             _404="`job_not_found`",
             _409="`job_not_over`; `dataset_deleted`: its data is gone; or "
             "`idempotency_key_in_use`: its request is being served, see `Retry-After`.",
@@ -119,74 +124,77 @@ async def retry_job(
     _key: IdempotencyKeyHeader = None,
 ) -> Response:
     """A new job of the same request as one that is over; `retry_of` names that one."""
-    async with serve_once(request, context, caller, None) as once:
-        if once.replay is not None:
-            return once.replay
-        return await run_in_threadpool(_retry, context, caller, once, job_id)
+    async with serve_once(request, context, caller, None) as key:
+        if key.replay is not None:
+            return key.replay
+        return await run_in_threadpool(_retry, context, caller, key, job_id)
 
 
 async def _create_from_upload(request: Request, context: Context, caller: Caller) -> Response:
-    quotas = await run_in_threadpool(quotas_with_room, context, caller)
+    quotas = await run_in_threadpool(require_upload_quota, context, caller)
     with context.uploads.one() as folder:
-        form = await receive_form(
+        upload = await receive_form(
             request,
             folder / "upload",
             fields=frozenset({"request", "columns"}),
             max_file_bytes=upload_limits(context.settings, quotas).max_bytes,
-            patience=Patience.of(context.settings),
+            timeouts=BodyTimeouts.from_settings(context.settings),
         )
-        asked = parse(JobSettings, form.fields.get("request") or "{}")
-        config = _check(asked, context)  # before the file is read, which takes longer
-        async with serve_once(request, context, caller, form.content) as once:
-            if once.replay is not None:
-                return once.replay
-            prepared = await prepare_upload(context, quotas, form, name=None)
-            return await run_in_threadpool(_submit, context, caller, once, asked, config, prepared)
+        job_settings = parse(JobSettings, upload.fields.get("request") or "{}")
+        config = _full_config(job_settings, context)  # before the file is read, which takes longer
+        async with serve_once(request, context, caller, upload.content) as key:
+            if key.replay is not None:
+                return key.replay
+            prepared = await prepare_upload(context, quotas, upload, name=None)
+            return await run_in_threadpool(
+                _submit, context, caller, key, job_settings, config, prepared
+            )
 
 
 def _submit(
     context: Context,
     caller: Caller,
-    once: Once,
-    asked: JobSettings,
+    key: KeyState,
+    job_settings: JobSettings,
     config: DistillConfig,
-    data: str | Prepared,
+    data: str | PreparedUpload,
 ) -> Response:
-    """Commit the job (and its dataset, if that is new), then ring the bell."""
-    quotas_with_room(context, caller)
+    """Commit the job, and its dataset if that is new; then send the job's id to the broker."""
+    require_upload_quota(context, caller)
     with context.store.write() as session:
-        # The tenant first, then the dataset: in one order, so that nobody waits in a circle.
+        # Locks are always taken in this order, tenant before dataset, to avoid deadlocks.
         take_job(session, context.settings, caller.tenant_id)
         row = jobs.create(
             session,
             tenant_id=caller.tenant_id,
-            dataset_id=_held_dataset(session, context, caller, data),
+            dataset_id=_hold_dataset(session, context, caller, data),
             config=config.model_dump(mode="json"),
-            preset=asked.preset,
-            name=asked.name,
+            preset=job_settings.preset,
+            name=job_settings.name,
             max_attempts=context.settings.max_attempts,
-            labels=asked.metadata,
-            webhook=asked.webhook.model_dump() if asked.webhook else None,
+            labels=job_settings.metadata,
+            webhook=job_settings.webhook.model_dump() if job_settings.webhook else None,
             request_id=current_request_id(),
         )
-        answer = _keep(session, once, row)
+        answer = _save_answer(session, key, row)
     return _publish(context, row, answer)
 
 
-def _held_dataset(session: Session, context: Context, caller: Caller, data: str | Prepared) -> str:
-    if isinstance(data, Prepared):
+def _hold_dataset(
+    session: Session, context: Context, caller: Caller, data: str | PreparedUpload
+) -> str:
+    if isinstance(data, PreparedUpload):
         return data.save(session, context.settings, caller.tenant_id).id
-    # What cannot be an id is not asked for: PostgreSQL refuses null characters.
-    known = data.isidentifier()
-    row = datasets.hold(session, data, tenant_id=caller.tenant_id) if known else None
+    valid = data.isidentifier()  # see app/http/lookups.py
+    row = datasets.hold(session, data, tenant_id=caller.tenant_id) if valid else None
     if row is None:
         message = f"There is no dataset {data!r}."
         raise ApiError(422, "dataset_not_found", message, param="dataset_id")
     return row.id
 
 
-def _retry(context: Context, caller: Caller, once: Once, job_id: str) -> Response:
-    quotas_with_room(context, caller)
+def _retry(context: Context, caller: Caller, key: KeyState, job_id: str) -> Response:
+    require_upload_quota(context, caller)
     with context.store.write() as session:
         take_job(session, context.settings, caller.tenant_id)
         old = find_job(session, caller, job_id)
@@ -207,34 +215,39 @@ def _retry(context: Context, caller: Caller, once: Once, job_id: str) -> Respons
             retry_of=old.id,
             request_id=current_request_id(),
         )
-        answer = _keep(session, once, row)
+        answer = _save_answer(session, key, row)
     return _publish(context, row, answer)
 
 
-def _keep(session: Session, once: Once, row: rows.Job) -> Answer:
+def _save_answer(session: Session, key: KeyState, row: rows.Job) -> Answer:
     answer = Answer(202, f"/jobs/{row.id}", job_view(row).model_dump_json())
-    once.keep(session, answer)
+    key.save_answer(session, answer)
     return answer
 
 
 def _publish(context: Context, row: rows.Job, answer: Answer) -> Response:
-    # Where the broker does not answer this is only logged: the committed row is its own outbox, and
-    # a janitor sends it again.
+    # An outage of the broker is only logged: the committed row is the outbox, and a worker's
+    # janitor sends the id again.
     context.queue.publish(context.store, row.id)
-    return respond(answer)
+    return to_response(answer)
 
 
-def _check(asked: JobSettings, context: Context) -> DistillConfig:
-    """What the models cannot see by themselves; returns the full configuration."""
-    if asked.webhook is not None:
-        _check_webhook(asked.webhook, context)
-    config: dict[str, Any] = asked.config
-    if asked.seed is not None:
-        if config.get("seed", asked.seed) != asked.seed:
+def _full_config(job_settings: JobSettings, context: Context) -> DistillConfig:
+    """The full configuration: the preset with the request's changes.
+
+    Raises:
+        ApiError: 422: the configuration or the webhook's URL is not allowed.
+    """
+    if job_settings.webhook is not None:
+        _check_webhook(job_settings.webhook, context)
+    config: dict[str, Any] = job_settings.config
+    seed = job_settings.seed
+    if seed is not None:
+        if config.get("seed", seed) != seed:
             raise field_error("seed", "contradiction", "config.seed says something else")
-        config = {**config, "seed": asked.seed}
+        config = {**config, "seed": seed}
     try:
-        return build_config(asked.preset, config)
+        return build_config(job_settings.preset, config)
     except ValidationError as error:
         raise validation_error(error, below="config") from error
 

@@ -1,9 +1,10 @@
-"""What the caller's tenant uses, of what it may use."""
+"""The caller's use of its quotas."""
 
 from fastapi import APIRouter
 
 from app.http.auth import CallerDep
-from app.http.context import ContextDep, StrictRoute
+from app.http.context import ContextDep
+from app.http.routing import StrictRoute
 from app.http.schemas.usage import Usage
 from app.store import tenants
 from app.store.models import TERMINAL
@@ -16,14 +17,14 @@ router = APIRouter(tags=["usage"], route_class=StrictRoute)
 def get_usage(context: ContextDep, caller: CallerDep) -> Usage:
     """What your tenant has at this moment, and its quotas."""
     with context.store.read() as session:
-        found = tenants.usage(session, caller.tenant_id)
+        current = tenants.usage(session, caller.tenant_id)
         quotas = find_quotas(session, context.settings, caller.tenant_id)
     return Usage(
         tenant=caller.tenant_id,
-        datasets=found.datasets,
-        jobs=found.jobs,
-        active_jobs=sum(n for status, n in found.jobs.items() if status not in TERMINAL),
-        kept_jobs=sum(found.jobs.values()),
-        stored_bytes=found.stored_bytes,
+        datasets=current.datasets,
+        jobs=current.jobs,
+        active_jobs=sum(n for status, n in current.jobs.items() if status not in TERMINAL),
+        kept_jobs=sum(current.jobs.values()),
+        stored_bytes=current.stored_bytes,
         quotas=quotas,
     )

@@ -4,9 +4,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from td3engine.interactions import ColumnNames, FilterStatistics, LogStatistics
-
-__all__ = ["ColumnNames", "Dataset", "DatasetStatistics"]
+from td3engine.interactions import FilterStatistics, LogStatistics
 
 
 class DatasetStatistics(LogStatistics):

@@ -13,7 +13,7 @@ from sqlalchemy import update
 from app.logs import JsonFormatter
 from app.store import jobs
 from app.store.models import Job
-from tests.app.http.conftest import Service, running, settings_for, wait_for
+from tests.app.http.kit import Service, running, settings_for, wait_for
 from tests.promtool import check_metrics
 
 

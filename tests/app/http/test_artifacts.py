@@ -17,8 +17,7 @@ from app.blobs.sql import CHUNK_BYTES
 from app.http.summary_zip import Member, stream_zip
 from app.store import job_reads
 from app.store.models import DEFAULT_TENANT, BlobChunk
-from tests.app.http.conftest import BUNDLE, Service, running, settings_for
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import BUNDLE, Service, problem, running, settings_for
 from tests.effort import effort
 
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from td3engine.client import Client, DownloadError, ServiceError
-from tests.app.http.conftest import BUNDLE, LOG, Service, wait_for
+from tests.app.http.kit import BUNDLE, LOG, Service, wait_for
 
 
 @pytest.fixture

@@ -1,13 +1,12 @@
-"""Questions answered together."""
+"""Concurrent lookups share a call."""
 
 import asyncio
 import threading
 from collections.abc import Sequence
 
 import pytest
-from sqlalchemy.exc import TimeoutError as NoAnswerError
 
-from app.http.coalescing import Together
+from app.http.coalescing import BatchedLookup, LookupTimeoutError
 
 
 class Oracle:
@@ -31,8 +30,8 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def begin(together: Together[int, int], number: int) -> asyncio.Task[int]:
-    task = asyncio.create_task(together.ask(number))
+async def begin(lookup: BatchedLookup[int, int], number: int) -> asyncio.Task[int]:
+    task = asyncio.create_task(lookup.get(number))
     await settle()
     return task
 
@@ -41,9 +40,9 @@ def test_what_is_asked_during_a_call_is_asked_in_the_next_one() -> None:
     oracle = Oracle()
 
     async def ask() -> list[int]:
-        together = Together(oracle)
-        first = await begin(together, 1)
-        others = [await begin(together, number) for number in (2, 3, 2)]
+        lookup = BatchedLookup(oracle)
+        first = await begin(lookup, 1)
+        others = [await begin(lookup, number) for number in (2, 3, 2)]
         oracle.may_answer.set()
         return [await task for task in (first, *others)]
 
@@ -55,15 +54,15 @@ def test_an_error_is_for_those_who_asked() -> None:
     oracle = Oracle()
 
     async def ask() -> int:
-        together = Together(oracle)
-        first = await begin(together, 1)
-        bad = [await begin(together, number) for number in (-1, 2)]
+        lookup = BatchedLookup(oracle)
+        first = await begin(lookup, 1)
+        bad = [await begin(lookup, number) for number in (-1, 2)]
         oracle.may_answer.set()
         for task in bad:
             with pytest.raises(ValueError, match="what a number"):
                 await task
         assert await first == 2
-        return await together.ask(4)
+        return await lookup.get(4)
 
     assert asyncio.run(ask()) == 8
     assert oracle.calls == [[1], [-1, 2], [4]]
@@ -73,12 +72,12 @@ def test_who_waits_in_vain_is_told_and_who_leaves_is_not_asked_for() -> None:
     oracle = Oracle()
 
     async def ask() -> int:
-        together = Together(oracle, seconds=0.01)
-        with pytest.raises(NoAnswerError):
-            await together.ask(1)
-        with pytest.raises(NoAnswerError):
-            await together.ask(2)
-        patient = Together(oracle)
+        lookup = BatchedLookup(oracle, seconds=0.01)
+        with pytest.raises(LookupTimeoutError):
+            await lookup.get(1)
+        with pytest.raises(LookupTimeoutError):
+            await lookup.get(2)
+        patient = BatchedLookup(oracle)
         left, stays = await begin(patient, 3), await begin(patient, 4)
         gone = await begin(patient, 5)
         for task in (left, gone):

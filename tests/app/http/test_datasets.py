@@ -13,12 +13,11 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from app.blobs import sql as blobs
-from app.http.uploads import UploadFolders
+from app.blobs.protocol import get_to_file
+from app.http.upload_folders import UploadFolders
 from app.main import create_app
 from td3engine.interactions import read_normalised
-from tests.app.http.conftest import LOG, Service, running, settings_for, wait_for
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import LOG, Service, problem, running, settings_for, wait_for
 
 
 def test_upload(each_service: Service, tmp_path: Path) -> None:
@@ -51,7 +50,7 @@ def test_upload(each_service: Service, tmp_path: Path) -> None:
     assert each_service.uploads_in_flight() == []
 
     stored = tmp_path / "stored.parquet"
-    blobs.get_to_file(each_service.store, dataset["fingerprint"], stored)
+    get_to_file(each_service.blobs, dataset["fingerprint"], stored)
     assert len(read_normalised(stored).user_codes) == 200
 
     # The same interactions again: the same dataset, in whatever format; another name, another one.

@@ -11,8 +11,7 @@ from app.store import jobs
 from app.store.engine import database_now
 from app.store.models import DEFAULT_TENANT
 from app.store.retention import remove_job
-from tests.app.http.conftest import Service, wait_for
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import Service, problem, wait_for
 
 STREAM = {"accept": "text/event-stream"}
 

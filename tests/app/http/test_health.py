@@ -8,8 +8,7 @@ from sqlalchemy import make_url, text
 
 from app.store.migrate import upgrade
 from tests import servers
-from tests.app.http.conftest import Service, running, settings_for, wait_for
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import Service, problem, running, settings_for, wait_for
 from tests.faults.proxy import Proxy
 
 

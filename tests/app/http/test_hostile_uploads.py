@@ -15,8 +15,7 @@ from sqlalchemy import func, select
 
 from app.store.models import Blob
 from tests import hostile_parquet
-from tests.app.http.conftest import LOG, Service, running, settings_for
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import LOG, Service, problem, running, settings_for
 
 HEADER = "user_id,item_id,timestamp\n"
 # What the file holds; the code, line and column that it is refused with.
@@ -103,7 +102,7 @@ def test_reader_that_dies(
     tight: Service, monkeypatch: pytest.MonkeyPatch, script: str, status: int, code: str
 ) -> None:
     """What crashes on a file is the file's fault; what merely fails is ours."""
-    monkeypatch.setattr("app.http.uploads.launch_command", lambda *_, **__: ["sh", "-c", script])
+    monkeypatch.setattr("app.http.normaliser.launch_command", lambda *_, **__: ["sh", "-c", script])
     problem(tight.upload(), status, code)
     assert tight.uploads_in_flight() == []
 
@@ -116,7 +115,7 @@ def test_the_reader_is_told_no_secret(
         monkeypatch.setenv(f"TD3_{name}", "hush")
     seen = tmp_path / "seen"
     script = f"env > {seen}; kill -6 $$"
-    monkeypatch.setattr("app.http.uploads.launch_command", lambda *_, **__: ["sh", "-c", script])
+    monkeypatch.setattr("app.http.normaliser.launch_command", lambda *_, **__: ["sh", "-c", script])
     problem(tight.upload(), 422, "bad_format")
     assert "PATH=" in seen.read_text()
     assert "hush" not in seen.read_text()

@@ -15,8 +15,7 @@ import pytest
 from sqlalchemy import update
 
 from app.store.models import IdempotencyKey
-from tests.app.http.conftest import LOG, Service, wait_for
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import LOG, Service, problem, wait_for
 
 
 def under(key: str) -> dict[str, str]:
@@ -123,14 +122,13 @@ def test_of_many_at_once_one_is_served(each_service: Service) -> None:
 API = """
 import sys, time, uvicorn
 from app.http import uploads
-from app.http.routes import datasets
 from app.main import app
 
 def hang(*_):
     print("hanging", flush=True)
     time.sleep(600)
 
-datasets.store_bytes = hang
+uploads.store_bytes = hang
 uvicorn.run(app, port=int(sys.argv[1]), log_level="warning")
 """
 

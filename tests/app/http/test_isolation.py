@@ -28,9 +28,7 @@ from app.store.models import (
     JobEvent,
     WebhookDelivery,
 )
-from tests.app.http.conftest import LOG, Service
-from tests.app.http.test_keys import bearer
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import LOG, Service, bearer, problem
 
 DOCUMENT = create_app(Settings()).openapi()
 # Besides these, nothing is served to somebody unknown.

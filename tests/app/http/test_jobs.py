@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from app.api_keys import key_id_of
-from app.http.job_views import JobSights, Sight
+from app.http.job_views import JobSnapshot, JobSnapshots
 from app.store import job_reads, jobs, keys
 from app.store.models import DEFAULT_TENANT
 from td3engine.presets import build_config
-from tests.app.http.conftest import LOG, Service, running, settings_for, wait_for
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import LOG, Service, problem, running, settings_for, wait_for
 
 
 def test_create(each_service: Service) -> None:
@@ -342,17 +341,19 @@ def test_wait_ends_when_the_server_stops(
 ) -> None:
     """It answers at once with what there is, and does not cut the client off."""
     told = threading.Event()
-    monkeypatch.setattr("app.main._set_when_told_to_stop", lambda: nullcontext(told))
-    see = JobSights.of
+    monkeypatch.setattr("app.main.stop_event", lambda: nullcontext(told))
+    see = JobSnapshots.of
 
-    async def see_and_stop(sights: JobSights, tenant_id: str, job_id: str) -> Sight | None:
-        sight = await see(sights, tenant_id, job_id)
+    async def see_and_stop(
+        snapshots: JobSnapshots, tenant_id: str, job_id: str
+    ) -> JobSnapshot | None:
+        snapshot = await see(snapshots, tenant_id, job_id)
         told.set()
-        return sight
+        return snapshot
 
     with running(settings_for(sqlite_url, broker_url, tmp_path)) as service:
         url = f"/jobs/{service.new_job()['id']}"
-        monkeypatch.setattr(JobSights, "of", see_and_stop)
+        monkeypatch.setattr(JobSnapshots, "of", see_and_stop)
         # The client itself would give up after 30 seconds.
         answer = service.http.get(url, headers={"prefer": "wait=60"})
         assert (answer.status_code, answer.json()["status"]) == (200, "queued")
@@ -362,13 +363,15 @@ def test_many_waiters_hold_up_nobody(service: Service, monkeypatch: pytest.Monke
     """More of them than the server has threads."""
     url = f"/jobs/{service.new_job()['id']}"
     waiting, done = set(), []
-    see = JobSights.of
+    see = JobSnapshots.of
 
-    async def note_and_see(sights: JobSights, tenant_id: str, job_id: str) -> Sight | None:
+    async def note_and_see(
+        snapshots: JobSnapshots, tenant_id: str, job_id: str
+    ) -> JobSnapshot | None:
         waiting.add(asyncio.current_task())
-        return await see(sights, tenant_id, job_id)
+        return await see(snapshots, tenant_id, job_id)
 
-    monkeypatch.setattr(JobSights, "of", note_and_see)
+    monkeypatch.setattr(JobSnapshots, "of", note_and_see)
 
     def wait() -> None:
         headers = {"prefer": "wait=60"}
@@ -392,15 +395,17 @@ def test_a_wait_ends_with_its_key(each_service: Service, monkeypatch: pytest.Mon
     url = f"/jobs/{service.new_job()['id']}"
     key = service.key("read")
     key_id = str(key_id_of(key))
-    see = JobSights.of
+    see = JobSnapshots.of
 
-    async def see_and_revoke(sights: JobSights, tenant_id: str, job_id: str) -> Sight | None:
-        sight = await see(sights, tenant_id, job_id)
+    async def see_and_revoke(
+        snapshots: JobSnapshots, tenant_id: str, job_id: str
+    ) -> JobSnapshot | None:
+        snapshot = await see(snapshots, tenant_id, job_id)
         with service.store.write() as session:
             keys.revoke(session, key_id, datetime.now(UTC), tenant_id=DEFAULT_TENANT)
-        return sight
+        return snapshot
 
-    monkeypatch.setattr(JobSights, "of", see_and_revoke)
+    monkeypatch.setattr(JobSnapshots, "of", see_and_revoke)
     headers = {"prefer": "wait=60", "authorization": f"Bearer {key}"}
     problem(service.http.get(url, headers=headers), 401, "key_revoked")
 

@@ -12,21 +12,16 @@ from starlette.types import Scope
 
 from app.admin.keys import main
 from app.api_keys import make_key
-from app.http.auth import _LOOK_SECONDS, Caller, Doorkeeper, is_local
+from app.http.auth import KEYS_LOOKUP_SECONDS, Authenticator, Caller, is_local
 from app.settings import Settings
 from app.store import keys
 from app.store.engine import open_store
 from app.store.ids import new_id
 from app.store.models import ApiKey
 from td3engine.client import Client, ServiceError
-from tests.app.http.conftest import Service
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import Service, bearer, problem
 
 LOCAL = {"host": "127.0.0.1:8000"}
-
-
-def bearer(key: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {key}"}
 
 
 def row_of(service: Service, key: str) -> ApiKey:
@@ -209,15 +204,15 @@ def test_who_is_local(
 
 def test_the_first_key_closes_a_running_service(service: Service) -> None:
     now = [0.0]
-    doorkeeper = Doorkeeper(service.settings, service.store, clock=lambda: now[0])
+    authenticator = Authenticator(service.settings, service.store, clock=lambda: now[0])
 
     def needed() -> bool:
-        return asyncio.run(doorkeeper._keys_are_needed("/jobs"))
+        return asyncio.run(authenticator.is_key_required("/jobs"))
 
     assert not needed()
     service.key()
     assert not needed(), "looked for at most once a second"
-    now[0] += _LOOK_SECONDS
+    now[0] += KEYS_LOOKUP_SECONDS
     assert needed()
 
 
@@ -225,7 +220,7 @@ def test_without_the_secret_no_key_is_good(service: Service, tmp_path: Path) -> 
     key = service.key()
     elsewhere = service.settings.model_copy(update={"data_dir": tmp_path / "elsewhere"})
     with pytest.raises(Exception, match="no such key"):
-        asyncio.run(Doorkeeper(elsewhere, service.store)._by_key(key))
+        asyncio.run(Authenticator(elsewhere, service.store).caller_of_key(key))
 
 
 def test_the_client_sends_its_key(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,10 +254,12 @@ def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0, err
     key = out.removesuffix("\n")
     store = open_store(Settings(data_dir=folder).database_url)
-    doorkeeper = Doorkeeper(Settings(data_dir=folder), store)
+    authenticator = Authenticator(Settings(data_dir=folder), store)
 
     def admit() -> Caller:
-        return asyncio.run(doorkeeper.admit("GET", "/jobs", Headers(bearer(key)), local=False))
+        return asyncio.run(
+            authenticator.authenticate("GET", "/jobs", Headers(bearer(key)), local=False)
+        )
 
     caller = admit()
     assert (caller.tenant_id, caller.scope) == ("acme", "read")

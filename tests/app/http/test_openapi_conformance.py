@@ -31,7 +31,7 @@ from app.http.problems import PROBLEM_CODES, PROBLEM_MEDIA_TYPE
 from app.main import app
 from app.store import keys
 from app.store.models import DEFAULT_TENANT
-from tests.app.http.conftest import Service, running, settings_for
+from tests.app.http.kit import Service, running, settings_for
 from tests.effort import effort
 
 CHECKS = [
@@ -86,7 +86,7 @@ def service(
         quotas={"requests_per_minute": 10**9},
     )
     with pytest.MonkeyPatch.context() as patch, running(settings) as service:
-        patch.setattr("app.http.uploads.launch_command", _reads_anything)
+        patch.setattr("app.http.normaliser.launch_command", _reads_anything)
         service.http.headers["authorization"] = f"Bearer {service.key('admin')}"
         yield service
 

@@ -5,14 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from sqlalchemy import text
 
 from app.http.problems import PROBLEM_CODES
 from app.main import app
 from app.store.engine import open_store
-from tests.app.http.conftest import Service, running, settings_for
+from tests.app.http.kit import Service, problem, running, settings_for
 
 JSON = {"content-type": "application/json"}
 NOT_FOUND = [
@@ -40,20 +39,6 @@ UNKNOWN_QUERY = [
     for path, methods in app.openapi()["paths"].items()
     if "get" in methods
 ]
-
-
-def problem(answer: httpx.Response, status: int, code: str) -> dict[str, Any]:
-    """The problem, checked for what all of them have."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    body: dict[str, Any] = answer.json()
-    assert body["code"] == code
-    assert body["status"] == status
-    assert body["type"] == f"urn:td3:problem:{code}"
-    assert body["title"]
-    assert body["detail"]
-    assert body["request_id"] == answer.headers["x-request-id"]
-    return body
 
 
 def test_what_is_not_there(each_service: Service) -> None:

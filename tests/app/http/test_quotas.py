@@ -10,17 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 from app.admin.keys import main
-from app.http.problems import ApiError
 from app.http.rate_limit import RateLimiter
 from app.main import create_app
 from app.settings import Settings
 from app.store import datasets, jobs, tenants
 from app.store.engine import Store, open_store
 from app.store.models import DEFAULT_TENANT
-from app.store.quotas import Quotas, take_bytes
-from tests.app.http.conftest import LOG, Service, running, settings_for
-from tests.app.http.test_keys import bearer
-from tests.app.http.test_problems import problem
+from app.store.quotas import QuotaExceededError, Quotas, take_bytes
+from tests.app.http.kit import LOG, Service, bearer, problem, running, settings_for
 
 AT_ONCE = 8
 
@@ -96,7 +93,7 @@ def test_the_last_bytes_are_taken_once(service_store: tuple[Store, str]) -> None
     settings = Settings(quotas={"stored_bytes": 3 * size + 1})
 
     def add(number: int) -> None:
-        with suppress(ApiError), store.write() as session:
+        with suppress(QuotaExceededError), store.write() as session:
             take_bytes(session, settings, DEFAULT_TENANT, size)
             datasets.create(
                 session,

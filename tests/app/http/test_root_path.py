@@ -9,9 +9,7 @@ from starlette._utils import get_route_path
 from app.http.auth import PUBLIC_PATHS
 from app.http.route_path import route_path
 from app.main import create_app
-from tests.app.http.conftest import Service, running, settings_for
-from tests.app.http.test_keys import bearer
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import Service, bearer, problem, running, settings_for
 
 ROOT = "/td3"
 
@@ -58,8 +56,8 @@ def test_the_public_paths_are_public_and_no_others(rooted: Service) -> None:
 
 def test_routes_ask_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the middleware lets through by mistake, the route refuses."""
-    monkeypatch.setattr("app.http.auth._needed_scope", lambda _method, _path: "read")
-    monkeypatch.setattr("app.http.auth._OPERATOR_PATHS", frozenset[str]())
+    monkeypatch.setattr("app.http.auth.required_scope", lambda _method, _path: "read")
+    monkeypatch.setattr("app.http.auth.OPERATOR_PATHS", frozenset[str]())
     headers = bearer(service.key("write", "other"))
     for method, path in [
         ("POST", "/keys"),

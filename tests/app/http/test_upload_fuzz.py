@@ -14,10 +14,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from app.http.problems import PROBLEM_CODES
-from app.http.raw_body import SUFFIXES
+from app.http.request_body import SUFFIXES
 from tests import hostile_parquet
-from tests.app.http.conftest import Service, running, settings_for
-from tests.app.http.test_problems import problem
+from tests.app.http.kit import Service, problem, running, settings_for
 from tests.effort import effort
 from tests.forking_reader import ForkingReader, forking_reader
 
@@ -115,7 +114,7 @@ def service(
         return await asyncio.to_thread(reader.run, arguments)
 
     with pytest.MonkeyPatch.context() as patch, running(settings) as service:
-        patch.setattr("app.http.uploads._run", run)
+        patch.setattr("app.http.normaliser.run_command", run)
         yield service
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from app.admin import keys as keys_command
 from app.processes.launch import launch_command
-from app.processes.supervise import MOST_ENDS, Child, ServeError
+from app.processes.supervise import CRASH_LIMIT, Child, ServeError
 from app.settings import Settings
 from app.standalone.serve import Service, main
-from tests.app.http.conftest import LOG, wait_for
+from tests.app.http.kit import LOG, wait_for
 
 START_SECONDS = 60
 
@@ -173,7 +173,7 @@ def test_an_address_that_others_reach_needs_a_key(
 def test_child_that_does_not_stay_up_is_given_up() -> None:
     child = Child("it", ["sh", "-c", "exit 3"], environment=os.environ, grace_seconds=1)
     child.start()
-    for _ in range(MOST_ENDS - 1):
+    for _ in range(CRASH_LIMIT - 1):
         wait_for(child.revive)
     with pytest.raises(ServeError, match="exit code 3"):
         wait_for(child.revive)
@@ -197,9 +197,11 @@ def test_all_are_asked_to_stop_before_any_is_waited_for(
     service = Service(Settings(data_dir=tmp_path), workers=2)
     for number, trap in enumerate((waits, tells)):
         program = f"{trap}; touch {up}{number}; while :; do sleep 0.02; done"
-        service._add(Child("it", ["sh", "-c", program], environment=os.environ, grace_seconds=10))
+        service.start_child(
+            Child("it", ["sh", "-c", program], environment=os.environ, grace_seconds=10)
+        )
     wait_for(lambda: len(list(tmp_path.glob("up*"))) == 2)
-    service._stop()
+    service.stop()
     assert asked.exists()
     assert "did not stop in time" not in caplog.text
 

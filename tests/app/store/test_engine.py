@@ -14,7 +14,7 @@ from app.store import datasets, job_reads, jobs
 from app.store.engine import Store, database_now, make_engine, open_store
 from app.store.ids import new_id
 from app.store.models import DEFAULT_TENANT
-from tests.app.store.conftest import NOW, job, make_dataset, make_job
+from tests.app.store.kit import NOW, job, make_dataset, make_job
 
 
 def test_a_failed_block_leaves_nothing(store: Store, dataset_id: str) -> None:

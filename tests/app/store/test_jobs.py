@@ -10,12 +10,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from app.blobs import sql as blobs
+from app.blobs.protocol import BlobError
+from app.blobs.sql import SqlBlobStore
 from app.store import job_reads, jobs
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT
 from app.store.retention import remove_job
-from tests.app.store.conftest import ERROR, MINUTE, NOW, claim, history, job, make_job
+from tests.app.store.kit import ERROR, MINUTE, NOW, claim, history, job, make_job
 
 NO_BLOB = "0" * 64
 
@@ -23,7 +24,7 @@ NO_BLOB = "0" * 64
 def stored_blob(store: Store, tmp_path: Any, content: bytes) -> str:
     path = tmp_path / "blob"
     path.write_bytes(content)
-    return blobs.put_file(store, path)[0]
+    return SqlBlobStore(store).put_file(path)[0]
 
 
 def test_a_new_job_is_queued(store: Store, dataset_id: str) -> None:
@@ -432,9 +433,11 @@ def test_a_job_is_removed_once_it_is_over(store: Store, dataset_id: str, tmp_pat
     assert remove(job_id, tenant_id="other") == "missing"
     assert remove(job_id) == "removed"
     assert remove(job_id) == "missing"
-    assert blobs.sweep(store, older_than=timedelta(seconds=-1)) == 1  # the artifact, not the log
-    with pytest.raises(blobs.BlobError):
-        blobs.open_reader(store, sha256)
+    assert (
+        SqlBlobStore(store).sweep(older_than=timedelta(seconds=-1)) == 1
+    )  # the artifact, not the log
+    with pytest.raises(BlobError):
+        SqlBlobStore(store).open_reader(sha256)
 
 
 def test_lists_are_filtered_by_name_and_time(store: Store, dataset_id: str) -> None:

@@ -22,11 +22,11 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, select
 
-from app.blobs import sql as blobs
+from app.blobs.sql import SqlBlobStore
 from app.store import jobs
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, HELD, TERMINAL, Artifact, Job, JobEvent
-from tests.app.store.conftest import ERROR, NOW
+from tests.app.store.kit import ERROR, NOW
 
 LONGEST = 60  # seconds of a lease
 SECONDS = st.integers(1, 2 * LONGEST)
@@ -296,7 +296,7 @@ def test_the_store_does_as_the_model(store: Store, dataset_id: str, tmp_path: Pa
     for content in ("one checkpoint", "another"):
         path = tmp_path / "checkpoint"
         path.write_text(content)
-        stored.append(blobs.put_file(store, path)[0])
+        stored.append(SqlBlobStore(store).put_file(path)[0])
     run_state_machine_as_test(
         lambda: JobMachine(store, dataset_id, stored),  # type: ignore[arg-type] # makes one
         settings=settings(max_examples=25, stateful_step_count=40, deadline=None),

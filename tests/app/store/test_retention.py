@@ -16,8 +16,8 @@ from app.settings import Settings
 from app.store import datasets, job_reads, jobs, retention
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, Artifact, Base, Dataset, Job, JobEvent
-from app.store.retention import Ages, Collected, collect, what_would_go
-from tests.app.store.conftest import claim, history, make_dataset, make_job
+from app.store.retention import Ages, Collected, collect, preview
+from tests.app.store.kit import claim, history, make_dataset, make_job
 
 DAY = timedelta(days=1)
 WEEK = Ages(jobs=7 * DAY, events=2 * DAY, datasets=7 * DAY)
@@ -65,7 +65,7 @@ def test_what_is_old_goes_and_the_rest_stays(store: Store, tmp_path: Path) -> No
     for dataset in (used, unused):
         last_used(store, dataset, days_ago=8)
     expected = Collected(jobs=1, events=4, datasets=1)
-    assert what_would_go(store, WEEK) == expected
+    assert preview(store, WEEK) == expected
     assert left(store) == {used, unused, young, old, trimmed, fresh, waiting, running}
     assert collect(store, WEEK) == expected
     assert left(store) == {used, young, trimmed, fresh, waiting, running}
@@ -74,7 +74,7 @@ def test_what_is_old_goes_and_the_rest_stays(store: Store, tmp_path: Path) -> No
     assert [event.data.get("status") for event in kept] == ["queued", "running", "succeeded"]
     assert kept[-1].sequence == 5  # as before: who resumes a stream is not told it twice
     assert history(store, fresh) == ["queued", "running", "progress", "progress", "succeeded"]
-    assert collect(store, WEEK) == what_would_go(store, WEEK) == Collected(0, 0, 0)
+    assert collect(store, WEEK) == preview(store, WEEK) == Collected(0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_each_age_is_for_itself(
 ) -> None:
     over(store, dataset_id, days_ago=9)
     last_used(store, dataset_id, days_ago=9)
-    assert what_would_go(store, ages) == expected
+    assert preview(store, ages) == expected
     assert collect(store, ages) == expected
 
 
