@@ -9,7 +9,7 @@ from datetime import timedelta
 from app.blobs.protocol import BlobStore
 from app.broker import JobQueue
 from app.settings import Settings
-from app.store import idempotency, jobs
+from app.store import idempotency, lost_jobs
 from app.store.engine import Store, database_now
 from app.store.retention import Ages, collect
 from worker.folders import sweep_work_folders
@@ -47,10 +47,10 @@ class Janitor:
         """End attempts whose lease expired: the job is queued again, fails or is cancelled."""
         with self._store.write() as session:
             now = database_now(session)
-            jobs.shorten_leases(
+            lost_jobs.shorten_leases(
                 session, now, longest=timedelta(seconds=self._settings.lease_seconds)
             )
-            requeued = jobs.requeue_expired(session, now)
+            requeued = lost_jobs.requeue_expired(session, now)
         for job_id in requeued:
             logger.warning("%s: its worker fell silent, queued again", job_id)
             self._queue.publish(self._store, job_id)
@@ -60,8 +60,8 @@ class Janitor:
         after = timedelta(seconds=self._settings.republish_after_seconds)
         with self._store.read() as session:
             now = database_now(session)
-            queued = jobs.unclaimed(session, older_than=timedelta(0), now=now)
-            waiting = jobs.unclaimed(session, older_than=after, now=now)
+            queued = lost_jobs.unclaimed(session, older_than=timedelta(0), now=now)
+            waiting = lost_jobs.unclaimed(session, older_than=after, now=now)
         # If the broker has an id for every queued job, nothing is lost and the workers are busy.
         # Without this check the queue would grow by all waiting jobs every minute. Stale ids may
         # hide a lost one, until a worker has drained them.

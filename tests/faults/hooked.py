@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta, tzinfo
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NoReturn
 
 import uvicorn
@@ -29,7 +30,7 @@ from sqlalchemy.orm import Session
 from app.blobs.sql import SqlBlobStore
 from app.main import app
 from app.processes.launch import die_with_parent
-from app.store import jobs
+from app.store import jobs, lost_jobs
 from tests.faults.points import FOLDER_VARIABLE, fire
 from worker.celery_app import celery_app
 
@@ -44,14 +45,14 @@ CHANGES = (
     "succeed",
     "give_up_attempt",
     "release",
-    "requeue_expired",
 )
 
 
 def install(folder: Path) -> None:
     """Put the points around the functions."""
     for name in CHANGES:
-        _wrap_change(folder, name)
+        _wrap_change(folder, jobs, name)
+    _wrap_change(folder, lost_jobs, "requeue_expired")
     _fire_after(folder, SqlBlobStore, "put_chunk", "add_chunk:committed")
     _fire_after(folder, SqlBlobStore, "put_file", "put_file:done")
 
@@ -61,8 +62,8 @@ def install(folder: Path) -> None:
             fire(folder, f"{name}:committed")
 
 
-def _wrap_change(folder: Path, name: str) -> None:
-    inner: Callable[..., Any] = getattr(jobs, name)
+def _wrap_change(folder: Path, module: ModuleType, name: str) -> None:
+    inner: Callable[..., Any] = getattr(module, name)
 
     @functools.wraps(inner)
     def change(session: Session, *arguments: Any, **options: Any) -> Any:
@@ -73,7 +74,7 @@ def _wrap_change(folder: Path, name: str) -> None:
             session.info.setdefault("points", []).append(name)
         return outcome
 
-    setattr(jobs, name, change)
+    setattr(module, name, change)
 
 
 def _fire_after(folder: Path, owner: type, name: str, point: str) -> None:

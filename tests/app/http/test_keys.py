@@ -1,7 +1,6 @@
 """API keys: who gets in, with which scope, until when; and who gets in without one."""
 
 import asyncio
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,12 +9,9 @@ import pytest
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from app.admin.keys import main
 from app.api_keys import make_key
-from app.http.auth import KEYS_LOOKUP_SECONDS, Authenticator, Caller, is_local
-from app.settings import Settings
+from app.http.auth import KEYS_LOOKUP_SECONDS, Authenticator, is_local
 from app.store import keys
-from app.store.engine import open_store
 from app.store.ids import new_id
 from app.store.models import ApiKey
 from td3engine.client import Client, ServiceError
@@ -233,83 +229,6 @@ def test_the_client_sends_its_key(service: Service, monkeypatch: pytest.MonkeyPa
     with Client(service.url, api_key="") as client, pytest.raises(ServiceError) as refused:
         list(client.jobs())
     assert refused.value.problem.code == "key_required"
-
-
-# --- the command ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path / "new"
-
-
-def run(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = main(["--data-dir", str(folder), *arguments])
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def test_the_command(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(folder, capsys, "create", "ci", "--tenant", "acme", "--scope", "read")
-    assert code == 0, err
-    key = out.removesuffix("\n")
-    store = open_store(Settings(data_dir=folder).database_url)
-    authenticator = Authenticator(Settings(data_dir=folder), store)
-
-    def admit() -> Caller:
-        return asyncio.run(
-            authenticator.authenticate("GET", "/jobs", Headers(bearer(key)), local=False)
-        )
-
-    caller = admit()
-    assert (caller.tenant_id, caller.scope) == ("acme", "read")
-    assert str(caller.key_id) in err
-    assert "tables" in err  # whoever is in the wrong folder has just made a database there
-
-    _, out, err = run(folder, capsys, "create", "soon over", "--expires-in-days", "2")
-    assert "tables" not in err
-    code, listed, _ = run(folder, capsys, "list")
-    assert code == 0
-    heading, second, first = listed.splitlines()
-    assert heading.split() == ["id", "tenant", "scope", "state", "created", "last", "used", "name"]
-    assert first.split()[:4] == [caller.key_id, "acme", "read", "good"]
-    assert "until" in second
-    assert out.strip() not in listed
-
-    assert caller.key_id is not None
-    assert run(folder, capsys, "revoke", caller.key_id)[:2] == (0, f"{caller.key_id} is revoked\n")
-    with pytest.raises(Exception, match="was revoked"):
-        admit()
-    assert "revoked" in run(folder, capsys, "list")[1]
-    store.close()
-
-
-def test_what_the_command_refuses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = run(folder, capsys, "revoke", "key_none")
-    assert (code, "there is no key" in err) == (1, True)
-    for wrong in (
-        ["create", "x", "--tenant", "A b"],
-        ["create", "x", "--scope", "all"],
-        ["create", "x", "--expires-in-days", "0"],
-        ["create", "x", "--expires-in-days", "36501"],
-        ["create", "x", "--expires-in-days", "1e300"],
-        ["create", "x", "--expires-in-days", "inf"],
-        ["create", "x", "--expires-in-days", "nan"],
-        ["create", "a\nb"],
-        [],
-    ):
-        with pytest.raises(SystemExit):
-            run(folder, capsys, *wrong)
-
-
-def test_an_old_database_is_not_migrated_by_the_way(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from app.store.migrate import upgrade
-
-    upgrade(Settings(data_dir=folder).database_url, "0001")
-    code, _, err = run(folder, capsys, "create", "x")
-    assert (code, "app.store.migrate" in err) == (1, True)
 
 
 def test_answers_with_keys_are_not_kept(service: Service) -> None:

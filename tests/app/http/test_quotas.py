@@ -9,14 +9,13 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from app.admin.keys import main
 from app.http.rate_limit import RateLimiter
 from app.main import create_app
 from app.settings import Settings
 from app.store import datasets, jobs, tenants
-from app.store.engine import Store, open_store
+from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT
-from app.store.quotas import QuotaExceededError, Quotas, take_bytes
+from app.store.quotas import QuotaExceededError, take_bytes
 from tests.app.http.kit import LOG, Service, bearer, problem, running, settings_for
 
 AT_ONCE = 8
@@ -241,24 +240,3 @@ def test_wrong_quotas_are_told_at_the_start() -> None:
     for wrong in ({"active_jobs": -1}, {"jobs": 3}, {"kept_jobs": 10**30}):
         with pytest.raises(ValidationError):
             create_app(Settings(quotas=wrong))
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def quotas(*given: str) -> dict[str, str]:
-        code = main(["--data-dir", str(tmp_path), "quotas", "acme", *given])
-        out, err = capsys.readouterr()
-        assert code == 0, err
-        return dict(line.split("=") for line in out.splitlines())
-
-    assert main(["--data-dir", str(tmp_path), "quotas", "acme"]) == 1
-    assert "no tenant 'acme'" in capsys.readouterr().err  # a look makes none
-    assert quotas("rows=5", "active_jobs=2")["rows"] == "5"
-    left = quotas("rows=default")
-    default = str(Quotas.model_fields["rows"].default)
-    assert (left["rows"], left["active_jobs"]) == (default, "2")
-    assert quotas() == left
-    store = open_store(Settings(data_dir=tmp_path).database_url)
-    with store.read() as session:
-        assert tenants.overrides(session, "acme") == {"active_jobs": 2}
-    store.close()
-    assert main(["--data-dir", str(tmp_path), "quotas", "acme", "jobs=2"]) == 1

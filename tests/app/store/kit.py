@@ -68,3 +68,19 @@ def history(store: Store, job_id: str) -> list[str]:
         events = job_reads.events(session, job_id, tenant_id=DEFAULT_TENANT, after=0, limit=1000)
     assert [event.sequence for event in events] == list(range(1, len(events) + 1))
     return [event.data["status"] if event.type == "status" else event.type for event in events]
+
+
+def finished_job(store: Store, dataset_id: str, *, days_ago: float) -> str:
+    """A succeeded job with an artifact and two progress events; returns its id."""
+    job_id = make_job(store, dataset_id)
+    lease = claim(store, job_id)
+    ended = datetime.now(UTC) - timedelta(days=days_ago)
+    with store.write() as session:
+        log = datasets.get(session, dataset_id, tenant_id=DEFAULT_TENANT)
+        assert log is not None
+        assert log.fingerprint is not None
+        for step in (1, 2):
+            jobs.record(session, lease, "progress", {"phase": "distilling", "step": step}, ended)
+        artifact = jobs.StoredArtifact("manifest.json", "application/json", 1, log.fingerprint)
+        assert jobs.succeed(session, lease, artifacts=[artifact], metrics={}, now=ended)
+    return job_id

@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from sqlalchemy import delete, select
 
 from app.blobs.sql import SqlBlobStore
-from app.store import jobs
+from app.store import jobs, lost_jobs
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, HELD, TERMINAL, Artifact, Job, JobEvent
 from tests.app.store.kit import ERROR, NOW
@@ -242,7 +242,7 @@ class JobMachine(RuleBasedStateMachine):
             for job_id, model in self.models.items()
             if model.expires and model.expires < self.now
         ]
-        requeued = self.call(jobs.requeue_expired, self.now)
+        requeued = self.call(lost_jobs.requeue_expired, self.now)
         for _, model in late:
             model.end_attempt(self.now)
         assert requeued == sorted(job_id for job_id, model in late if model.status == "queued")
@@ -251,13 +251,13 @@ class JobMachine(RuleBasedStateMachine):
         """The clock is put back, and a janitor comes by."""
         self.now -= timedelta(seconds=seconds)
         longest = timedelta(seconds=LONGEST)
-        self.call(jobs.shorten_leases, self.now, longest=longest)
+        self.call(lost_jobs.shorten_leases, self.now, longest=longest)
         for model in self.models.values():
             if model.expires:
                 model.expires = min(model.expires, self.now + longest)
 
     def unclaimed(self, seconds: int) -> None:
-        found = self.call(jobs.unclaimed, older_than=timedelta(seconds=seconds), now=self.now)
+        found = self.call(lost_jobs.unclaimed, older_than=timedelta(seconds=seconds), now=self.now)
         due = self.now - timedelta(seconds=seconds)
         assert found == sorted(
             job_id
