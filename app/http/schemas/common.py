@@ -1,4 +1,4 @@
-"""Pieces that several resources share."""
+"""Models that several resources share."""
 
 from datetime import datetime
 from typing import Annotated, Generic, TypeVar
@@ -14,23 +14,23 @@ from pydantic import (
 
 Item = TypeVar("Item")
 
-# No control characters: they are never meant, and PostgreSQL refuses the null character.
+# No control characters: they are mistakes, and PostgreSQL cannot store the null character.
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")
 ]
 
 
-def _in_our_era(time: datetime) -> datetime:
-    if not 1970 <= time.year < 9999:  # so that no zone and no database takes it out of its range
+def _in_range(time: datetime) -> datetime:
+    if not 1970 <= time.year < 9999:  # a margin for conversions between time zones and databases
         raise ValueError("It must be a time from 1970 to 9998")
     return time
 
 
-Time = Annotated[AwareDatetime, AfterValidator(_in_our_era)]
+Time = Annotated[AwareDatetime, AfterValidator(_in_range)]
 
 
 class RequestModel(BaseModel):
-    """What a client sends: unknown fields are refused, so a typing error is not ignored."""
+    """Base of request bodies. Unknown fields are refused, so that typing errors are noticed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -1,4 +1,4 @@
-"""Datasets on the wire."""
+"""Models of datasets."""
 
 from datetime import datetime
 

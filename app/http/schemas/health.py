@@ -1,4 +1,4 @@
-"""Health on the wire."""
+"""Models of health checks."""
 
 from typing import Literal
 

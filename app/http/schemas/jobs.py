@@ -1,4 +1,4 @@
-"""Jobs on the wire."""
+"""Models of jobs."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ _MetadataKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.:-]{1,64}
 _MetadataValue = Annotated[str, StringConstraints(max_length=500, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
-def _a_secret(secret: str) -> str:
+def _valid_secret(secret: str) -> str:
     check_secret(secret)
     return secret
 
@@ -28,7 +28,7 @@ class Webhook(RequestModel):
         description="https; where it leads must be a public address.",
         examples=["https://example.com/hooks/td3"],
     )
-    secret: Annotated[str, AfterValidator(_a_secret)] = Field(
+    secret: Annotated[str, AfterValidator(_valid_secret)] = Field(
         max_length=200,
         repr=False,
         description="`whsec_` and base64 of 24 to 64 random bytes. Never shown again.",
@@ -153,7 +153,7 @@ class Job(BaseModel):
     retry_of: str | None = Field(description="The job that this one repeats.")
     preset: str
     seed: int | None = Field(description="`config.seed`.")
-    # Not validated again: a newer release must show the jobs of an older one as they were.
+    # Not a DistillConfig: a newer release must show the jobs of an older one unchanged.
     config: dict[str, Any] = Field(description="The full `DistillConfig`.")
     webhook: WebhookTarget | None
     status: JobStatus

@@ -1,4 +1,4 @@
-"""API keys on the wire."""
+"""Models of API keys."""
 
 from datetime import datetime
 

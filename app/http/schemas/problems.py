@@ -1,4 +1,4 @@
-"""What an error looks like on the wire (RFC 9457)."""
+"""Models of errors (RFC 9457)."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

@@ -1,4 +1,4 @@
-"""Usage on the wire."""
+"""Models of usage and quotas."""
 
 from pydantic import BaseModel, Field
 
