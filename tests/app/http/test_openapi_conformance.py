@@ -141,7 +141,9 @@ def test_answers_are_as_documented(
         _lead_somewhere(case, known, data)
         best = authorizations[0]  # so that most requests come past the door
         authorization = data.draw(st.sampled_from([best] * 12 + authorizations), label="key")
-        case.headers.pop("Authorization", None)
+        # Framing is the client library's: uvicorn answers a malformed length with a plain 400.
+        for name in ("Authorization", "Content-Length", "Transfer-Encoding"):
+            case.headers.pop(name, None)
         if authorization is not None:
             case.headers["Authorization"] = authorization
         answer = case.call(base_url=service.url)
