@@ -15,7 +15,6 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from td3engine import events
 from td3engine.config import BackboneName, DistillConfig, Mode
-from td3engine.config.presets import learner_of
 from td3engine.data.normalised import write_normalised
 from td3engine.data.reading import read_log
 from td3engine.data.types import Interactions
@@ -27,6 +26,7 @@ from td3engine.export.files import refuse_unwritable, write_csv, write_inter, wr
 from td3engine.export.sequences import sample_sequences, train_guide
 from td3engine.export.soft_targets import soft_top_k
 from td3engine.inner_loop.learner import learn
+from td3engine.models.registry import learner_of
 from td3engine.pipeline.run import Control, Run, pick_device, split_log
 from td3engine.runtime.distributed import join
 from td3engine.runtime.seeding import Purpose, generator

@@ -9,7 +9,7 @@ from td3engine.config import BackboneConfig
 from td3engine.inner_loop import learner
 from td3engine.inner_loop.learner import encode_last
 from td3engine.models.backbones.sasrec import SASRec
-from tests.td3engine.backbone_kit import (
+from tests.td3engine.models.backbone_kit import (
     EXACT,
     HISTORY,
     WIDTH,
