@@ -34,7 +34,7 @@ from td3engine.inner_loop.windows import SequentialUnroll, Together
 from td3engine.losses.softmax import KEPT_SCORES
 from td3engine.models.backbone import Backbone
 from td3engine.models.recommender import StepRandomness
-from td3engine.models.sequences import gather
+from td3engine.models.sequences import padded_sequences
 from td3engine.outer_loop.initial_summary import initial_summary
 from td3engine.outer_loop.item_sampler import ItemSampler
 from td3engine.outer_loop.learner_pool import LearnerWindow, PooledLearner, _kept, _pooled
@@ -329,7 +329,7 @@ class Distillation:
     ) -> Tensor:
         """Gradient of the surrogate objective on a real batch."""
         windows = self.windows.draw(self.config.outer.batch, rng)
-        rows = gather(self.split, windows.start, windows.end)
+        rows = padded_sequences(self.split, windows.start, windows.end)
         items, lengths = (part.to(self.device) for part in rows)
         if self.recorded is not None:
             return self.recorded.gradient(theta, items, lengths)
