@@ -21,12 +21,14 @@ import torch
 from benchmarks.work import PUBLISHED, Work, random_log
 from td3engine.config import DistillConfig, Mode
 from td3engine.config.presets import build_config, merge
+from td3engine.contract import CHECKPOINT_FILE
 from td3engine.data.split import Split
 from td3engine.data.types import Interactions
 from td3engine.data.windows import training_windows
 from td3engine.models.recommender import Recommender
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.pipeline.run import CHECKPOINT_FILE, CHECKPOINT_SHARE, Control, Run
+from td3engine.pipeline.checkpoint import CHECKPOINT_SHARE
+from td3engine.pipeline.run import Control, Run
 from td3engine.ranking.holdout import holdout_set
 from td3engine.teacher.training import FullSteps, LogTraining
 
@@ -58,7 +60,7 @@ def teacher_state(split: Split, config: DistillConfig) -> dict[str, Any]:
     if isinstance(training.steps, FullSteps):  # sampled ones have their moments from the start
         training.theta.grad = torch.zeros_like(training.theta)
         training.steps.optimizer.step()
-    encoder_P = work.teacher.parameters
+    encoder_P = work.teacher.model.parameters
     training.early = [encoder_P.clone() for _ in range(30)]
     training.best = {**vars(work.teacher), "early": None}
     return {"teacher": training.state()}

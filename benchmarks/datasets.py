@@ -8,8 +8,7 @@ from td3engine.config import BackboneName, DistillConfig, Mode
 from td3engine.config.presets import LEARNERS, build_config, merge
 from td3engine.data.movielens import cache_folder, fetch_ml100k
 from td3engine.data.reading import read_log
-from td3engine.data.split import Split
-from td3engine.pipeline.run import split_log
+from td3engine.data.split import Split, split_log
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Dataset:
     def read(self, folder: Path, config: DistillConfig) -> Split:
         """The log, filtered and split."""
         path = folder / self.file if self.file else fetch_ml100k(cache_folder())
-        return split_log(read_log(path), config)
+        return split_log(read_log(path), config.data)
 
 
 def _size(users: int, length: int, rank: int) -> dict[str, Any]:

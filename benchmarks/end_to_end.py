@@ -20,14 +20,14 @@ from td3engine.config import DistillConfig, LearnerConfig
 from td3engine.config.presets import build_config, merge
 from td3engine.data.split import Split
 from td3engine.data.windows import training_windows
-from td3engine.inner_loop.learner import encode_last, learn
+from td3engine.inner_loop.learner import learn
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
 from td3engine.ranking.holdout import holdout_set
 from td3engine.ranking.metrics import evaluate
 from td3engine.runtime.seeding import Purpose, generator
-from td3engine.summary.tucker import Summary
-from td3engine.teacher.training import LogTraining, Trained
+from td3engine.summary.tucker import TuckerSummary
+from td3engine.teacher.training import LogTraining, TrainedOnLog
 
 LOOK_EVERY = 10  # outer steps
 PUBLISHED_STD = 0.02
@@ -67,7 +67,7 @@ def end_to_end(
 
     distillation = work.engine(config)
 
-    def engine_step() -> Summary:
+    def engine_step() -> TuckerSummary:
         distillation.step()
         distillation.done += 1
         factors = (factor.detach() for factor in distillation.factors)
@@ -81,10 +81,10 @@ def end_to_end(
     textbook = theirs.textbook(published_start(theirs))
     rng = np.random.default_rng(0)
 
-    def textbook_step() -> Summary:
+    def textbook_step() -> TuckerSummary:
         textbook.step(theirs.real_rows(rng), lambda _part: None)
         U, T, G = (factor.detach() for factor in textbook.factors)
-        return Summary(U, T, G, theirs.item_table)
+        return TuckerSummary(U, T, G, theirs.item_table)
 
     steps, goal = PUBLISHED_STEPS, engine.best
     slow = follow("textbook", textbook_step, theirs, 5, budget, say, steps, goal)
@@ -94,7 +94,9 @@ def end_to_end(
     }
 
 
-def compared(teacher: Trained, teacher_seconds: float, engine: Curve, textbook: Curve) -> Figures:
+def compared(
+    teacher: TrainedOnLog, teacher_seconds: float, engine: Curve, textbook: Curve
+) -> Figures:
     """Who was as good as whom, and when."""
     needed = engine.seconds_to(engine.best)
     assert needed is not None  # it reaches its own best
@@ -119,7 +121,7 @@ def compared(teacher: Trained, teacher_seconds: float, engine: Curve, textbook: 
 
 def follow(
     name: str,
-    step: Callable[[], Summary],
+    step: Callable[[], TuckerSummary],
     work: Work,
     every: int,
     budget: float,
@@ -143,7 +145,7 @@ def follow(
     return Curve(looks)
 
 
-def validation(summary: Summary, work: Work) -> float:
+def validation(summary: TuckerSummary, work: Work) -> float:
     """Mean NDCG@10 of two learners trained on the summary, with the work's learner settings."""
     config = work.config
     holdout = holdout_set(
@@ -153,9 +155,8 @@ def validation(summary: Summary, work: Work) -> float:
     found = []
     for nth in range(config.outer.validation_learners):
         draw = generator(0, Purpose.VALIDATION_LEARNER, nth, work.device.type)
-        learned = learn(summary, work.backbone, trainer, "shared-items", draw)
-        scorer = encode_last(work.backbone, learned.parameters, learned.table)
-        found.append(evaluate(scorer, learned.table, holdout, "full")["ndcg@10"])
+        model = learn(summary, work.backbone, trainer, "shared-items", draw).model
+        found.append(evaluate(model, holdout, "full")["ndcg@10"])
     return sum(found) / len(found)
 
 
@@ -163,10 +164,10 @@ def published_start(work: Work) -> tuple[Tensor, ...]:
     """U and T from N(0, 0.02^2), G by Kaiming's rule, as in the paper."""
     noise = work.config.summary.model_copy(update={"initial_std": PUBLISHED_STD})
     draw = generator(0, Purpose.SUMMARY_INITIAL, device=work.device.type)
-    return Summary.initial(noise, work.item_table, draw).learned
+    return TuckerSummary.initial(noise, work.item_table, draw).learned
 
 
-def train_teacher(split: Split, config: DistillConfig, device: torch.device) -> Trained:
+def train_teacher(split: Split, config: DistillConfig, device: torch.device) -> TrainedOnLog:
     """The full-data model, early-stopped on validation."""
     history = config.data.max_history
     backbone = build_backbone(config.teacher_backbone, history)

@@ -22,17 +22,16 @@ import torch
 from numpy.random import Generator
 from torch import Tensor
 
-from td3engine.cli.commands import prepare_for
 from td3engine.config import MODES, DistillConfig, Mode, TeacherConfig
 from td3engine.data.reading import read_log
 from td3engine.data.split import Split
 from td3engine.data.windows import WindowIndex, training_windows
-from td3engine.evaluation.benchmark import Benchmark
+from td3engine.evaluation.benchmark import Benchmark, benchmark_for
 from td3engine.export.sequences import COPIES, GUIDANCE, TEMPERATURE, sample_sequences, train_guide
 from td3engine.inner_loop.learner import recommender
 from td3engine.summary.bundle import Bundle, load_bundle
-from td3engine.summary.tucker import Summary
-from td3engine.teacher.training import LogTraining, Trained
+from td3engine.summary.tucker import TuckerSummary
+from td3engine.teacher.training import LogTraining, TrainedOnLog
 
 Row = dict[str, Any]
 
@@ -74,7 +73,7 @@ WAYS: dict[str, Way] = {
 }
 
 
-def sample(summary: Summary, config: DistillConfig, way: Way, seed: int) -> Tensor:
+def sample(summary: TuckerSummary, config: DistillConfig, way: Way, seed: int) -> Tensor:
     """Item sequences, int64 (users * copies, zeta)."""
     guide = None
     if way.guidance is not None:
@@ -91,12 +90,12 @@ def sample(summary: Summary, config: DistillConfig, way: Way, seed: int) -> Tens
 
 def train(
     benchmark: Benchmark,
-    summary: Summary,
+    summary: TuckerSummary,
     config: DistillConfig,
     way: Way,
     mode: Mode,
     seed: int,
-) -> Trained:
+) -> TrainedOnLog:
     """A model trained on nothing but sampled sequences, early-stopped on the real validation."""
     sequences = sample(summary, config, way, seed)
     rows, length = sequences.shape
@@ -133,7 +132,7 @@ def row(benchmark: Benchmark, bundle: Bundle, name: str, mode: Mode, seed: int, 
     """Train once and measure."""
     began = time.perf_counter()
     config = bundle.manifest.config
-    trained = train(benchmark, bundle.summary, config, WAYS[name], mode, seed)
+    trained = train(benchmark, bundle.factors, config, WAYS[name], mode, seed)
     found: Row = {
         "way": name,
         "mode": mode,
@@ -144,7 +143,7 @@ def row(benchmark: Benchmark, bundle: Bundle, name: str, mode: Mode, seed: int, 
         "seconds": time.perf_counter() - began,
     }
     if test:
-        found["test"] = benchmark.measure(trained.parameters, trained.table)
+        found["test"] = benchmark.measure(trained.model)
     return found
 
 
@@ -162,7 +161,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     bundle = load_bundle(options.bundle)
-    benchmark = prepare_for(bundle, read_log(options.data), torch.device("cpu"))
+    benchmark = benchmark_for(bundle, read_log(options.data), torch.device("cpu"))
     rows: list[Row] = json.loads(options.json.read_text()) if options.json.exists() else []
     done = {(r["way"], r["mode"], r["seed"]) for r in rows if "test" in r or not options.test}
     for name in options.only or WAYS:

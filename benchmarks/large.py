@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from td3engine.cli.commands import prepare_for
 from td3engine.config.presets import build_config, merge
 from td3engine.data.normalised import read_normalised, write_normalised
 from td3engine.data.reading import read_log
 from td3engine.data.types import Interactions
 from td3engine.evaluation.baselines import random_user_rows, zero_step_rows
+from td3engine.evaluation.benchmark import benchmark_for
 from td3engine.evaluation.table import Row
 from td3engine.events import Event, PhaseStarted
 from td3engine.pipeline.run import RESULT_SEEDS, Control, Run
@@ -95,8 +95,8 @@ def baselines(options: argparse.Namespace, clock: Clock) -> list[Row]:
     configure()  # the job itself may be from an earlier start
     device = torch.device("cpu")
     bundle = load_bundle(options.work / "summary")
-    benchmark = prepare_for(bundle, read_normalised(options.work / "log.parquet"), device)
-    V_ND = bundle.summary.V
+    benchmark = benchmark_for(bundle, read_normalised(options.work / "log.parquet"), device)
+    V_ND = bundle.factors.V
     made: dict[str, Callable[[], list[Row]]] = {
         "zero steps": lambda: zero_step_rows(benchmark, V_ND, RESULT_SEEDS),
         "random users": lambda: random_user_rows(benchmark, "shared-items", V_ND, RESULT_SEEDS),

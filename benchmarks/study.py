@@ -42,7 +42,7 @@ from td3engine.evaluation.benchmark import (
 from td3engine.evaluation.table import Row, make_row
 from td3engine.export.sequences import COPIES
 from td3engine.export.soft_targets import TOP_K
-from td3engine.inner_loop.learner import Learned, learn_from, recommender
+from td3engine.inner_loop.learner import TrainedLearner, learn_from, recommender
 from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.models.backbone import TargetPositions
 from td3engine.models.recommender import Recommender, StepRandomness
@@ -53,8 +53,8 @@ from td3engine.ranking.holdout import holdout_set
 from td3engine.ranking.metrics import CUTOFFS
 from td3engine.runtime.seeding import Purpose, generator
 from td3engine.summary.soft_sequences import DenseProbs, Precomputed
-from td3engine.summary.tucker import Summary, query
-from td3engine.teacher.training import LogTraining, Trained
+from td3engine.summary.tucker import TuckerSummary, query
+from td3engine.teacher.training import LogTraining, TrainedOnLog
 
 Source = Literal[
     "full",
@@ -154,7 +154,7 @@ class Study:
             found = self._learner_rows(cell)
         return [self._named(cell, row) for row in found]
 
-    def full(self, backbone: BackboneName, seed: int) -> Trained:
+    def full(self, backbone: BackboneName, seed: int) -> TrainedOnLog:
         """The model trained on the whole log; seed 0 is the teacher."""
         config = self.config(backbone, "shared-items", seed)
         history = config.data.max_history
@@ -172,7 +172,7 @@ class Study:
 
         return self._trained(f"full-{backbone}-{seed}", config, train)
 
-    def prefix(self, backbone: BackboneName, seed: int) -> Trained:
+    def prefix(self, backbone: BackboneName, seed: int) -> TrainedOnLog:
         """The model trained on the whole log the paper's way."""
         config = self.config(backbone, "shared-items", seed)
         windows = prefix_windows(self.split, config.data.max_history)
@@ -199,7 +199,7 @@ class Study:
 
         return self._trained(f"prefix-{backbone}-{seed}", config, train)
 
-    def summary(self, backbone: BackboneName, mode: Mode, seed: int = 0) -> Summary:
+    def summary(self, backbone: BackboneName, mode: Mode, seed: int = 0) -> TuckerSummary:
         """The summary distilled with this backbone for this mode."""
         config = self.config(backbone, mode, seed)
         path = self.work / f"summary-{backbone}-{mode}-{seed}-{_hash(config)}.pt"
@@ -222,10 +222,9 @@ class Study:
             _save(path, list(distillation.result()[0].learned))
         return start.with_learned(*self._load(path))
 
-    def start(self, config: DistillConfig, teacher: Trained) -> Summary:
+    def start(self, config: DistillConfig, teacher: TrainedOnLog) -> TuckerSummary:
         """A summary before distilling."""
-        backbone = build_backbone(config.backbone, config.data.max_history)
-        return initial_summary(config, self.split, backbone, teacher)
+        return initial_summary(config, self.split, teacher)
 
     def _learner_rows(self, cell: Cell) -> list[Row]:
         """A learner a seed, each with the teacher and the summary of its replicate."""
@@ -242,7 +241,7 @@ class Study:
     ) -> list[Row]:
         config = self.config(cell.distilled_with, cell.mode, replicate)
         teacher = self.full(cell.distilled_with, replicate)
-        V_ND = teacher.table[:, : config.backbone.hidden]
+        V_ND = teacher.model.table[:, : config.backbone.hidden]
         match cell.source:
             case "zero-steps":
                 return zero_step_rows(benchmark, V_ND, [seed])
@@ -271,7 +270,7 @@ class Study:
 
     def _trained(
         self, name: str, config: DistillConfig, start: Callable[[], LogTraining]
-    ) -> Trained:
+    ) -> TrainedOnLog:
         key = [config.teacher_backbone, config.teacher, config.data]
         path = self.work / f"{name}-{_hash(*key)}.pt"
         if not path.exists():
@@ -280,8 +279,8 @@ class Study:
                 if training.epoch % config.teacher.validate_every == 0:
                     spent = f"{training.seconds:.0f} s"
                     self.say(f"{name}: epoch {training.epoch}, validation {best:.4f}, {spent}")
-            _save(path, vars(training.result()))
-        return Trained(**self._load(path))
+            _save(path, training.result().state())
+        return TrainedOnLog.of_state(self._load(path), self._recommender(config).backbone)
 
     def _load(self, path: Path) -> Any:
         return torch.load(path, map_location=self.device, weights_only=True)
@@ -308,7 +307,9 @@ def merged(rows: Sequence[Row]) -> Row:
     )
 
 
-def soft_export_rows(benchmark: Benchmark, summary: Summary, mode: Mode, seed: int) -> list[Row]:
+def soft_export_rows(
+    benchmark: Benchmark, summary: TuckerSummary, mode: Mode, seed: int
+) -> list[Row]:
     """A learner that knows only the most probable items of a position, as exported."""
     learner = benchmark.config.learner
     model = recommender(benchmark.backbone, summary.V, mode)
@@ -323,7 +324,7 @@ def soft_export_rows(benchmark: Benchmark, summary: Summary, mode: Mode, seed: i
     if model.scores_are_fixed:
         synthetic = synthetic @ summary.V
 
-    def train_one(nth: int) -> Learned:
+    def train_one(nth: int) -> TrainedLearner:
         return learn_from(
             training,
             synthetic,
@@ -344,13 +345,13 @@ def soft_export_rows(benchmark: Benchmark, summary: Summary, mode: Mode, seed: i
 
 
 def hard_export_rows(
-    benchmark: Benchmark, summary: Summary, config: DistillConfig, mode: Mode, seed: int
+    benchmark: Benchmark, summary: TuckerSummary, config: DistillConfig, mode: Mode, seed: int
 ) -> list[Row]:
     """A full training on sampled sequences, with the exporter's defaults."""
 
-    def train_one(nth: int) -> Learned:
+    def train_one(nth: int) -> TrainedLearner:
         found = train_on_samples(benchmark, summary, config, Way(), mode, nth)
-        return Learned(found.parameters, found.table, found.seconds)
+        return TrainedLearner(found.model, found.seconds)
 
     sequences = COPIES * len(summary.U)
     stored = sequences * len(summary.T) + (summary.V.numel() if mode == "shared-items" else 0)

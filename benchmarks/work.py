@@ -21,9 +21,10 @@ from td3engine.data.windows import training_windows
 from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
 from td3engine.models.sequences import gather
+from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.ranking.holdout import holdout_set
-from td3engine.teacher.training import Trained
+from td3engine.teacher.training import TrainedOnLog
 
 # The published script's settings for ML-100k.
 REAL_TARGETS = 4096
@@ -97,7 +98,7 @@ class Work:
 
     split: Split
     config: DistillConfig
-    teacher: Trained
+    teacher: TrainedOnLog
     device: torch.device
     real_targets: int = REAL_TARGETS
 
@@ -109,7 +110,12 @@ class Work:
         encoder_P = backbone.initial(draw)
         shape = split.n_items, config.backbone.hidden
         table_ND = torch.randn(shape, generator=draw, device=device).mul_(TABLE_STD)
-        teacher = Trained(encoder_P, table_ND, encoder_P[None], validation=0.0, seconds=0.0)
+        teacher = TrainedOnLog(
+            TrainedModel(backbone, encoder_P, table_ND),
+            encoder_P[None],
+            validation=0.0,
+            seconds=0.0,
+        )
         return cls(split, config, teacher, device)
 
     @cached_property
@@ -152,13 +158,13 @@ class Work:
             SASRec(self.config.backbone, history).to(self.device, self.item_table.dtype)
             for _ in range(2)
         )
-        load(teacher, self.backbone.named(self.teacher.parameters))
+        load(teacher, self.backbone.named(self.teacher.model.parameters))
         return TextbookTD3(self.config, factors, self.item_table, learner, teacher, starts)
 
     @property
     def item_table(self) -> Tensor:
         """The item table (n, d)."""
-        return self.teacher.table[:, : self.config.backbone.hidden]
+        return self.teacher.model.table[:, : self.config.backbone.hidden]
 
     def real_rows(self, rng: np.random.Generator) -> RealRows:
         """A textbook's real batch: one target a row."""

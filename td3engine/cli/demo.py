@@ -13,21 +13,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import typer
 from rich.console import Console
 
-from td3engine.cli.commands import PhaseBars, prepare_for
-from td3engine.client.client import Client, Job
-from td3engine.config import MODES, DistillConfig
+from td3engine.api.client import Client
+from td3engine.cli.options import SettingsOption, config_of, console, exit_on_error
+from td3engine.client import Job
+from td3engine.config import MODES, DistillConfig, Preset
 from td3engine.data.movielens import FetchError, cache_folder, fetch_ml100k
 from td3engine.data.reading import read_log
 from td3engine.errors import UnusableError
-from td3engine.evaluation.baselines import random_user_rows, summary_rows, zero_step_rows
-from td3engine.evaluation.table import Row, results_tables
-from td3engine.pipeline.run import RESULT_SEEDS, pick_device
-from td3engine.runtime.torch_setup import configure
-from td3engine.summary.bundle import load_bundle
+
+if TYPE_CHECKING:
+    from td3engine.evaluation.table import Row
 
 STOP_SECONDS = 30
 Result = TypeVar("Result")
@@ -39,6 +39,23 @@ class DemoError(UnusableError):
     code = "demo_failed"
 
 
+def demo(
+    data: Annotated[
+        Path | None, typer.Option(help="A log of your own; without it, MovieLens-100k is fetched.")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="A fresh folder for everything that the demo makes.")
+    ] = Path("demo-data"),
+    preset: Annotated[Preset, typer.Option(help="How much work to put in.")] = "balanced",
+    settings: SettingsOption = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """The main job, end to end: real service, real log, summary, table of results."""
+    config = config_of(preset, settings or [], seed)
+
+    exit_on_error(lambda: run_demo(data, out, config, console))
+
+
 def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Console) -> None:
     """Run the whole demo in a new folder below `out`.
 
@@ -46,6 +63,9 @@ def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Conso
         DemoError: the service did not start, the log could not be had, or the job failed.
         LogError: the log cannot be used.
     """
+    from td3engine.cli.tables import print_results
+    from td3engine.summary.bundle import load_bundle
+
     folder = _new_folder(out)
     seconds: dict[str, float] = {}
     console.print(f"[bold]1[/] a service of its own, in {folder}", soft_wrap=True)
@@ -63,8 +83,7 @@ def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Conso
         seconds, "measuring rows", lambda: _rows(folder / "summary", log, metrics, console)
     )
     seconds |= {f"job: {phase}": spent for phase, spent in metrics["seconds"].items()}
-    for table in results_tables(rows):
-        console.print(table)
+    print_results(rows, console)
     result = folder / "result.json"
     manifest = load_bundle(folder / "summary").manifest
     content = {
@@ -80,37 +99,26 @@ def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Conso
 def _follow(client: Client, log: Path, config: DistillConfig, console: Console) -> Job:
     """POST the log, show the job's events as they come, return the job once it has succeeded."""
     job = client.create_job(file=log, config=config.model_dump(mode="json"), name="demo")
-    bars = PhaseBars(console)
-    with bars.progress:
-        for event in client.events(job.id):
-            data = event.data
-            if event.type == "phase":
-                bars.enter(data["phase"])
-            elif event.type == "progress":
-                bars.show(
-                    data["phase"],
-                    data["step"],
-                    data["total"],
-                    data.get("seconds_left"),
-                    data.get("metrics") or {},
-                )
-            elif event.type == "log":
-                bars.progress.console.print(f"note: {data['message']}", markup=False)
-        bars.finish()
-    job = client.job(job.id)
+    job = client.follow(job.id, console)
     if job.status != "succeeded":
         raise DemoError(f"the job is {job.status}: {job.error}")
     return job
 
 
-def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Console) -> list[Row]:
+def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Console) -> "list[Row]":
     """Every row of the demo's table: what needs the teacher from the job, the rest trained here."""
+    from td3engine.evaluation.baselines import random_user_rows, summary_rows, zero_step_rows
+    from td3engine.evaluation.benchmark import benchmark_for
+    from td3engine.pipeline.run import RESULT_SEEDS
+    from td3engine.runtime.torch_setup import configure, pick_device
+    from td3engine.summary.bundle import load_bundle
+
     bundle = load_bundle(summary)
     config = bundle.manifest.config
     device = pick_device(config.device)  # on this machine, as it was asked for
     configure(device)
-    benchmark = prepare_for(bundle, read_log(log), device)
-    distilled = bundle.summary.to(device)
+    benchmark = benchmark_for(bundle, read_log(log), device)
+    distilled = bundle.factors.to(device)
     of_job: list[Row] = job_metrics["rows"]
     rows = [row for row in of_job if row["name"] in ("full data", "popularity")]
     with console.status("zero steps") as status:

@@ -35,6 +35,7 @@ from td3engine.client.wire import (
     ServiceError,
 )
 from td3engine.config import Preset
+from td3engine.contract import SUMMARY_FILES
 
 __all__ = [
     "Artifact",
@@ -49,7 +50,7 @@ __all__ = [
 ]
 
 API_KEY_VARIABLE = "TD3_API_KEY"
-SUMMARY_FILES = ("manifest.json", "items.parquet", "summary.safetensors")
+
 _LONGEST_WAIT_SECONDS = 60
 _THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
 # The service sends a heartbeat every 15 seconds, and answers a wait within a minute.

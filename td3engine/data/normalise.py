@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from td3engine.config import DataConfig
+from td3engine.contract import EXIT_UNUSABLE
 from td3engine.data.normalised import write_normalised
 from td3engine.data.reading import NO_MEMORY, format_of_name, read_log
 from td3engine.data.split import filter_statistics
@@ -21,8 +22,6 @@ from td3engine.data.types import (
     LogError,
     describe,
 )
-
-EXIT_UNUSABLE = 65
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from td3engine.config import DataConfig
 from td3engine.data.types import Codes, Interactions, LogError, Times
 
 Positions = NDArray[np.int64]
@@ -191,6 +192,20 @@ def split(
         times=times,
         item_ids=[log.item_ids[code] for code in kept_items],
         user_ids=[log.user_ids[code] for code in kept_users],
+    )
+
+
+def split_log(log: Interactions, config: DataConfig) -> Split:
+    """Filters and splits a log as configured.
+
+    Raises:
+        LogError: `too_little_data`, see `split`.
+    """
+    return split(
+        log,
+        min_user_interactions=config.min_user_interactions,
+        min_item_interactions=config.min_item_interactions,
+        iterative_core=config.iterative_core,
     )
 
 

@@ -6,6 +6,7 @@ validation NDCG@10 (`full`), figures on test, mean and standard deviation over l
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,14 +18,14 @@ from td3engine.data.split import Split, training_counts
 from td3engine.data.windows import WindowIndex
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.table import Row, make_row
-from td3engine.inner_loop.learner import Learned, encode_last, learn, recommender
-from td3engine.ranking.holdout import holdout_set
+from td3engine.inner_loop.learner import TrainedLearner, learn, recommender
+from td3engine.models.trained_model import TrainedModel
 from td3engine.ranking.metrics import evaluate
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
-from td3engine.summary.tucker import Summary
-from td3engine.teacher.training import LogTraining, Trained
+from td3engine.summary.tucker import TuckerSummary
+from td3engine.teacher.training import LogTraining, TrainedOnLog
 
-TrainOne = Callable[[int], Learned]
+TrainOne = Callable[[int], TrainedLearner]
 RANDOM_USER_EPOCHS_A_LOOK = 10
 REAL_USER_RATES = (1.0, 0.5, 0.25)  # of learner.lr
 
@@ -51,7 +52,7 @@ def rows(
         sequences: how many rows of training data there are.
     """
     learned = [train_one(seed) for seed in seeds]
-    measured = [benchmark.measure(one.parameters, one.table) for one in learned]
+    measured = [benchmark.measure(one.model) for one in learned]
     seconds = float(np.mean([one.seconds for one in learned]))
     return [
         make_row(
@@ -67,38 +68,45 @@ def rows(
     ]
 
 
-def popularity_rows(benchmark: Benchmark) -> list[Row]:
-    """The same ranking for everyone, by an item's training interactions; trains nothing."""
-    counts_N1 = torch.from_numpy(training_counts(benchmark.split)).float()[:, None]
+@dataclass(frozen=True)
+class Popularity:
+    """The same ranking for everyone, by an item's training interactions.
 
-    def alike(items_BL: Tensor, _lengths_B: Tensor) -> Tensor:
+    Attributes:
+        table: the interactions of each item, (n, 1).
+    """
+
+    table: Tensor
+
+    def states(self, items_BL: Tensor, _lengths_B: Tensor) -> Tensor:
+        """Ones, (B, 1)."""
         return torch.ones(len(items_BL), 1)
 
+
+def popularity_rows(benchmark: Benchmark) -> list[Row]:
+    """The most popular items for everybody; trains nothing."""
+    model = Popularity(torch.from_numpy(training_counts(benchmark.split)).float()[:, None])
     return [
         make_row(
             "popularity",
             "from-scratch",
             protocol,
-            [evaluate(alike, counts_N1, benchmark.test, protocol)],
+            [metrics],
             train_seconds=0.0,
-            numbers_stored=len(counts_N1),
+            numbers_stored=len(model.table),
             sequences=0,
         )
-        for protocol in benchmark.protocols
+        for protocol, metrics in benchmark.measure(model).items()
     ]
 
 
-def teacher_rows(benchmark: Benchmark, teachers: Sequence[Trained]) -> list[Row]:
+def teacher_rows(benchmark: Benchmark, teachers: Sequence[TrainedOnLog]) -> list[Row]:
     """The full-data models alone: read `max_history` events, trained on every interaction."""
     split = benchmark.split
-    data = benchmark.config.data
-    holdout = holdout_set(split, "test", data.max_history, data.test_users)
+    holdout = benchmark.holdouts.test(benchmark.config.data.max_history)
     rows = []
     for protocol in benchmark.protocols:
-        measured = []
-        for teacher in teachers:
-            scorer = encode_last(benchmark.backbone, teacher.parameters, teacher.table)
-            measured.append(evaluate(scorer, teacher.table, holdout, protocol))
+        measured = [evaluate(teacher.model, holdout, protocol) for teacher in teachers]
         rows.append(
             make_row(
                 "full data",
@@ -114,11 +122,11 @@ def teacher_rows(benchmark: Benchmark, teachers: Sequence[Trained]) -> list[Row]
 
 
 def summary_rows(
-    benchmark: Benchmark, name: str, summary: Summary, mode: Mode, seeds: Sequence[int]
+    benchmark: Benchmark, name: str, summary: TuckerSummary, mode: Mode, seeds: Sequence[int]
 ) -> list[Row]:
     """Learners trained on a summary."""
 
-    def train_one(seed: int) -> Learned:
+    def train_one(seed: int) -> TrainedLearner:
         draw = generator(seed, Purpose.LEARNER, device=benchmark.device.type)
         learner = benchmark.config.learner
         return learn(summary, benchmark.backbone, learner, mode, draw, benchmark.validate)
@@ -137,10 +145,10 @@ def summary_rows(
 def zero_step_rows(benchmark: Benchmark, V_ND: Tensor, seeds: Sequence[int]) -> list[Row]:
     """The trained item table under an encoder that was never trained."""
 
-    def train_one(seed: int) -> Learned:
+    def train_one(seed: int) -> TrainedLearner:
         draw = generator(seed, Purpose.LEARNER, device=benchmark.device.type)
         model = recommender(benchmark.backbone, V_ND, "shared-items")
-        return Learned(*model.parts(model.initial(draw)), 0.0)
+        return TrainedLearner(TrainedModel(model.backbone, *model.parts(model.initial(draw))), 0.0)
 
     return rows(
         benchmark,
@@ -177,11 +185,11 @@ def real_user_rows(
     them the trained item table.
     """
 
-    def train_one(seed: int) -> Learned:
+    def train_one(seed: int) -> TrainedLearner:
         windows = chosen[seed]
         tried = [_train_on(benchmark, windows, mode, V_ND, seed, rate) for rate in REAL_USER_RATES]
         best = max(tried, key=lambda one: one.validation)
-        return Learned(best.parameters, best.table, best.seconds)
+        return TrainedLearner(best.model, best.seconds)
 
     events = float(np.mean([(w.end - w.start).sum() for w in chosen.values()]))
     return rows(
@@ -197,7 +205,7 @@ def real_user_rows(
 
 def _train_on(
     benchmark: Benchmark, windows: WindowIndex, mode: Mode, V_ND: Tensor, seed: int, rate: float
-) -> Trained:
+) -> TrainedOnLog:
     """A model of these windows alone, at a part of the learner's rate."""
     learner = benchmark.config.learner
     training = LogTraining(

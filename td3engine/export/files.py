@@ -2,17 +2,17 @@
 
 import csv
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
-from td3engine.errors import OutputExistsError, UnusableError
+from td3engine.errors import UnusableError
+from td3engine.export.registry import ExportOptions
+from td3engine.export.sequences import sample_sequences, train_guide
+from td3engine.files import whole_file
+from td3engine.summary.bundle import Bundle
 
 CSV_HEADER = ("user_id", "item_id", "timestamp")
 INTER_HEADER = ("user_id:token", "item_id:token", "timestamp:float")
@@ -21,16 +21,6 @@ MISSING_VALUES = frozenset(
     {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"}
     | {"<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
 )
-
-
-def write_soft(table: pa.Table, out: Path) -> None:
-    """Write what `soft_top_k` gave as Parquet, whole or not at all.
-
-    Raises:
-        OutputExistsError: there is such a file already.
-    """
-    with _whole_file(out) as file:
-        pq.write_table(table, file, compression="zstd", use_dictionary=["item_id"])
 
 
 def write_csv(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out: Path) -> None:
@@ -50,7 +40,7 @@ def write_csv(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out: P
         UnusableError: an item id holds a NUL.
     """
     _refuse_ids(item_ids, "a CSV file", lambda item_id: "\0" in item_id)
-    with _whole_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+    with whole_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         writer = csv.writer(text)
         writer.writerow(CSV_HEADER)
         writer.writerows(_events(sequences_RT, item_ids, copies))
@@ -68,7 +58,7 @@ def write_inter(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out:
             words such as `NA` for no value.
     """
     _refuse_ids(item_ids, "a .inter file", _not_for_inter)
-    with _whole_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+    with whole_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         text.write("\t".join(INTER_HEADER) + "\n")
         for user, item, time in _events(sequences_RT, item_ids, copies):
             text.write(f"{user}\t{item}\t{time}\n")
@@ -100,27 +90,34 @@ def _refuse_ids(item_ids: Sequence[str], where: str, refused: Callable[[str], bo
             raise UnusableError(f"{where} cannot hold the item id {item_id!r}; take another format")
 
 
-def refuse_unwritable(out: Path) -> None:
-    """Say before a long computation that its file cannot be written.
-
-    Raises:
-        OutputExistsError: there is such a file already.
-        UnusableError: there is no such folder.
-    """
-    if out.exists():
-        raise OutputExistsError(f"{out} exists already; take another name")
-    if not out.parent.is_dir():
-        raise UnusableError(f"there is no folder {out.parent} to write {out.name} to")
+def export_csv(bundle: Bundle, out: Path, options: ExportOptions, device: torch.device) -> str:
+    """The export `csv`."""
+    return _export_sequences(write_csv, bundle, out, options, device)
 
 
-@contextmanager
-def _whole_file(out: Path) -> Iterator[BinaryIO]:
-    """A new file that gets its name once it is complete; no half of it stays behind."""
-    refuse_unwritable(out)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-        part.replace(out)
-    finally:
-        part.unlink(missing_ok=True)
+def export_inter(bundle: Bundle, out: Path, options: ExportOptions, device: torch.device) -> str:
+    """The export `inter`."""
+    return _export_sequences(write_inter, bundle, out, options, device)
+
+
+def _export_sequences(
+    write: Callable[[Tensor, Sequence[str], int, Path], None],
+    bundle: Bundle,
+    out: Path,
+    options: ExportOptions,
+    device: torch.device,
+) -> str:
+    factors, guide = bundle.factors.to(device), None
+    if options.guidance is not None:
+        config = bundle.manifest.config
+        guide = train_guide(factors, config, weight=options.guidance, seed=options.seed)
+    sequences = sample_sequences(
+        factors,
+        copies=options.copies,
+        temperature=options.temperature,
+        guide=guide,
+        repeats=options.repeats,
+        seed=options.seed,
+    )
+    write(sequences, bundle.item_ids, options.copies, out)
+    return f"{len(sequences)} sequences of {sequences.shape[1]} events"

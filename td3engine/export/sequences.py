@@ -14,10 +14,10 @@ from td3engine.config import DistillConfig
 from td3engine.errors import UnusableError
 from td3engine.export.soft_targets import SCORES_AT_ONCE
 from td3engine.inner_loop.learner import learn
-from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
+from td3engine.models.trained_model import TrainedModel
 from td3engine.runtime.seeding import Purpose, generator
-from td3engine.summary.tucker import Summary
+from td3engine.summary.tucker import TuckerSummary
 
 COPIES = 20
 TEMPERATURE = 0.6
@@ -29,20 +29,16 @@ class Guide:
     """A learner that was trained on the summary and now helps to draw from it.
 
     Attributes:
-        model: its backbone and item table.
-        parameters: encoder parameters (P).
-        table: scoring table F (n, f).
+        model: the learner.
         weight: g in the mix (1 - g) summary + g learner.
     """
 
-    model: Recommender
-    parameters: Tensor
-    table: Tensor
+    model: TrainedModel
     weight: float
 
 
 def train_guide(
-    summary: Summary, config: DistillConfig, *, weight: float = GUIDANCE, seed: int = 0
+    summary: TuckerSummary, config: DistillConfig, *, weight: float = GUIDANCE, seed: int = 0
 ) -> Guide:
     """A learner for guided sampling, trained on nothing but the summary (`shared-items`).
 
@@ -54,14 +50,13 @@ def train_guide(
         raise UnusableError(f"guidance must be from 0 to 1, not {weight}")
     backbone = build_backbone(config.backbone, config.data.max_history)
     draw = generator(seed, Purpose.EXPORT_LEARNER, device=summary.V.device.type)
-    learned = learn(summary, backbone, config.learner, "shared-items", draw)
-    model = Recommender(backbone, *summary.V.shape)
-    return Guide(model, learned.parameters, learned.table, weight)
+    learner = learn(summary, backbone, config.learner, "shared-items", draw)
+    return Guide(learner.model, weight)
 
 
 @torch.no_grad()
 def sample_sequences(
-    summary: Summary,
+    summary: TuckerSummary,
     *,
     copies: int = COPIES,
     temperature: float = TEMPERATURE,
@@ -91,7 +86,7 @@ def sample_sequences(
         raise UnusableError(
             f"copies and temperature must be positive, not {copies} and {temperature}"
         )
-    C_UTD = summary.predicted
+    C_UTD = summary.soft_sequences().targets
     users, length, _ = C_UTD.shape
     n_items = len(summary.V)
     if not repeats and n_items < length:
@@ -139,8 +134,7 @@ def _sample_rows(
 def _scores_after(guide: Guide, items_RT: Tensor) -> Tensor:
     """The guide's scores of every item after these prefixes, (R, n)."""
     lengths = torch.full((len(items_RT),), items_RT.shape[1], device=items_RT.device)
-    states_RF = guide.model.last(guide.parameters, guide.table[items_RT], lengths)
-    return states_RF @ guide.table.T
+    return guide.model.states(items_RT, lengths) @ guide.model.table.T
 
 
 def _draw(probability_RN: Tensor, uniform_R: Tensor) -> Tensor:

@@ -2,14 +2,19 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from td3engine.errors import UnusableError
-from td3engine.summary.tucker import Summary
+from td3engine.export.registry import ExportOptions
+from td3engine.files import whole_file
+from td3engine.summary.bundle import Bundle
+from td3engine.summary.tucker import TuckerSummary
 
 SOFT_FORMAT = "td3-soft-2"
 SCORES_AT_ONCE = 4_000_000  # 32 MiB in float64; a chunk needs a few arrays of this size
@@ -17,7 +22,7 @@ TOP_K = 200
 
 
 def soft_top_k(
-    summary: Summary, item_ids: Sequence[str], k: int = TOP_K, *, renormalise: bool = False
+    summary: TuckerSummary, item_ids: Sequence[str], k: int = TOP_K, *, renormalise: bool = False
 ) -> pa.Table:
     """The k most probable items of every synthetic position, to be read and to be predicted.
 
@@ -43,7 +48,8 @@ def soft_top_k(
         raise UnusableError(f"the number of items a position must be positive, not {k}")
     own = summary.Y is not None
     # (mu, zeta, 1 or 2, d): at each position what is read, and what is to be predicted.
-    C_UTRD = torch.stack([summary.read, *([summary.predicted] if own else [])], 2)
+    sequences = summary.soft_sequences()
+    C_UTRD = torch.stack([sequences.inputs, *([sequences.targets] if own else [])], 2)
     users, length, roles, width = C_UTRD.shape
     n_items = len(summary.V)
     k = min(k, n_items)
@@ -98,3 +104,27 @@ def _top(scores_PN: Tensor, k: int) -> tuple[Tensor, Tensor]:
     items_PK = kept.nonzero()[:, 1].view(-1, k)
     falling = probability_PN.gather(1, items_PK).sort(descending=True, stable=True)
     return items_PK.gather(1, falling.indices), falling.values
+
+
+def write_soft(table: pa.Table, out: Path) -> None:
+    """Write what `soft_top_k` gave as Parquet, whole or not at all.
+
+    Raises:
+        OutputExistsError: there is such a file already.
+    """
+    with whole_file(out) as file:
+        pq.write_table(table, file, compression="zstd", use_dictionary=["item_id"])
+
+
+def export_soft(bundle: Bundle, out: Path, options: ExportOptions, device: torch.device) -> str:
+    """The export `soft`: the most probable items of every position."""
+    del device  # computed in float64 on the CPU, so that a GPU gives the same file
+    table = soft_top_k(
+        bundle.factors, bundle.item_ids, options.top_k, renormalise=options.renormalise
+    )
+    write_soft(table, out)
+    told = json.loads(table.schema.metadata[b"td3"])
+    share = (
+        f"{told['held_mean']:.1%} of the probability on average, {told['held_least']:.1%} at least"
+    )
+    return f"{told['k']} of {told['items']} items a position, which hold {share}"

@@ -13,35 +13,31 @@ from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.trainer import VALIDATE_EVERY, InnerLoopTrainer, advance
 from td3engine.models.backbone import Backbone
 from td3engine.models.recommender import Recommender
-from td3engine.ranking.metrics import Scorer
+from td3engine.models.trained_model import TrainedModel
 from td3engine.summary.soft_sequences import soft_embedding_for
-from td3engine.summary.tucker import Summary, query
-
-ENCODED_AT_ONCE = 1024
-ATTENDED_AT_ONCE = 2**24  # pairs of positions; with histories up to 128 nothing is cut
+from td3engine.summary.tucker import TuckerSummary, query
 
 
 @dataclass(frozen=True)
-class Learned:
-    """A trained model: flat encoder parameters (P), scoring table F (n, f), wall seconds."""
+class TrainedLearner:
+    """A model that was trained on a summary, and the wall seconds up to its best state."""
 
-    parameters: Tensor
-    table: Tensor
+    model: TrainedModel
     seconds: float
 
 
-Validate = Callable[[Tensor, Tensor], float]
-"""(encoder parameters, scoring table) -> validation NDCG@10."""
+Validate = Callable[[TrainedModel], float]
+"""A model's validation NDCG@10."""
 
 
 def learn(
-    summary: Summary,
+    summary: TuckerSummary,
     backbone: Backbone,
     config: LearnerConfig,
     mode: Mode,
     draw: Generator,
     validate: Validate | None = None,
-) -> Learned:
+) -> TrainedLearner:
     """Train a fresh learner on a summary, as its user does.
 
     Args:
@@ -63,11 +59,11 @@ def learn(
 
 def learn_from(
     training: InnerLoopTrainer, synthetic: Tensor, draw: Generator, validate: Validate | None = None
-) -> Learned:
+) -> TrainedLearner:
     """`learn`, for a recipe and what its batches are cut from, (mu, zeta or 2 zeta, .)."""
     model = training.model
     state = LearnerState.fresh(model.initial(draw))
-    best: Learned | None = None
+    best: TrainedLearner | None = None
     best_value, seconds = -1.0, 0.0
     while state.age < training.count:
         began = time.perf_counter()
@@ -78,16 +74,16 @@ def learn_from(
             raise DivergedError(
                 f"a learner diverged within {state.age} steps: a smaller learner.lr may help"
             )
-        encoder_P, table_NF = model.parts(state.parameters)
-        value = validate(encoder_P, table_NF) if validate else float(state.age)
+        trained = TrainedModel(model.backbone, *model.parts(state.parameters))
+        value = validate(trained) if validate else float(state.age)
         if best is None or value > best_value:
-            best_value, best = value, Learned(encoder_P, table_NF, seconds)
+            best_value, best = value, TrainedLearner(trained, seconds)
     assert best is not None  # a learner takes at least 2 steps
     return best
 
 
 def training_on(
-    summary: Summary, backbone: Backbone, config: LearnerConfig, mode: Mode
+    summary: TuckerSummary, backbone: Backbone, config: LearnerConfig, mode: Mode
 ) -> tuple[InnerLoopTrainer, Tensor]:
     """The recipe of learners on this summary, and what their batches are cut from."""
     C_UTD = query(*summary.learned)
@@ -105,23 +101,3 @@ def recommender(backbone: Backbone, V_ND: Tensor, mode: Mode) -> Recommender:
         return Recommender.sharing(backbone, V_ND)
     n_items, width = V_ND.shape
     return Recommender(backbone, n_items, width)
-
-
-def encode_last(backbone: Backbone, parameters_P: Tensor, table_NF: Tensor) -> Scorer:
-    """A scorer for `ranking.evaluate`, which ranks by its states times the scoring table F."""
-    biased = int(backbone.biased)
-    model = Recommender(backbone, len(table_NF), table_NF.shape[1] - biased)
-
-    @torch.no_grad()
-    def score(items_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        states_BF = table_NF.new_empty(len(items_BL), table_NF.shape[1])
-        # Rows of like length together: a chunk is as wide as its longest.
-        longest = max(1, items_BL.shape[1])
-        at_once = min(ENCODED_AT_ONCE, max(1, ATTENDED_AT_ONCE // longest**2))
-        for rows in lengths_B.argsort(stable=True).split(at_once):
-            lengths = lengths_B[rows].to(table_NF.device)
-            items = items_BL[rows, : int(lengths.max())].to(table_NF.device)
-            states_BF[rows] = model.last(parameters_P, table_NF[items], lengths)
-        return states_BF
-
-    return score

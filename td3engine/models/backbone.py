@@ -15,6 +15,8 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
+from td3engine.config import BackboneConfig
+
 
 @dataclass(frozen=True)
 class TargetPositions:
@@ -59,12 +61,14 @@ class Backbone(Protocol):
     `biased`.
 
     Attributes:
+        config: kind and sizes.
         history: most events of a history that it reads; a training row has one more.
         causal: predicts an event from those before it; else from those around it (cloze).
         biased: scores carry a trained bias per item.
         written_out: it has `analytic`.
     """
 
+    config: BackboneConfig
     history: int
     causal: bool
     biased: bool

@@ -25,16 +25,17 @@ from torch import Tensor
 
 from td3engine.config import DistillConfig, Mode, softmax_over
 from td3engine.data.split import Split
-from td3engine.data.windows import training_windows
+from td3engine.data.windows import WindowSampler
 from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import LearnerState
-from td3engine.inner_loop.learner import Learned, encode_last, learn_from, recommender
+from td3engine.inner_loop.learner import learn_from, recommender
 from td3engine.inner_loop.trainer import InnerLoopTrainer, advance
 from td3engine.inner_loop.windows import SequentialUnroll, Together
 from td3engine.losses.softmax import KEPT_SCORES
 from td3engine.models.backbone import Backbone
 from td3engine.models.recommender import StepRandomness
 from td3engine.models.sequences import gather
+from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop.initial_summary import initial_summary
 from td3engine.outer_loop.item_sampler import ItemSampler
 from td3engine.outer_loop.learner_pool import LearnerWindow, PooledLearner, _kept, _pooled
@@ -45,8 +46,8 @@ from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.runtime.torch_setup import deterministic
 from td3engine.summary.soft_sequences import ChunkedQueries, SoftEmbedding, soft_embedding_for
-from td3engine.summary.tucker import Summary, query
-from td3engine.teacher.training import Trained
+from td3engine.summary.tucker import TuckerSummary, query
+from td3engine.teacher.training import TrainedOnLog
 
 SMALLEST_NORM = 1e-12
 
@@ -73,7 +74,7 @@ class Distillation:
         split: Split,
         config: DistillConfig,
         backbone: Backbone,
-        teacher: Trained,
+        teacher: TrainedOnLog,
         holdout: HoldoutSet,
         device: torch.device,
         group: ProcessGroup | None = None,
@@ -82,9 +83,10 @@ class Distillation:
         self.holdout, self.device, self.group = holdout, device, group or ProcessGroup()
         # A summary of length zeta trains zeta - 1 positions: learners read no more than that.
         self.history = config.learner_history
+        self.windows = WindowSampler(split, self.history)
         # A biased backbone's table has one more column.
-        self.V_ND = teacher.table[:, : config.backbone.hidden]
-        self.summary = initial_summary(config, split, backbone, teacher)
+        self.V_ND = teacher.model.table[:, : config.backbone.hidden]
+        self.summary = initial_summary(config, split, teacher)
         # On another machine a decomposition may differ in its last bits.
         learned = self.group.broadcast(list(self.summary.learned), device)
         self.factors = [factor.clone().requires_grad_() for factor in learned]
@@ -268,7 +270,7 @@ class Distillation:
             return cosine(rate, self.done, shared)
         return cosine(rate, self.done - shared, outer.steps - shared)
 
-    def result(self) -> tuple[Summary, dict[str, float]]:
+    def result(self) -> tuple[TuckerSummary, dict[str, float]]:
         """The best summary by validation, and {"ndcg@10", "step"} of that choice.
 
         Raises:
@@ -327,9 +329,8 @@ class Distillation:
         self, theta: Tensor, rng: np.random.Generator, draw: torch.Generator
     ) -> Tensor:
         """Gradient of the surrogate objective on a real batch."""
-        index = training_windows(self.split, self.history, rng)
-        chosen = rng.choice(len(index), min(self.config.outer.batch, len(index)), replace=False)
-        rows = gather(self.split, index.start[chosen], index.end[chosen])
+        windows = self.windows.draw(self.config.outer.batch, rng)
+        rows = gather(self.split, windows.start, windows.end)
         items, lengths = (part.to(self.device) for part in rows)
         if self.recorded is not None:
             return self.recorded.gradient(theta, items, lengths)
@@ -343,9 +344,7 @@ class Distillation:
         count, total = self.config.outer.validation_learners, torch.zeros(1, dtype=torch.float64)
         for nth in self.group.share(count):
             draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
-            learned = self._learned(current, draw)
-            scorer = encode_last(self.backbone, learned.parameters, learned.table)
-            total += evaluate(scorer, learned.table, self.holdout, "full")["ndcg@10"]
+            total += evaluate(self._learner_of(current, draw), self.holdout, "full")["ndcg@10"]
         self.group.all_reduce([total])
         validation = float(total) / count
         if validation > self.best["validation"]:
@@ -355,12 +354,11 @@ class Distillation:
                 "factors": list(current.learned),
             }
 
-    def _learned(self, current: Summary, draw: torch.Generator) -> Learned:
+    def _learner_of(self, current: TuckerSummary, draw: torch.Generator) -> TrainedModel:
         """A learner trained on the summary: as its user does it, or over a sample of the items."""
-        learned = learn_from(
-            self.training, self.training.soft_embedding.synthetic(query(*current.learned)), draw
-        )
-        return learned if self.sampler is None else replace(learned, table=self.V_ND)
+        synthetic = self.training.soft_embedding.synthetic(query(*current.learned))
+        model = learn_from(self.training, synthetic, draw).model
+        return model if self.sampler is None else replace(model, table=self.V_ND)
 
 
 def cosine(lr: float, step: int, steps: int) -> float:

@@ -17,36 +17,31 @@ from torch import Tensor
 
 from td3engine.config import DistillConfig, SummaryConfig
 from td3engine.data.split import Split
-from td3engine.inner_loop.learner import encode_last
-from td3engine.models.backbone import Backbone
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
-from td3engine.summary.tucker import Summary
-from td3engine.teacher.training import Trained
+from td3engine.summary.tucker import TuckerSummary
+from td3engine.teacher.training import TrainedOnLog
 
 PREFIXES_AT_ONCE = 2**22  # numbers of the rows that a teacher reads at a time
 
 
-def initial_summary(
-    config: DistillConfig, split: Split, backbone: Backbone, teacher: Trained
-) -> Summary:
+def initial_summary(config: DistillConfig, split: Split, teacher: TrainedOnLog) -> TuckerSummary:
     """The summary before distilling, from the configuration's seed.
 
     Args:
         config: size and start of the summary, seed.
         split: the log, whose training histories a start from `users` is made of.
-        backbone: of the teacher.
         teacher: its item table is V; targets of their own begin as what it expects.
     """
-    V_ND = teacher.table[:, : config.backbone.hidden]
+    V_ND = teacher.model.table[:, : config.backbone.hidden]
     draw = generator(config.seed, Purpose.SUMMARY_INITIAL, device=V_ND.device.type)
-    noise = Summary.initial(config.summary, V_ND, draw)
+    noise = TuckerSummary.initial(config.summary, V_ND, draw)
     if config.summary.start == "random":
         return noise
     rng = numpy_generator(config.seed, Purpose.SUMMARY_INITIAL)
     items_UT = torch.from_numpy(real_histories(split, config.summary, rng)).to(V_ND.device)
     C_UTD = pointing_queries(items_UT, V_ND, config.summary)
     if config.summary.targets == "own":
-        C_UTD = torch.cat([C_UTD, expected_queries(items_UT, C_UTD, backbone, teacher)], 1)
+        C_UTD = torch.cat([C_UTD, expected_queries(items_UT, C_UTD, teacher)], 1)
     return factored(C_UTD, noise, config.summary.initial_std)
 
 
@@ -81,25 +76,22 @@ def pointing_queries(items_UT: Tensor, V_ND: Tensor, config: SummaryConfig) -> T
     return queries
 
 
-def expected_queries(
-    items_UT: Tensor, C_UTD: Tensor, backbone: Backbone, teacher: Trained
-) -> Tensor:
+def expected_queries(items_UT: Tensor, C_UTD: Tensor, teacher: TrainedOnLog) -> Tensor:
     """Queries (mu, zeta, d) of what the teacher expects after the items before each position.
 
     They are its hidden states h, since it scores by h V^T (the item bias of a backbone that has one
     is left out). No causal learner predicts the first position, which keeps its query.
     """
     length = items_UT.shape[1]
-    encode = encode_last(backbone, teacher.parameters, teacher.table)
     found = []
     for some_UT in items_UT.split(max(1, PREFIXES_AT_ONCE // length**2)):
         before = torch.arange(1, length).repeat(len(some_UT))
-        states_KF = encode(some_UT.repeat_interleave(length - 1, 0), before)
+        states_KF = teacher.model.states(some_UT.repeat_interleave(length - 1, 0), before)
         found.append(states_KF.view(len(some_UT), length - 1, -1)[..., : C_UTD.shape[-1]])
     return torch.cat([C_UTD[:, :1], torch.cat(found)], 1)
 
 
-def factored(C_UTD: Tensor, noise: Summary, std: float) -> Summary:
+def factored(C_UTD: Tensor, noise: TuckerSummary, std: float) -> TuckerSummary:
     """C as near as the ranks allow, by the truncated higher-order singular value decomposition.
 
     Args:

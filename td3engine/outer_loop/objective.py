@@ -21,7 +21,7 @@ from td3engine.models.backbone import TargetPositions
 from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.models.training_loss import unseen_cross_entropy
 from td3engine.outer_loop.item_sampler import ItemSampler
-from td3engine.teacher.training import Trained
+from td3engine.teacher.training import TrainedOnLog
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SurrogateObjective:
     """
 
     model: Recommender
-    teacher: Trained
+    teacher: TrainedOnLog
     outer: OuterConfig
     sampler: ItemSampler | None
 
@@ -93,7 +93,7 @@ class SurrogateObjective:
         score = mean_score(hidden_KF, embedded_BLF[targets.rows, targets.at], weight)
         share = self.outer.teacher_share
         if self.model.frozen is None and share:
-            theirs = self._teachers(batch), self.teacher.table
+            theirs = self._teachers(batch), self.teacher.model.table
             expected = mean_expected_score(hidden_KF, table_NF, *theirs, weight)
             score = (1 - share) * score + share * expected
         return mean_log_sum_exp(hidden_KF, table_NF, weight) - score
@@ -101,8 +101,10 @@ class SurrogateObjective:
     @torch.no_grad()
     def _teachers(self, batch: RealBatch) -> Tensor:
         """The teacher's hidden states where the learner's are asked for, as scored, (K, f)."""
-        read_BLF = F.embedding(batch.items, self.teacher.table)
-        return self.model.states(self.teacher.parameters, read_BLF, batch.lengths, batch.randomness)
+        read_BLF = F.embedding(batch.items, self.teacher.model.table)
+        return self.model.states(
+            self.teacher.model.parameters, read_BLF, batch.lengths, batch.randomness
+        )
 
 
 class RecordedObjective:

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from td3engine.config import DataConfig
 from td3engine.data.split import Split
 from td3engine.models.sequences import gather
 
@@ -68,3 +69,29 @@ def _pairs(split: Split, first: NDArray[np.int64], end: NDArray[np.int64]) -> tu
     nth = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     items = split.histories[first[rows] + nth]
     return torch.from_numpy(rows), torch.from_numpy(items.astype(np.int64))
+
+
+class Holdouts:
+    """A log's held-out sets, each made once.
+
+    Args:
+        split: the log.
+        config: how many users a set has at most.
+    """
+
+    def __init__(self, split: Split, config: DataConfig) -> None:
+        self.split, self.config = split, config
+        self._sets: dict[tuple[Role, int], HoldoutSet] = {}
+
+    def validation(self, history: int) -> HoldoutSet:
+        """The validation set of models that read at most `history` events."""
+        return self._set("validation", history, self.config.validation_users)
+
+    def test(self, history: int) -> HoldoutSet:
+        """The test set of models that read at most `history` events."""
+        return self._set("test", history, self.config.test_users)
+
+    def _set(self, role: Role, history: int, at_most: int) -> HoldoutSet:
+        if (role, history) not in self._sets:
+            self._sets[role, history] = holdout_set(self.split, role, history, at_most)
+        return self._sets[role, history]

@@ -5,7 +5,7 @@
 the paper's and known to be biased, so the two are always reported together.
 """
 
-from collections.abc import Callable
+import typing
 from typing import Literal
 
 import numpy as np
@@ -22,7 +22,20 @@ NEGATIVES = 100
 SCORES_AT_ONCE = 4_000_000
 
 Metrics = dict[str, float]
-Scorer = Callable[[Tensor, Tensor], Tensor]
+
+
+class RankingModel(typing.Protocol):
+    """What can be measured: a `TrainedModel`, or a counting model.
+
+    Attributes:
+        table: the scoring table, (n, f).
+    """
+
+    @property
+    def table(self) -> Tensor: ...
+
+    def states(self, items_BL: Tensor, lengths_B: Tensor) -> Tensor:
+        """States (B, f) after item histories, right-padded int64 (B, L), of so many events (B)."""
 
 
 def metrics(ranks: Tensor) -> Metrics:
@@ -111,18 +124,17 @@ def sample_negatives(holdout: HoldoutSet, seed: int) -> Tensor:
 
 
 def evaluate(
-    hidden: Scorer, table_ND: Tensor, holdout: HoldoutSet, protocol: Protocol, seed: int = 0
+    model: RankingModel, holdout: HoldoutSet, protocol: Protocol, seed: int = 0
 ) -> Metrics:
-    """Metrics of a model.
+    """Metrics of a model on a held-out set.
 
     Args:
-        hidden: takes items (B, history) and lengths (B), gives the last hidden states (B, d).
-        table_ND: item table that scores, (n, d).
-        asked: the questions.
+        model: gives a state after each history, and a table that scores it.
+        holdout: the held-out set.
         protocol: which candidates.
         seed: of the negatives under `sampled-100`.
     """
-    hidden_QD = hidden(holdout.items, holdout.lengths)
+    hidden_QF = model.states(holdout.items, holdout.lengths)
     if protocol == "full":
-        return metrics(rank_among_unseen(hidden_QD, table_ND, holdout))
-    return metrics(rank_among_sampled(hidden_QD, table_ND, holdout, seed))
+        return metrics(rank_among_unseen(hidden_QF, model.table, holdout))
+    return metrics(rank_among_sampled(hidden_QF, model.table, holdout, seed))

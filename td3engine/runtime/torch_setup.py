@@ -29,6 +29,9 @@ from typing import Any
 
 import torch
 
+from td3engine.config import Device
+from td3engine.errors import DeviceError
+
 # <malloc.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 LARGEST_KEPT = 32 * 2**20  # glibc takes no more as a threshold; larger blocks are given back
@@ -39,6 +42,20 @@ CGROUP = Path("/sys/fs/cgroup")  # of a container its own
 PROBE_NUMBERS, PROBE_OPERATIONS = 2**16, 400  # as an inner step has them
 WAITING = 3  # times as long as with one thread is too long
 LARGEST_ERROR = 1e-4  # of a product of 64 x 64 unit normals: float32 1e-5, from bfloat16 0.1
+
+
+def pick_device(requested: Device = "auto") -> torch.device:
+    """The requested device; `auto` is CUDA where there is one.
+
+    A summary's own `config.device` says where it was made, and requests nothing of its users.
+
+    Raises:
+        DeviceError: `cuda` is requested and absent.
+    """
+    if requested == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("device 'cuda' is asked for, but torch finds none here")
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(automatic if requested == "auto" else requested)
 
 
 def configure(device: torch.device | None = None) -> None:

@@ -25,18 +25,11 @@ from safetensors import SafetensorError
 from td3engine import __version__
 from td3engine.config import DistillConfig, Mode
 from td3engine.config.presets import merge
+from td3engine.contract import FACTORS_FILE, ITEMS_FILE, MANIFEST_FILE
 from td3engine.errors import BundleError
-from td3engine.summary.tucker import Summary
+from td3engine.summary.tucker import TuckerSummary
 
-FACTORS_FILE = "summary.safetensors"
-ITEMS_FILE = "items.parquet"
-MANIFEST_FILE = "manifest.json"
 FACTORS = ("U", "T", "G", "V", "Y")
-MEDIA_TYPES = {
-    FACTORS_FILE: "application/octet-stream",
-    ITEMS_FILE: "application/vnd.apache.parquet",
-    MANIFEST_FILE: "application/json",
-}
 
 
 class Manifest(BaseModel):
@@ -81,13 +74,13 @@ class Manifest(BaseModel):
 class Bundle:
     """A summary with its items (id of each index) and its manifest."""
 
-    summary: Summary
+    factors: TuckerSummary
     item_ids: list[str]
     manifest: Manifest
 
 
 def save_bundle(
-    folder: Path, summary: Summary, item_ids: list[str], manifest: Manifest
+    folder: Path, summary: TuckerSummary, item_ids: list[str], manifest: Manifest
 ) -> Manifest:
     """Write the three files and return the manifest with checksums and versions filled in."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,7 +130,7 @@ def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
         factors = safetensors.torch.load_file(folder / FACTORS_FILE)
         item_ids = pq.read_table(folder / ITEMS_FILE).column("item_id").to_pylist()
         given = {name: factors[name] for name in ("U", "T", "G", "V")}
-        summary = Summary(**given, Y=factors.get("Y"))
+        summary = TuckerSummary(**given, Y=factors.get("Y"))
     except FileNotFoundError as error:
         raise BundleError(f"{error.filename} is missing: not a summary's folder") from error
     except (ValidationError, SafetensorError, pa.ArrowException, KeyError) as error:

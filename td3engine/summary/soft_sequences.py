@@ -17,12 +17,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.losses import softmax
-from td3engine.summary.tucker import soft_sequences
 
 LARGEST_DENSE = 2**26  # numbers of S that are stored: 256 MiB
+
+
+def expected_embeddings(C_UTD: Tensor, V_ND: Tensor, E_ND: Tensor) -> Tensor:
+    """X = softmax(C V^T) E, the expected embedding of each position, (mu, zeta, d) (I-1).
+
+    Fused attention: the (mu, zeta, n) probabilities are never stored. First order only.
+    """
+    flat = C_UTD.reshape(1, 1, -1, C_UTD.shape[-1])
+    out = F.scaled_dot_product_attention(flat, V_ND[None, None], E_ND[None, None], scale=1.0)
+    return out.view(*C_UTD.shape[:-1], E_ND.shape[-1])
 
 
 class EmbeddingPasses(Protocol):
@@ -81,7 +91,7 @@ class Precomputed:
     V: Tensor
 
     def synthetic(self, C_UTD: Tensor) -> Tensor:
-        return soft_sequences(C_UTD, self.V, self.V)
+        return expected_embeddings(C_UTD, self.V, self.V)
 
     def read(self, batch: Tensor, _table_NF: Tensor) -> Tensor:
         return batch
@@ -156,7 +166,7 @@ class ChunkedQueries:
 
     def read(self, batch: Tensor, table_NF: Tensor) -> Tensor:
         """Once differentiable."""
-        return soft_sequences(batch, self.V, table_NF)
+        return expected_embeddings(batch, self.V, table_NF)
 
     def passes(self, batch: Tensor, table_ND: Tensor) -> EmbeddingPasses:
         return _Queries(batch, self.V, table_ND)

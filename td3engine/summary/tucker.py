@@ -13,14 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from td3engine.config import SummaryConfig
 
 
 @dataclass(frozen=True)
-class Summary:
+class TuckerSummary:
     """The factors, float32.
 
     Attributes:
@@ -76,24 +75,46 @@ class Summary:
     def numbers_stored(self) -> int:
         return self.numbers_learned + self.V.numel()
 
-    def with_learned(self, U: Tensor, T: Tensor, G: Tensor, Y: Tensor | None = None) -> "Summary":
+    def with_learned(
+        self, U: Tensor, T: Tensor, G: Tensor, Y: Tensor | None = None
+    ) -> "TuckerSummary":
         """The same with other learned factors, as many as there are."""
         assert (Y is None) == (self.Y is None)
         return replace(self, U=U, T=T, G=G, Y=Y)
 
-    def to(self, device: torch.device) -> "Summary":
+    def to(self, device: torch.device) -> "TuckerSummary":
         moved = self.with_learned(*(factor.to(device) for factor in self.learned))
         return replace(moved, V=self.V.to(device))
 
-    @property
-    def read(self) -> Tensor:
-        """Queries of what learners read, (mu, zeta, d)."""
-        return query(*self.learned)[:, : len(self.T)]
+    def soft_sequences(self) -> "SoftSequences":
+        """The queries of all positions."""
+        return SoftSequences(query(*self.learned), len(self.T))
+
+
+@dataclass(frozen=True)
+class SoftSequences:
+    """Synthetic sequences: what learners read at each position, and what they predict there.
+
+    Two views of one tensor. Where targets are what is read next, both are the same.
+
+    Attributes:
+        stacked: (mu, zeta, .), or (mu, 2 zeta, .) with the targets behind the inputs. The last
+            dimension is what a batch is cut from: queries, embeddings or probabilities.
+        length: zeta.
+    """
+
+    stacked: Tensor
+    length: int
 
     @property
-    def predicted(self) -> Tensor:
-        """Queries of what learners are to predict at each position, (mu, zeta, d)."""
-        return query(*self.learned)[:, -len(self.T) :]
+    def inputs(self) -> Tensor:
+        """What is read, (mu, zeta, .)."""
+        return self.stacked[:, : self.length]
+
+    @property
+    def targets(self) -> Tensor:
+        """What is to be predicted at each position, (mu, zeta, .)."""
+        return self.stacked[:, -self.length :]
 
 
 def query(U_UA: Tensor, T_TB: Tensor, G_ABD: Tensor, Y_TB: Tensor | None = None) -> Tensor:
@@ -106,13 +127,3 @@ def query(U_UA: Tensor, T_TB: Tensor, G_ABD: Tensor, Y_TB: Tensor | None = None)
     """
     time = T_TB if Y_TB is None else torch.cat([T_TB[:-1], Y_TB[-1:], T_TB[:1], Y_TB[1:]])
     return torch.einsum("ua,tb,abd->utd", U_UA, time, G_ABD)
-
-
-def soft_sequences(C_UTD: Tensor, V_ND: Tensor, E_ND: Tensor) -> Tensor:
-    """X = softmax(C V^T) E, the expected embedding of each position, (mu, zeta, d) (I-1).
-
-    Fused attention: the (mu, zeta, n) probabilities are never stored. First order only.
-    """
-    flat = C_UTD.reshape(1, 1, -1, C_UTD.shape[-1])
-    out = F.scaled_dot_product_attention(flat, V_ND[None, None], E_ND[None, None], scale=1.0)
-    return out.view(*C_UTD.shape[:-1], E_ND.shape[-1])

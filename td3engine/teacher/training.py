@@ -20,9 +20,10 @@ from td3engine.data.split import Split
 from td3engine.data.windows import WindowIndex, batches_of_like_length
 from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import BETA1
-from td3engine.inner_loop.learner import encode_last
+from td3engine.models.backbone import Backbone
 from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.models.sequences import gather
+from td3engine.models.trained_model import TrainedModel
 from td3engine.models.training_loss import real_loss
 from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import evaluate
@@ -34,22 +35,36 @@ EARLY_EPOCHS = 30  # the teacher's first epochs, whose encoders learners may sta
 
 
 @dataclass(frozen=True)
-class Trained:
-    """A model trained on real sequences.
+class TrainedOnLog:
+    """A model that was trained on real sequences.
 
     Attributes:
-        parameters: the encoder's flat parameters (P).
-        table: the scoring table F, (n, d), or (n, d + 1) with the item bias last.
+        model: at its best epoch by validation.
         early: encoder parameters after each of the first epochs, (epochs, P).
         validation: best validation NDCG@10.
         seconds: wall time of training up to the best epoch, validation not counted.
     """
 
-    parameters: Tensor
-    table: Tensor
+    model: TrainedModel
     early: Tensor
     validation: float
     seconds: float
+
+    def state(self) -> dict[str, Any]:
+        """All of it, for a checkpoint."""
+        return {
+            "parameters": self.model.parameters,
+            "table": self.model.table,
+            "early": self.early,
+            "validation": self.validation,
+            "seconds": self.seconds,
+        }
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any], backbone: Backbone) -> "TrainedOnLog":
+        """What `state()` gave, of a model with this backbone."""
+        model = TrainedModel(backbone, state["parameters"], state["table"])
+        return cls(model, state["early"], state["validation"], state["seconds"])
 
 
 class FullSteps:
@@ -148,7 +163,7 @@ class LogTraining:
                 self._validate()
             yield max(self.best["validation"], 0.0)
 
-    def result(self) -> Trained:
+    def result(self) -> TrainedOnLog:
         """The best model by validation.
 
         Raises:
@@ -156,7 +171,8 @@ class LogTraining:
         """
         if "parameters" not in self.best:
             raise RuntimeError("training has not been validated yet")
-        return Trained(early=torch.stack(self.early), **self.best)
+        state = {"early": torch.stack(self.early), **self.best}
+        return TrainedOnLog.of_state(state, self.model.backbone)
 
     def state(self) -> dict[str, Any]:
         """Everything that training depends on, for a checkpoint."""
@@ -194,8 +210,8 @@ class LogTraining:
     def _validate(self) -> None:
         """Keep the model if it is the best so far."""
         parameters, table = self.model.parts(self.theta.detach())
-        scorer = encode_last(self.model.backbone, parameters, table)
-        validation = evaluate(scorer, table, self.holdout, "full")["ndcg@10"]
+        model = TrainedModel(self.model.backbone, parameters, table)
+        validation = evaluate(model, self.holdout, "full")["ndcg@10"]
         if not torch.isfinite(self.theta).all():
             raise DivergedError(f"training on real sequences diverged in epoch {self.epoch}")
         if validation > self.best["validation"]:

@@ -9,9 +9,11 @@ import torch
 from benchmarks import datasets, memory, speed, work
 from benchmarks.datasets import Dataset
 from benchmarks.end_to_end import Curve, compared
-from td3engine.config import Mode
+from td3engine.config import BackboneConfig, Mode
 from td3engine.config.presets import merge
-from td3engine.teacher.training import Trained
+from td3engine.models.registry import build_backbone
+from td3engine.models.trained_model import TrainedModel
+from td3engine.teacher.training import TrainedOnLog
 from tests.td3engine.small import SMALL, write_small_log
 
 
@@ -32,7 +34,7 @@ def test_end_to_end(
     assert found["ratio_is_a_lower_bound"] != found["textbook"]["reached_the_engines_best"]
 
 
-def test_who_reached_what(teacher: Trained) -> None:
+def test_who_reached_what(teacher: TrainedOnLog) -> None:
     engine = Curve([(1.0, 0.1), (2.0, 0.3), (3.0, 0.2)])
     slow = Curve([(10.0, 0.05), (20.0, 0.2), (30.0, 0.15)])
     found = compared(teacher, 8.0, engine, slow)
@@ -52,6 +54,7 @@ def test_a_point_of_memory(mode: Mode) -> None:
 
 
 @pytest.fixture
-def teacher() -> Trained:
+def teacher() -> TrainedOnLog:
     empty = torch.zeros(0)
-    return Trained(empty, empty, empty, validation=0.4, seconds=0.0)
+    model = TrainedModel(build_backbone(BackboneConfig(), 50), empty, empty[None])
+    return TrainedOnLog(model, empty, validation=0.4, seconds=0.0)

@@ -11,8 +11,9 @@ from benchmarks.work import Work, load
 from td3engine.data.split import Split
 from td3engine.data.windows import WindowIndex
 from td3engine.models.registry import build_backbone
+from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop import distillation as distill
-from td3engine.teacher.training import Trained
+from td3engine.teacher.training import TrainedOnLog
 from tests.td3engine.oracles import default_double, distance, make_split, normal
 from tests.td3engine.small import small_config
 
@@ -94,5 +95,6 @@ def _work(**over: Any) -> Work:
     backbone = build_backbone(config.backbone, config.data.max_history)
     encoder_P = normal(1, backbone.n_parameters, std=0.3)
     table_ND = normal(2, ITEMS, config.backbone.hidden, std=0.5)
-    teacher = Trained(encoder_P, table_ND, encoder_P[None], validation=0.0, seconds=0.0)
+    model = TrainedModel(backbone, encoder_P, table_ND)
+    teacher = TrainedOnLog(model, encoder_P[None], validation=0.0, seconds=0.0)
     return Work(split, config, teacher, torch.device("cpu"))

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from td3engine.cli.commands import read_with_fingerprint
 from td3engine.client.client import Client, Event, Problem, ServiceError
 from td3engine.config import DistillConfig
 from td3engine.config.presets import merge
+from td3engine.contract import SUMMARY_FILES
+from td3engine.data.reading import read_log
+from td3engine.pipeline.distil import fingerprint_of
 from td3engine.pipeline.run import Control, Run
-from td3engine.summary.bundle import MEDIA_TYPES, load_bundle
+from td3engine.summary.bundle import load_bundle
 from tests.td3engine.small import small_config, write_small_log
 from tests.worker.conftest import is_alive, wait_for
 
@@ -89,13 +91,14 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_library(log: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The summary of CONFIG as the library makes it, without service or interruption."""
     folder = tmp_path_factory.mktemp("library")
-    interactions, fingerprint = read_with_fingerprint(log)
+    interactions = read_log(log)
+    fingerprint = fingerprint_of(interactions)
     Run(interactions, fingerprint, CONFIG, folder, Control(lambda _: None)).run()
     return files(folder)
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in MEDIA_TYPES}
+    return {name: (folder / name).read_bytes() for name in SUMMARY_FILES}
 
 
 def first(client: Client, job_id: str, wanted: Callable[[Event], bool]) -> Event:

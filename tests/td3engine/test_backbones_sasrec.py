@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from td3engine.config import BackboneConfig
-from td3engine.inner_loop import learner
-from td3engine.inner_loop.learner import encode_last
+from td3engine.models import trained_model
 from td3engine.models.backbones.sasrec import SASRec
+from td3engine.models.trained_model import TrainedModel
 from tests.td3engine.backbone_kit import (
     EXACT,
     HISTORY,
@@ -191,8 +191,8 @@ def test_the_scorer_reads_the_last_real_event(
 ) -> None:
     """Padded rows in chunks, of few rows or of little attention, give what each history gives
     alone, without pads."""
-    monkeypatch.setattr(learner, "ENCODED_AT_ONCE", rows)
-    monkeypatch.setattr(learner, "ATTENDED_AT_ONCE", pairs)
+    monkeypatch.setattr(trained_model, "ENCODED_AT_ONCE", rows)
+    monkeypatch.setattr(trained_model, "ATTENDED_AT_ONCE", pairs)
     backbone = make_sasrec(2, 2, dropout=0.5)
     parameters, table = make_parameters(backbone), normal(7, 12, WIDTH)
     histories = [[3], [1, 2, 3, 4, 5, 6, 7], [11, 0], [0, 0, 0], [5, 4, 3, 2]]
@@ -201,7 +201,7 @@ def test_the_scorer_reads_the_last_real_event(
         items[row, : len(history)] = torch.tensor(history)
     lengths = torch.tensor([len(history) for history in histories])
     taken = rows_taken(backbone, monkeypatch)
-    found = encode_last(backbone, parameters, table)(items, lengths)
+    found = TrainedModel(backbone, parameters, table).states(items, lengths)
     assert max(taken) == min(rows, max(1, pairs // HISTORY**2))
     alone = [
         backbone.encode(parameters, table[None, history], None)[0, -1] for history in histories

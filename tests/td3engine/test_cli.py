@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from td3engine.cli import main as cli
 from td3engine.client.client import Problem, ServiceError
+from td3engine.contract import SUMMARY_FILES
 from td3engine.data.normalised import write_normalised
 from td3engine.data.reading import read_log
-from td3engine.summary.bundle import MEDIA_TYPES, load_bundle
+from td3engine.summary.bundle import load_bundle
 from tests.td3engine.small import SMALL, small_config, write_small_log
 
 runner = CliRunner()
@@ -43,7 +44,7 @@ def test_distil_then_train(log: Path, tmp_path: Path) -> None:
     out = tmp_path / "summary"
     done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *settings()])
     assert done.exit_code == 0, done.output
-    assert {path.name for path in out.iterdir()} == set(MEDIA_TYPES)
+    assert {path.name for path in out.iterdir()} == set(SUMMARY_FILES)
     assert "NDCG@10" in done.output
     model = tmp_path / "model.safetensors"
     arguments = ["train", str(out), "--log", str(log), "--seeds", "2", "--save", str(model)]
@@ -112,7 +113,9 @@ def test_a_summary_made_on_a_gpu_is_for_others_too(
 def test_a_model_that_cannot_be_written_is_refused_before_training(
     log: Path, distilled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.cli.commands.summary_rows", lambda *_: pytest.fail("it trained"))
+    monkeypatch.setattr(
+        "td3engine.evaluation.baselines.summary_rows", lambda *_: pytest.fail("it trained")
+    )
     there = tmp_path / "there.safetensors"
     there.write_bytes(b"mine")
     for path, why in ((there, "exists already"), (tmp_path / "no" / "x", "no folder")):
@@ -259,7 +262,7 @@ def test_the_child_speaks_json_lines_and_ends_with_a_result(log: Path, tmp_path:
     assert {"phase", "progress", "checkpoint", "result"} == {event["event"] for event in events}
     result = events[-1]
     assert result["event"] == "result"
-    assert {artifact["name"] for artifact in result["artifacts"]} == set(MEDIA_TYPES)
+    assert {artifact["name"] for artifact in result["artifacts"]} == set(SUMMARY_FILES)
     assert all(Path(artifact["path"]).exists() for artifact in result["artifacts"])
     assert {row["name"] for row in result["metrics"]["rows"]} == {
         "full data",

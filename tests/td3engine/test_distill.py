@@ -27,11 +27,12 @@ from td3engine.inner_loop.unroll import train
 from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
 from td3engine.models.sequences import gather
+from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop import distillation as distill
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.ranking.holdout import holdout_set
 from td3engine.runtime.distributed import ProcessGroup
-from td3engine.teacher.training import Trained
+from td3engine.teacher.training import TrainedOnLog
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
     TapeAdam,
@@ -127,9 +128,8 @@ def make(config: DistillConfig, biased: bool, group: ProcessGroup | None = None)
     split = make_split(histories, ITEMS)
     backbone = (BiasedSASRec if biased else SASRec)(config.backbone, config.data.max_history)
     size = backbone.n_parameters
-    teacher = Trained(
-        parameters=normal(0, size, std=0.3),
-        table=normal(1, ITEMS, WIDTH + biased),
+    teacher = TrainedOnLog(
+        model=TrainedModel(backbone, normal(0, size, std=0.3), normal(1, ITEMS, WIDTH + biased)),
         early=normal(2, 3, size, std=0.1),
         validation=0.5,
         seconds=1.0,
@@ -139,13 +139,13 @@ def make(config: DistillConfig, biased: bool, group: ProcessGroup | None = None)
 
 
 def textbook_of(distillation: Distillation, mode: Mode, biased: bool) -> Textbook:
-    backbone, V = distillation.backbone, distillation.teacher.table[:, :WIDTH]
+    backbone, V = distillation.backbone, distillation.teacher.model.table[:, :WIDTH]
     assert isinstance(backbone, SASRec)
     return Textbook(backbone.encode, backbone.n_parameters, V, mode == "from-scratch", biased)
 
 
 def feature_distance(
-    textbook: Textbook, teacher: Trained, theta: Tensor, rows: list[Tensor]
+    textbook: Textbook, teacher: TrainedOnLog, theta: Tensor, rows: list[Tensor]
 ) -> Tensor:
     """Mean squared difference from the teacher's hidden states, over events and dimensions."""
     theirs = Textbook(textbook.encode, textbook.size, textbook.V, False, False)
@@ -153,18 +153,22 @@ def feature_distance(
         [
             (
                 textbook.real_states(theta, events)
-                - theirs.real_states(teacher.parameters, events)
+                - theirs.real_states(teacher.model.parameters, events)
             ).flatten()
             for events in rows
         ]
     ).square().mean()  # fmt: skip
 
 
-def teacher_loss(textbook: Textbook, teacher: Trained, theta: Tensor, rows: list[Tensor]) -> Tensor:
+def teacher_loss(
+    textbook: Textbook, teacher: TrainedOnLog, theta: Tensor, rows: list[Tensor]
+) -> Tensor:
     """Mean cross-entropy of the teacher's whole distribution at each event, which it has with its
     own table, and bias if it has one."""
-    table = teacher.table
-    whole = torch.cat([teacher.parameters, table[:, :WIDTH].flatten(), table[:, WIDTH:].flatten()])
+    table = teacher.model.table
+    whole = torch.cat(
+        [teacher.model.parameters, table[:, :WIDTH].flatten(), table[:, WIDTH:].flatten()]
+    )
     own = Textbook(textbook.encode, textbook.size, textbook.V, True, textbook.biased)
     _, E, b = textbook.parts(theta)
     _, theirs, their_b = own.parts(whole)
@@ -428,7 +432,7 @@ def test_learners_of_the_pool_are_whole_and_their_own(mode: Mode, biased: bool) 
     thetas = [pooled.state.parameters for pooled in distillation.pools[0]]
     assert all(len(theta) == model.n_parameters for theta in thetas)
     assert not torch.equal(thetas[0], thetas[1])
-    assert torch.equal(distillation.V_ND, distillation.teacher.table[:, :WIDTH])
+    assert torch.equal(distillation.V_ND, distillation.teacher.model.table[:, :WIDTH])
 
 
 def test_steps_are_compiled_where_their_scores_are_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from td3engine.cli import main as cli
+from td3engine.cli.export import export as export_command
 from td3engine.config import BackboneName
 from td3engine.config.presets import build_config, merge
 from td3engine.data.reading import read_log
@@ -21,12 +22,12 @@ from td3engine.data.split import split
 from td3engine.errors import DivergedError, OutputExistsError, UnusableError
 from td3engine.export import sequences as export
 from td3engine.export import soft_targets
-from td3engine.export.files import write_csv, write_inter, write_soft
+from td3engine.export.files import write_csv, write_inter
 from td3engine.export.sequences import sample_sequences, train_guide
-from td3engine.export.soft_targets import soft_top_k
+from td3engine.export.soft_targets import soft_top_k, write_soft
 from td3engine.runtime.seeding import Purpose, generator
 from td3engine.summary.bundle import Bundle, Manifest, load_bundle, save_bundle
-from td3engine.summary.tucker import Summary
+from td3engine.summary.tucker import TuckerSummary
 from tests.td3engine.oracles import temporal_factors
 from tests.td3engine.small import SMALL, small_config
 
@@ -38,14 +39,14 @@ HOSTILE_IDS += ["a;b|c", "#", "\\", "a\u2028b", "a\x0bb", "é漢🙂", " left", 
 HOSTILE_IDS += ["NA", "null", "=1+1", "-", "1", "01", "1.0"]
 
 
-def summary(items: int = ITEMS, spread: float = 1.0, *, own_targets: bool = False) -> Summary:
+def summary(items: int = ITEMS, spread: float = 1.0, *, own_targets: bool = False) -> TuckerSummary:
     """Factors whose S is neither uniform nor a point."""
     draw = torch.Generator().manual_seed(5)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw)
 
-    return Summary(
+    return TuckerSummary(
         U=normal(USERS, 2),
         T=normal(LENGTH, 2),
         G=normal(2, 2, WIDTH) * spread,
@@ -54,7 +55,7 @@ def summary(items: int = ITEMS, spread: float = 1.0, *, own_targets: bool = Fals
     )
 
 
-def dense(factors: Summary, temporal: Tensor) -> Tensor:
+def dense(factors: TuckerSummary, temporal: Tensor) -> Tensor:
     """S by its definition, float64 (mu, zeta, n): sums over every index, no einsum of ours."""
     C = sum(
         factors.U.double()[:, a, None, None]
@@ -67,7 +68,7 @@ def dense(factors: Summary, temporal: Tensor) -> Tensor:
     return (C @ factors.V.double().T).softmax(-1)
 
 
-def drawn_from(factors: Summary) -> Tensor:
+def drawn_from(factors: TuckerSummary) -> Tensor:
     """What positions of item sequences are drawn from: what is to be predicted there."""
     _, predicted = temporal_factors(factors.T, factors.Y)
     return dense(factors, predicted)
@@ -125,7 +126,7 @@ def test_renormalised_the_items_of_a_position_sum_to_one() -> None:
 
 def test_equal_items_come_by_index() -> None:
     factors = summary()
-    alike = Summary(factors.U, factors.T, factors.G, factors.V[:4].repeat(10, 1))
+    alike = TuckerSummary(factors.U, factors.T, factors.G, factors.V[:4].repeat(10, 1))
     table = soft_top_k(alike, ITEM_IDS, 13)
     for position in table.column("item_id").to_numpy().reshape(-1, 13):
         numbers = [int(name[1:]) for name in position]
@@ -238,9 +239,11 @@ def test_guided_sampling_is_the_slow_loop(name: BackboneName, weight: float) -> 
         for t in range(LENGTH):
             z = logS[row // copies, t]
             if prefix:
-                events = guide.table[torch.tensor([prefix])]
-                h = guide.model.last(guide.parameters, events, torch.tensor([len(prefix)]))[0]
-                scores = torch.stack([(h * item).sum() for item in guide.table]).double()
+                events = guide.model.table[torch.tensor([prefix])]
+                h = guide.model.backbone.last(
+                    guide.model.parameters, events, torch.tensor([len(prefix)])
+                )[0]
+                scores = torch.stack([(h * item).sum() for item in guide.model.table]).double()
                 z = (1 - weight) * z + weight * scores
             p = [
                 0.0 if i in prefix else float(((z[i] - z.max()) / temperature).exp())
@@ -341,7 +344,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "summary"
     config = build_config("balanced", merge(SMALL, {"device": "cpu"}))
     draw = torch.Generator().manual_seed(0)
-    factors = Summary.initial(config.summary, torch.randn(30, 8, generator=draw), draw)
+    factors = TuckerSummary.initial(config.summary, torch.randn(30, 8, generator=draw), draw)
     manifest = Manifest(
         config=config,
         fingerprint="f" * 64,
@@ -365,7 +368,7 @@ def test_the_command_writes_soft_targets(bundle: Path, tmp_path: Path) -> None:
     assert code == 0, said
     assert "7 of 30 items" in said
     whole: Bundle = load_bundle(bundle)
-    assert pq.read_table(out).equals(soft_top_k(whole.summary, whole.item_ids, 7), True)
+    assert pq.read_table(out).equals(soft_top_k(whole.factors, whole.item_ids, 7), True)
 
 
 def test_the_command_writes_a_log_that_distils(bundle: Path, tmp_path: Path) -> None:
@@ -427,7 +430,7 @@ def test_a_file_is_not_written_over_and_a_missing_summary_is_named(
 
 def test_the_command_has_the_librarys_defaults() -> None:
     # The command imports no torch before it computes, so it cannot name the library's constants.
-    given = {name: one.default for name, one in signature(cli.export).parameters.items()}
+    given = {name: one.default for name, one in signature(export_command).parameters.items()}
     assert given["top_k"] == soft_targets.TOP_K
     assert given["copies"] == export.COPIES
     assert given["temperature"] == export.TEMPERATURE

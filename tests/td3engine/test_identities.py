@@ -9,8 +9,13 @@ from torch.nn import functional
 
 from td3engine.config import SummaryConfig
 from td3engine.losses.cross_entropy import cross_entropy
-from td3engine.summary.soft_sequences import ChunkedQueries, DenseProbs, Precomputed
-from td3engine.summary.tucker import Summary, query, soft_sequences
+from td3engine.summary.soft_sequences import (
+    ChunkedQueries,
+    DenseProbs,
+    Precomputed,
+    expected_embeddings,
+)
+from td3engine.summary.tucker import TuckerSummary, query
 from tests.td3engine.oracles import (
     dense_kl,
     dense_summary,
@@ -51,7 +56,7 @@ def test_soft_input_is_attention(tied: bool) -> None:
     """I-1: softmax(C V^T) E without the (mu, zeta, n) probabilities; V = E, and a learner's own."""
     U, T, G, V = make_factors(0)
     E = V if tied else leaves(normal(9, ITEMS, WIDTH))[0]
-    found = soft_sequences(query(U, T, G), V, E)
+    found = expected_embeddings(query(U, T, G), V, E)
     wanted = torch.stack([torch.stack([p @ E for p in row]) for row in dense_summary(U, T, G, V)])
     assert found.shape == (MU, ZETA, WIDTH)
     assert distance(found, wanted) < EXACT
@@ -62,7 +67,7 @@ def test_soft_input_is_attention(tied: bool) -> None:
 def test_soft_input_of_a_table_of_another_width() -> None:
     U, T, G, V = make_factors(0)
     E = normal(9, ITEMS, WIDTH + 3)
-    found = soft_sequences(query(U, T, G), V, E)
+    found = expected_embeddings(query(U, T, G), V, E)
     assert distance(found, dense_summary(U, T, G, V) @ E) < EXACT
 
 
@@ -71,7 +76,7 @@ def test_soft_input_of_sharp_queries_is_one_item() -> None:
     U, T, G, V = make_factors(0)
     C = query(U, T, G * 1e4)
     best = (C @ V.T).argmax(-1)
-    assert distance(soft_sequences(C, V, V), V[best]) < EXACT
+    assert distance(expected_embeddings(C, V, V), V[best]) < EXACT
 
 
 @pytest.mark.parametrize("seed", [0, 20])
@@ -80,7 +85,7 @@ def test_soft_target_is_an_inner_product(seed: int) -> None:
     U, T, G, V = make_factors(seed)
     (h,) = leaves(normal(seed + 5, MU * ZETA, WIDTH))
     E = V.detach()
-    X = soft_sequences(query(U, T, G), E, E).reshape(-1, WIDTH)
+    X = expected_embeddings(query(U, T, G), E, E).reshape(-1, WIDTH)
     S = dense_summary(U, T, G, E).reshape(-1, ITEMS)
     found = cross_entropy(h, X, E)
     wanted = dense_kl(S, h @ E.T) + entropy(S)
@@ -98,7 +103,7 @@ def test_soft_target_with_a_table_that_trains() -> None:
     """`from-scratch`: the learner's own E, key V; gradients to h and E as by definition."""
     U, T, G, V = (factor.detach() for factor in make_factors(3))
     h, E = leaves(normal(8, MU * ZETA, WIDTH), normal(9, ITEMS, WIDTH))
-    X = soft_sequences(query(U, T, G), V, E).reshape(-1, WIDTH)
+    X = expected_embeddings(query(U, T, G), V, E).reshape(-1, WIDTH)
     S = dense_summary(U, T, G, V).reshape(-1, ITEMS)
     found = cross_entropy(h, X, E)
     wanted = dense_kl(S, h @ E.T) + entropy(S)
@@ -121,7 +126,7 @@ def test_soft_target_with_an_item_bias(seed: int) -> None:
         normal(seed + 5, MU * ZETA, WIDTH), normal(seed + 6, ITEMS, WIDTH), normal(seed + 7, ITEMS)
     )
     table = torch.cat([E, b[:, None]], 1)
-    expected = soft_sequences(query(U, T, G), V, table).reshape(-1, WIDTH + 1)
+    expected = expected_embeddings(query(U, T, G), V, table).reshape(-1, WIDTH + 1)
     S = dense_summary(U, T, G, V).reshape(-1, ITEMS)
     assert distance(expected[:, :WIDTH], S @ E) < EXACT
     assert distance(expected[:, WIDTH], S @ b) < EXACT
@@ -176,7 +181,7 @@ def test_the_entropy_drops_out_of_the_meta_gradient() -> None:
         return torch.autograd.grad(outer, [U, T, G])
 
     def with_identities(weights: Tensor) -> Tensor:
-        X = soft_sequences(query(U, T, G), E, E)
+        X = expected_embeddings(query(U, T, G), E, E)
         hidden = X[:, :-1].reshape(-1, WIDTH) @ weights
         return cross_entropy(hidden, X[:, 1:].reshape(-1, WIDTH), E).mean()
 
@@ -200,7 +205,7 @@ def test_initial_summary() -> None:
     """Reproducible by the generator, V untouched, scales as told, sizes as counted by hand."""
     config = SummaryConfig(users=40, length=50, user_rank=16, time_rank=4, initial_std=0.3)
     V = normal(0, 12, 7).float()
-    one, same, other = (Summary.initial(config, V, seeded(seed)) for seed in (1, 1, 2))
+    one, same, other = (TuckerSummary.initial(config, V, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(one.V, V)
     for factor, again, different in zip(one.learned, same.learned, other.learned, strict=True):
         assert factor.dtype == torch.float32
@@ -211,7 +216,7 @@ def test_initial_summary() -> None:
     assert (one.numbers_learned, one.numbers_stored) == (1488, 1572)
     assert one.Y is not None
     assert torch.equal(one.Y, one.T)
-    plain = Summary.initial(config.model_copy(update={"targets": "next"}), V, seeded(1))
+    plain = TuckerSummary.initial(config.model_copy(update={"targets": "next"}), V, seeded(1))
     assert plain.Y is None
     assert plain.numbers_learned == 1288
     assert all(torch.equal(*pair) for pair in zip(plain.learned, one.learned, strict=False))
@@ -230,19 +235,19 @@ def test_targets_of_their_own_lie_behind_what_is_read() -> None:
     """
     U, T, G, V = make_factors(5)
     (Y,) = leaves(normal(11, *T.shape))
-    both = Summary(U, T, G, V, Y)
+    both = TuckerSummary(U, T, G, V, Y)
     read, predicted = temporal_factors(T, Y)
-    assert distance(both.read, query(U, read, G)) < EXACT
-    assert distance(both.predicted, query(U, predicted, G)) < EXACT
-    assert torch.equal(both.read[:, -1], both.predicted[:, -1])
+    assert distance(both.soft_sequences().inputs, query(U, read, G)) < EXACT
+    assert distance(both.soft_sequences().targets, query(U, predicted, G)) < EXACT
+    assert torch.equal(both.soft_sequences().inputs[:, -1], both.soft_sequences().targets[:, -1])
     assert both.positions == 2 * MU * ZETA
-    found = soft_sequences(query(*both.learned), V, V)
+    found = expected_embeddings(query(*both.learned), V, V)
     wanted = torch.cat([dense_summary(U, each, G, V) @ V for each in (read, predicted)], 1)
     assert distance(found, wanted) < EXACT
     assert_same_gradients(found, wanted, [U, T, G, V, Y], normal(12, *wanted.shape))
-    plain = Summary(U, T, G, V)
-    assert torch.equal(plain.predicted, plain.read)
-    assert torch.equal(plain.read, query(U, T, G))
+    plain = TuckerSummary(U, T, G, V)
+    assert torch.equal(plain.soft_sequences().targets, plain.soft_sequences().inputs)
+    assert torch.equal(plain.soft_sequences().inputs, query(U, T, G))
     assert plain.positions == MU * ZETA
     assert [each is own for each, own in zip(both.learned, (U, T, G, Y), strict=True)] == [True] * 4
     moved = both.to(torch.device("cpu"))

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
-from td3engine.inner_loop.learner import Learned, learn, recommender, training_on
+from td3engine.inner_loop.learner import learn, recommender, training_on
 from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.models.backbone import TargetPositions
 from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
+from td3engine.models.trained_model import TrainedModel
 from td3engine.summary import soft_sequences as reading
 from td3engine.summary.soft_sequences import DenseProbs
-from td3engine.summary.tucker import Summary
+from td3engine.summary.tucker import TuckerSummary
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
     Textbook,
@@ -31,7 +32,7 @@ from tests.td3engine.oracles import (
 Schedule = Literal["constant", "linear"]
 
 MU, ZETA, WIDTH, ITEMS = 7, 8, 4, 9  # 20 steps of 2 do not come round to user 0
-SUMMARY = Summary(
+SUMMARY = TuckerSummary(
     U=normal(0, MU, 2), T=normal(1, ZETA, 3), G=normal(2, 2, 3, WIDTH), V=normal(3, ITEMS, WIDTH)
 )
 OWN_TARGETS = replace(SUMMARY, Y=normal(5, ZETA, 3))
@@ -65,12 +66,12 @@ def definition(backbone: SASRec, mode: Mode) -> Textbook:
     return Textbook(backbone.encode, backbone.n_parameters, SUMMARY.V, own_table, backbone.biased)
 
 
-def targets_of(summary: Summary) -> Tensor:
+def targets_of(summary: TuckerSummary) -> Tensor:
     return S if summary.Y is None else dense_summary(summary.U, summary.Y, summary.G, summary.V)
 
 
 def textbook(
-    summary: Summary, backbone: SASRec, mode: Mode, steps: int
+    summary: TuckerSummary, backbone: SASRec, mode: Mode, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Encoder, E and b after torch.optim's Adam on dense soft targets."""
     draw, book = seeded(9), definition(backbone, mode)
@@ -102,7 +103,7 @@ def test_learn_is_the_textbooks(
     mode: Mode,
     backbone: SASRec,
     largest_dense: int,
-    summary: Summary,
+    summary: TuckerSummary,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Reading stored probabilities, and queries where those are too many.
@@ -111,7 +112,8 @@ def test_learn_is_the_textbooks(
     and a gradient of pure rounding noise, which Adam scales up to steps of full size.
     """
     monkeypatch.setattr(reading, "LARGEST_DENSE", largest_dense)
-    found = learn(summary, backbone, make_config(23), mode, seeded(9))
+    learner = learn(summary, backbone, make_config(23), mode, seeded(9))
+    found = learner.model
     encoder, E, b = textbook(summary, backbone, mode, 23)
     x = normal(10, 6, ZETA - 1, WIDTH)
     ours, theirs = (backbone.encode(each, x, None) for each in (found.parameters, encoder))
@@ -122,14 +124,14 @@ def test_learn_is_the_textbooks(
         assert b.norm() > 0.01
         assert distance(found.table[:, WIDTH], b) < 1e-8
     assert torch.equal(found.table[:, :WIDTH], SUMMARY.V) == (mode == "shared-items")
-    assert found.seconds > 0
+    assert learner.seconds > 0
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("backbone", [BACKBONE, BIASED])
 @pytest.mark.parametrize("summary", [SUMMARY, OWN_TARGETS])
 def test_the_loss_by_attention_and_by_probabilities_is_the_definition(
-    mode: Mode, backbone: SASRec, summary: Summary, monkeypatch: pytest.MonkeyPatch
+    mode: Mode, backbone: SASRec, summary: TuckerSummary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch as X or queries C (a summary's user) and as S (distilling): value and gradient."""
     book = definition(backbone, mode)
@@ -158,33 +160,33 @@ def test_each_mode_takes_its_own_number_of_steps() -> None:
     config = make_config(20).model_copy(update={"steps": 4, "scratch_steps": 6})
     both: list[tuple[Mode, int]] = [("shared-items", 4), ("from-scratch", 6)]
     for mode, steps in both:
-        asked: list[Tensor] = []
+        seen: list[TrainedModel] = []
 
-        def validate(parameters: Tensor, _: Tensor, asked: list[Tensor] = asked) -> float:
-            asked.append(parameters)
+        def validate(model: TrainedModel, seen: list[TrainedModel] = seen) -> float:
+            seen.append(model)
             return 0.0
 
         found = learn(SUMMARY, BACKBONE, config, mode, seeded(9), validate)
         wanted = learn(SUMMARY, BACKBONE, make_config(steps), mode, seeded(9))
-        assert len(asked) == 1
-        assert torch.equal(found.parameters, wanted.parameters)
+        assert len(seen) == 1
+        assert torch.equal(found.model.parameters, wanted.model.parameters)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_learn_returns_the_best_state_that_validation_saw(mode: Mode) -> None:
     """45 steps are looked at after 20, 40 and 45; the second look is the best."""
     values = iter([0.1, 0.5, 0.3])
-    seen: list[Learned] = []
+    seen: list[Tensor] = []
 
-    def validate(parameters: Tensor, table: Tensor) -> float:
-        seen.append(Learned(parameters.clone(), table.clone(), 0.0))
+    def validate(model: TrainedModel) -> float:
+        seen.append(model.parameters.clone())
         return next(values)
 
     config = make_config(45, "constant")
-    found = learn(SUMMARY, BACKBONE, config, mode, seeded(9), validate)
-    forty = learn(SUMMARY, BACKBONE, make_config(40, "constant"), mode, seeded(9))
+    found = learn(SUMMARY, BACKBONE, config, mode, seeded(9), validate).model
+    forty = learn(SUMMARY, BACKBONE, make_config(40, "constant"), mode, seeded(9)).model
     assert len(seen) == 3
-    assert torch.equal(found.parameters, seen[1].parameters)
+    assert torch.equal(found.parameters, seen[1])
     assert torch.equal(found.parameters, forty.parameters)
     assert torch.equal(found.table, forty.table)
-    assert not torch.equal(found.parameters, seen[2].parameters)
+    assert not torch.equal(found.parameters, seen[2])

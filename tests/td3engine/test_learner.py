@@ -8,7 +8,7 @@ from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.learner import learn, training_on
 from td3engine.inner_loop.trainer import advance
 from td3engine.models.registry import build_backbone
-from td3engine.summary.tucker import Summary
+from td3engine.summary.tucker import TuckerSummary
 from tests.td3engine.small import small_config
 
 
@@ -16,7 +16,7 @@ from tests.td3engine.small import small_config
 def test_a_diverging_learner_is_an_error_and_no_figure(mode: str) -> None:
     config = small_config()
     draw = torch.Generator().manual_seed(0)
-    summary = Summary.initial(config.summary, torch.randn(20, 8, generator=draw), draw)
+    summary = TuckerSummary.initial(config.summary, torch.randn(20, 8, generator=draw), draw)
     summary.U[0, 0] = torch.nan
     backbone = build_backbone(config.backbone, config.data.max_history)
     with pytest.raises(DivergedError, match=r"a learner diverged within 8 steps: .*learner\.lr"):
@@ -27,7 +27,7 @@ def test_a_diverging_learner_is_an_error_and_no_figure(mode: str) -> None:
 def test_the_last_event_is_asked_once_a_row_and_the_rest_at_random(augmented: int) -> None:
     config = small_config(learner={"augmented": augmented})
     draw = torch.Generator().manual_seed(0)
-    summary = Summary.initial(config.summary, torch.randn(20, 8, generator=draw), draw)
+    summary = TuckerSummary.initial(config.summary, torch.randn(20, 8, generator=draw), draw)
     backbone = build_backbone(config.backbone, config.data.max_history)
     training, synthetic = training_on(summary, backbone, config.learner, "shared-items")
     (step,) = training.steps(0, 1, len(synthetic), draw)

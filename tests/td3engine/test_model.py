@@ -6,11 +6,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from td3engine.config import BackboneConfig, Mode
-from td3engine.inner_loop import learner
-from td3engine.inner_loop.learner import encode_last, recommender
+from td3engine.inner_loop.learner import recommender
 from td3engine.losses.cross_entropy import cross_entropy
+from td3engine.models import trained_model
 from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import Recommender, StepRandomness
+from td3engine.models.trained_model import TrainedModel
 from td3engine.models.training_loss import real_loss, unseen_loss
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import Textbook, distance, leaves, normal, seeded
@@ -205,7 +206,7 @@ def test_scores_do_not_depend_on_how_rows_are_chunked(
     mode: Mode, biased: bool, at_once: int, order: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Row by row without pads, h E^T + b; together in any order, sorted, cut and padded wide."""
-    monkeypatch.setattr(learner, "ENCODED_AT_ONCE", at_once)
+    monkeypatch.setattr(trained_model, "ENCODED_AT_ONCE", at_once)
     model, textbook, theta = make(mode, biased)
     encoder, table = model.parts(theta)
     _, E, b = textbook.parts(theta)
@@ -213,7 +214,7 @@ def test_scores_do_not_depend_on_how_rows_are_chunked(
     items, lengths = padded(rows)
     wide = functional.pad(items, (0, 3), value=7)  # wider than the longest, and than it can read
     for given in (items, wide):
-        states = encode_last(model.backbone, encoder, table)(given, lengths)
+        states = TrainedModel(model.backbone, encoder, table).states(given, lengths)
         for state, row in zip(states, rows, strict=True):
             hidden = textbook.encode(encoder, E[row][None], None)[0, -1]
             assert distance(table @ state, E @ hidden + b) < EXACT

@@ -20,12 +20,13 @@ import safetensors.torch
 import torch
 
 from td3engine.config import Mode
+from td3engine.contract import CHECKPOINT_FILE
 from td3engine.data.reading import read_log
 from td3engine.data.types import Interactions
 from td3engine.errors import DivergedError, Interrupted, PeerLostError, RanksError
 from td3engine.events import Phase
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.pipeline.run import CHECKPOINT_FILE, Control, Run
+from td3engine.pipeline.run import Control, Run
 from td3engine.runtime.distributed import ProcessGroup, join
 from tests.td3engine.oracles import default_double, distance
 from tests.td3engine.ranks import CPU, together

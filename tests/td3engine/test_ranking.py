@@ -2,7 +2,8 @@
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -22,6 +23,14 @@ from td3engine.ranking.metrics import (
     sample_negatives,
 )
 from tests.td3engine.oracles import make_split, normal
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A model of a table and a function of histories."""
+
+    table: Tensor
+    states: Callable[[Tensor, Tensor], Tensor]
 
 
 def ask(histories: Sequence[Sequence[int]], targets: Sequence[int], n_items: int) -> HoldoutSet:
@@ -218,7 +227,7 @@ def test_a_model_that_diverged_is_not_perfect(protocol: ranking.Protocol, where:
     holdout = ask([[0]] * 3, [1] * 3, 150)
     hidden, table = normal(0, 3, 4), normal(1, 150, 4)
     {"hidden": hidden, "table": table, "target's row": table[1]}[where].fill_(torch.nan)
-    found = evaluate(lambda *_: hidden, table, holdout, protocol)
+    found = evaluate(Fixed(table, lambda *_: hidden), holdout, protocol)
     assert found["hr@20"] == 0
     assert found["ndcg@10"] == 0
 
@@ -269,7 +278,7 @@ def test_evaluate_is_the_slow_loop(
         return (table[items] * real[:, :, None]).sum(1)
 
     seed = 3
-    found = evaluate(total, table, holdout, protocol, seed)
+    found = evaluate(Fixed(table, total), holdout, protocol, seed)
     wanted = slow_evaluate(
         histories, role, window, table, seed if protocol == "sampled-100" else None
     )

@@ -115,7 +115,7 @@ def test_a_learner_on_a_gpu_is_that_of_plain_steps(mode: Mode) -> None:
         for recorded in (True, False):
             training = training_on(world, device, recorded)
             learned = learn_from(training, synthetic, torch.Generator(device).manual_seed(1))
-            found.append(learned.parameters)
+            found.append(learned.model.parameters)
     assert distance(*found) < 1e-6
 
 
@@ -130,7 +130,7 @@ def surrogate_of(mode: Mode, **outer: Any) -> tuple[Distillation, SurrogateObjec
 
 def on_device(surrogate: SurrogateObjective, device: torch.device) -> SurrogateObjective:
     own = surrogate.teacher
-    teacher = replace(own, parameters=own.parameters.to(device), table=own.table.to(device))
+    teacher = replace(own, model=own.model.to(device))
     frozen = surrogate.model.frozen
     model = replace(surrogate.model, frozen=None if frozen is None else frozen.to(device))
     return replace(surrogate, model=model, teacher=teacher)

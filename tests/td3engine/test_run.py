@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from td3engine.config import BackboneConfig, DistillConfig
+from td3engine.contract import CHECKPOINT_FILE, SUMMARY_FILES
 from td3engine.data.reading import read_log
 from td3engine.data.types import Interactions, LogError
 from td3engine.errors import (
@@ -27,8 +28,8 @@ from td3engine.events import Event, Note, Phase, PhaseStarted, Progress, throttl
 from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
 from td3engine.pipeline import run as run_module
-from td3engine.pipeline.run import CHECKPOINT_FILE, RESULT_SEEDS, Control, Outcome, Run
-from td3engine.summary.bundle import MEDIA_TYPES, load_bundle
+from td3engine.pipeline.run import RESULT_SEEDS, Control, Outcome, Run
+from td3engine.summary.bundle import load_bundle
 from tests.td3engine.small import small_config, write_small_log
 
 
@@ -45,7 +46,7 @@ def run(
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in MEDIA_TYPES}
+    return {name: (folder / name).read_bytes() for name in SUMMARY_FILES}
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_a_bundle_says_whom_it_was_distilled_for(whole: Path, scratch: Path) -> 
             "initial summary": mode,
             "TD3 summary": mode,
         }
-    one, other = load_bundle(whole).summary, load_bundle(scratch).summary
+    one, other = load_bundle(whole).factors, load_bundle(scratch).factors
     assert torch.equal(one.V, other.V)  # one teacher
     assert not torch.equal(one.U, other.U)
 
@@ -197,7 +198,7 @@ def test_checkpoints_that_take_long_come_seldom(
         clock.now += 4
         written.append((phase, step))
 
-    monkeypatch.setattr("td3engine.pipeline.run.time", clock)
+    monkeypatch.setattr("td3engine.pipeline.checkpoint.time", clock)
     config = small_config(outer={"steps": 100, "validate_every": 1000})
     control = {"listener": listener, "checkpointed": checkpointed, "checkpoint_seconds": 15}
     run(log, tmp_path, config, **control)
@@ -298,12 +299,12 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
     said = {"softmax": "full"}  # what `auto` came to
     assert bundle.manifest.config == small_config(teacher=said, outer=said)
     assert bundle.manifest.fingerprint == "f" * 64
-    assert bundle.summary.U.shape == (4, 2)
-    assert bundle.summary.T.shape == (8, 2)
-    assert bundle.summary.Y is not None
-    assert bundle.summary.Y.shape == (8, 2)
-    assert bundle.summary.G.shape == (2, 2, 8)
-    assert bundle.summary.V.shape == (len(bundle.item_ids), 8)
+    assert bundle.factors.U.shape == (4, 2)
+    assert bundle.factors.T.shape == (8, 2)
+    assert bundle.factors.Y is not None
+    assert bundle.factors.Y.shape == (8, 2)
+    assert bundle.factors.G.shape == (2, 2, 8)
+    assert bundle.factors.V.shape == (len(bundle.item_ids), 8)
     assert bundle.manifest.numbers_stored == {
         "learned": 4 * 2 + 2 * 8 * 2 + 2 * 2 * 8,
         "V": len(bundle.item_ids) * 8,
@@ -336,8 +337,8 @@ def test_a_bundle_of_the_first_format_has_no_targets_of_its_own(
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     read = load_bundle(tmp_path)
     assert read.manifest.config.summary.targets == "next"
-    assert read.summary.Y is None
-    assert torch.equal(read.summary.predicted, read.summary.read)
+    assert read.factors.Y is None
+    assert torch.equal(read.factors.soft_sequences().targets, read.factors.soft_sequences().inputs)
     manifest["format"] = 2
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match="targets"):
@@ -354,7 +355,7 @@ def test_a_bundle_of_before_beta2_says_what_its_learners_had(whole: Path, tmp_pa
     assert load_bundle(tmp_path).manifest.config.learner.beta2 == 0.999
 
 
-@pytest.mark.parametrize("name", sorted(MEDIA_TYPES))
+@pytest.mark.parametrize("name", sorted(SUMMARY_FILES))
 def test_a_damaged_or_incomplete_bundle_is_refused(whole: Path, tmp_path: Path, name: str) -> None:
     for file, content in bytes_of(whole).items():
         (tmp_path / file).write_bytes(content)
@@ -451,7 +452,7 @@ def test_a_full_disk_leaves_no_half_manifest_and_the_run_goes_on(
     assert not (tmp_path / "manifest.json").exists()
     run(log, tmp_path)
     assert bytes_of(tmp_path) == bytes_of(whole)
-    assert {path.name for path in tmp_path.iterdir()} == set(MEDIA_TYPES)
+    assert {path.name for path in tmp_path.iterdir()} == set(SUMMARY_FILES)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -533,7 +534,7 @@ def test_the_teacher_may_have_a_dropout_of_its_own(
     assert rate > 0
     run(log, tmp_path / "own", small_config(teacher={"dropout": 0.0}))
     assert rates == [rate, 0.0]  # of learners, of the teacher
-    own, like = load_bundle(tmp_path / "own").summary, load_bundle(whole).summary
+    own, like = load_bundle(tmp_path / "own").factors, load_bundle(whole).factors
     assert not torch.equal(own.V, like.V)
     run(log, tmp_path / "said", small_config(teacher={"dropout": rate}))
-    assert torch.equal(load_bundle(tmp_path / "said").summary.V, like.V)
+    assert torch.equal(load_bundle(tmp_path / "said").factors.V, like.V)

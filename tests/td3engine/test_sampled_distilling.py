@@ -120,7 +120,7 @@ def test_a_sampled_distillation_goes_on_where_it_stopped_and_takes_new_samples(
     over = {"softmax": "sampled", "negatives": 4, "steps": 4, "validate_every": 2}
     whole, first, second = distillation(**over), distillation(**over), distillation(**over)
     seen: list[Tensor] = []
-    first_predicted = whole.summary.predicted
+    first_predicted = whole.summary.soft_sequences().targets
     for _ in whole.steps():
         assert whole.training.model.log_weight is not None
         seen.append(whole.training.model.log_weight)

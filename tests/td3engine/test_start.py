@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from td3engine.config import BackboneName, SummaryConfig
-from td3engine.inner_loop.learner import encode_last
 from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
+from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop.initial_summary import (
     expected_queries,
     factored,
@@ -21,8 +21,8 @@ from td3engine.outer_loop.initial_summary import (
     real_histories,
 )
 from td3engine.runtime.seeding import Purpose, numpy_generator
-from td3engine.summary.tucker import Summary, query
-from td3engine.teacher.training import Trained
+from td3engine.summary.tucker import TuckerSummary, query
+from td3engine.teacher.training import TrainedOnLog
 from tests.td3engine.backbone_kit import rows_taken
 from tests.td3engine.oracles import default_double, distance, make_split, normal, seeded
 from tests.td3engine.small import small_config
@@ -36,16 +36,19 @@ def _float64() -> Iterator[None]:
         yield
 
 
-def teacher_of(backbone: Backbone, table: Tensor) -> Trained:
+def teacher_of(backbone: Backbone, table: Tensor) -> TrainedOnLog:
     parameters = normal(8, backbone.n_parameters, std=0.3)
-    return Trained(parameters, table, parameters[None], validation=0.0, seconds=0.0)
+    model = TrainedModel(backbone, parameters, table)
+    return TrainedOnLog(model, parameters[None], validation=0.0, seconds=0.0)
 
 
-def noise(user_rank: int, time_rank: int, targets: Literal["own", "next"] = "next") -> Summary:
+def noise(
+    user_rank: int, time_rank: int, targets: Literal["own", "next"] = "next"
+) -> TuckerSummary:
     config = SummaryConfig(
         users=USERS, length=LENGTH, user_rank=user_rank, time_rank=time_rank, targets=targets
     )
-    return Summary.initial(config, normal(0, ITEMS, WIDTH), seeded(1))
+    return TuckerSummary.initial(config, normal(0, ITEMS, WIDTH), seeded(1))
 
 
 @pytest.mark.parametrize(
@@ -58,10 +61,16 @@ def test_enough_ranks_keep_the_queries(
     C = normal(1, USERS, LENGTH * (1 + own), WIDTH, std=3.0)
     found = factored(C, noise(*ranks, targets), 0.5)
     # Of two queries at a position only those are kept that a causal learner reads or predicts.
-    assert distance(found.read[:, :-1], C[:, : LENGTH - 1]) < 1e-12
-    assert distance(found.predicted[:, 1:], C[:, 1 - LENGTH :]) < 1e-12
+    assert distance(found.soft_sequences().inputs[:, :-1], C[:, : LENGTH - 1]) < 1e-12
+    assert distance(found.soft_sequences().targets[:, 1:], C[:, 1 - LENGTH :]) < 1e-12
     assert (
-        distance(query(*found.learned), torch.cat([found.read, found.predicted][: 1 + own], 1)) == 0
+        distance(
+            query(*found.learned),
+            torch.cat(
+                [found.soft_sequences().inputs, found.soft_sequences().targets][: 1 + own], 1
+            ),
+        )
+        == 0
     )
     assert [tuple(f.shape) for f in found.learned] == [
         (USERS, ranks[0]),
@@ -116,11 +125,11 @@ def test_targets_begin_as_what_the_teacher_expects(
     items = torch.randint(ITEMS, (USERS, LENGTH), generator=seeded(6))
     C = normal(7, USERS, LENGTH, width)
     taken = rows_taken(backbone, monkeypatch)
-    found = expected_queries(items, C, backbone, teacher)
+    found = expected_queries(items, C, teacher)
     users = min(USERS, max(1, at_once // LENGTH**2))
     assert taken[0] == users * (LENGTH - 1)
     assert torch.equal(found[:, 0], C[:, 0])
-    score = encode_last(backbone, teacher.parameters, table)
+    score = teacher.model.states
     for user in range(USERS):
         for position in range(1, LENGTH):
             [state] = score(items[user : user + 1, :position], torch.tensor([position]))
@@ -137,18 +146,20 @@ def test_a_start_of_full_rank_reads_histories_and_predicts_what_the_teacher_does
     config = small_config(backbone={"name": name}, summary=summary)
     backbone = build_backbone(config.backbone, config.data.max_history)
     teacher = teacher_of(backbone, normal(7, ITEMS, 8 + int(backbone.biased)))
-    start = initial_summary(config, split, backbone, teacher)
+    start = initial_summary(config, split, teacher)
     rng = numpy_generator(config.seed, Purpose.SUMMARY_INITIAL)
     items = torch.from_numpy(real_histories(split, config.summary, rng))
     pointing = pointing_queries(items, start.V, config.summary)
-    assert torch.equal(start.V, teacher.table[:, :8])
-    assert distance(start.read[:, :-1], pointing[:, :-1]) < 1e-10
-    score = encode_last(backbone, teacher.parameters, teacher.table)
+    assert torch.equal(start.V, teacher.model.table[:, :8])
+    assert distance(start.soft_sequences().inputs[:, :-1], pointing[:, :-1]) < 1e-10
+    score = teacher.model.states
     for position in range(1, 9):
         states = score(items[:, :position], torch.full((4,), position))
-        assert distance(start.predicted[:, position], states[:, :8]) < 1e-10
-    assert distance(start.predicted[:, 0], pointing[:, 0]) < 1e-10
-    assert distance(start.read[:, -1], start.predicted[:, -1]) == 0
+        assert distance(start.soft_sequences().targets[:, position], states[:, :8]) < 1e-10
+    assert distance(start.soft_sequences().targets[:, 0], pointing[:, 0]) < 1e-10
+    assert (
+        distance(start.soft_sequences().inputs[:, -1], start.soft_sequences().targets[:, -1]) == 0
+    )
 
 
 def test_real_histories_hold_the_last_training_events_and_repeat_short_ones() -> None:
@@ -171,7 +182,7 @@ def test_both_starts_are_the_seeds() -> None:
     backbone = build_backbone(small_config().backbone, 8)
     for start in ("users", "random"):
         one, same, other = (
-            initial_summary(config, split, backbone, teacher_of(backbone, V))
+            initial_summary(config, split, teacher_of(backbone, V))
             for config in (small_config(summary={"start": start}, seed=seed) for seed in (1, 1, 2))
         )
         for factor, again, different in zip(one.learned, same.learned, other.learned, strict=True):

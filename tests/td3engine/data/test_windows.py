@@ -1,19 +1,15 @@
-"""Training windows and ranking questions against a plain Python account of each user's events."""
+"""Training windows against a plain Python account of each user's events."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from td3engine.data import windows as sequences
+from td3engine.data import windows as windows_module
 from td3engine.data.windows import WindowIndex, batches_of_like_length, training_windows
-from td3engine.models.sequences import gather
-from td3engine.ranking.holdout import HoldoutSet, Role, holdout_set
 from tests.td3engine.oracles import make_split
 
 N_ITEMS = 9
@@ -68,22 +64,6 @@ def test_each_training_transition_is_a_target_once(
         assert own <= 1 + -(-max(transitions - 1, 0) // history)
 
 
-@examples
-@given(histories=some_histories, history=st.integers(1, 14), seed=st.integers(0, 99))
-def test_windows_gathered_are_those_events(histories: Histories, history: int, seed: int) -> None:
-    split = make_split(histories, N_ITEMS)
-    index = training_windows(split, history, np.random.default_rng(seed))
-    items, lengths = gather(split, index.start, index.end)
-    width = max(lengths.tolist(), default=0)  # of the longest row, and no wider
-    assert items.shape == (len(index), width)
-    assert items.dtype == lengths.dtype == torch.int64
-    for row, length, (user, start, end) in zip(
-        items.tolist(), lengths.tolist(), windows_of(histories, history, seed), strict=True
-    ):
-        assert length == end - start
-        assert row == [*histories[user][start:end], *[0] * (width - length)]
-
-
 def some_windows(lengths: Sequence[int]) -> WindowIndex:
     end = np.cumsum(lengths)
     return WindowIndex(end - np.array(lengths, dtype=np.int64), end)
@@ -106,7 +86,7 @@ def test_batches_hold_each_window_once(
 ) -> None:
     """In as few batches as there must be: all full but one. The same for the same generator."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sequences, "SORTED_BATCHES", group)
+        patch.setattr(windows_module, "SORTED_BATCHES", group)
         found = batches(lengths, batch, seed)
         assert found == batches(lengths, batch, seed)
     assert sorted(window for each in found for window in each) == list(range(len(lengths)))
@@ -144,7 +124,7 @@ def test_windows_are_sorted_within_a_group_of_batches_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """So that a batch is no fixed set of the longest: in groups of one batch, they are random."""
-    monkeypatch.setattr(sequences, "SORTED_BATCHES", 1)
+    monkeypatch.setattr(windows_module, "SORTED_BATCHES", 1)
     lengths = [2 + nth // 40 for nth in range(240)]
     cut = batches(lengths, 8, 0)
     assert sum(len({lengths[window] for window in each}) > 2 for each in cut) > 25
@@ -170,60 +150,3 @@ def test_the_first_cut_is_random_and_the_seeds() -> None:
     # Users are cut apart from each other.
     first_ends = {end for _, start, end in windows_of([[1] * 23] * 30, 4, 0) if start == 0}
     assert first_ends == {2, 3, 4, 5}
-
-
-def pairs_of(rows: Tensor, items: Tensor) -> list[tuple[int, int]]:
-    return list(zip(rows.tolist(), items.tolist(), strict=True))
-
-
-@examples
-@given(
-    histories=some_histories,
-    role=st.sampled_from(["validation", "test"]),
-    history=st.integers(1, 14),
-)
-def test_questions_by_user(histories: Histories, role: Role, history: int) -> None:
-    holdout = holdout_set(make_split(histories, N_ITEMS), role, history)
-    users = [events for events in histories if len(events) >= 3]
-    before = [events[: -1 if role == "test" else -2] for events in users]
-    assert holdout.n_items == N_ITEMS
-    assert holdout.targets.tolist() == [
-        events[len(past)] for events, past in zip(users, before, strict=True)
-    ]
-    width = max((min(len(past), history) for past in before), default=0)
-    assert holdout.items.shape == (len(users), width)
-    assert holdout.lengths.tolist() == [min(len(past), history) for past in before]
-    for row, length, past in zip(
-        holdout.items.tolist(), holdout.lengths.tolist(), before, strict=True
-    ):
-        assert row == [*past[-history:], *[0] * (width - length)]
-    seen = [(row, item) for row, past in enumerate(before) for item in past]
-    whole = [(row, item) for row, events in enumerate(users) for item in events]
-    assert pairs_of(holdout.seen_rows, holdout.seen_items) == seen
-    assert pairs_of(holdout.user_rows, holdout.user_items) == whole
-    for tensor in (
-        holdout.items,
-        holdout.lengths,
-        holdout.targets,
-        holdout.seen_items,
-        holdout.user_items,
-    ):
-        assert tensor.dtype == torch.int64
-
-
-def test_questions_by_hand() -> None:
-    """Two users that can be asked of four, at most two events of history."""
-    split = make_split([[1, 2], [3, 4, 5], [8], [6, 7, 6, 0]], N_ITEMS)
-
-    def plain(holdout: HoldoutSet) -> tuple[list[list[int]], list[int], list[int]]:
-        return holdout.items.tolist(), holdout.lengths.tolist(), holdout.targets.tolist()
-
-    assert plain(holdout_set(split, "validation", 2)) == ([[3, 0], [6, 7]], [1, 2], [4, 6])
-    assert plain(holdout_set(split, "test", 2)) == ([[3, 4], [7, 6]], [2, 2], [5, 0])
-
-
-@pytest.mark.parametrize("role", ["validation", "test"])
-def test_no_user_can_be_asked(role: Role) -> None:
-    holdout = holdout_set(make_split([[1, 2], [3]], N_ITEMS), role, 4)
-    assert len(holdout.items) == 0
-    assert len(holdout.targets) == len(holdout.seen_rows) == len(holdout.user_rows) == 0

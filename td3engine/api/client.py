@@ -1,0 +1,74 @@
+"""A service as a library: `Client.distill` gives the same `Summary` as the local call.
+
+Talking to a service needs no torch; only the summary in hand does, so it is imported last.
+"""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from td3engine import client
+from td3engine.client import Job
+from td3engine.config import Preset
+from td3engine.errors import UnusableError
+from td3engine.pipeline.progress_bar import PhaseBars
+
+if TYPE_CHECKING:
+    from td3engine.api.summary import Summary
+
+
+class JobFailedError(UnusableError):
+    """A job ended without a summary; the message has its status and its error."""
+
+    code = "job_failed"
+
+
+class Client(client.Client):
+    """A running service, by its URL; see `td3engine.client.Client` for every other call."""
+
+    def distill(
+        self,
+        log: str | Path,
+        *,
+        preset: Preset = "balanced",
+        config: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        folder: str | Path | None = None,
+        name: str | None = None,
+        progress: bool = False,
+    ) -> "Summary":
+        """Upload a log, distil it there, and fetch the summary.
+
+        Args:
+            log: the file.
+            preset: how much work to put in.
+            config: settings over the preset, nested.
+            seed: of the run.
+            folder: where the summary's files go; None: a temporary folder.
+            name: of the job, shown in lists.
+            progress: show a bar a phase.
+
+        Raises:
+            JobFailedError: the job failed or was cancelled.
+            ServiceError: the service refused the log or the settings.
+        """
+        from td3engine.api.summary import Summary
+
+        job = self.create_job(file=Path(log), preset=preset, config=config, seed=seed, name=name)
+        job = self.follow(job.id, Console()) if progress else self.wait(job.id)
+        if job.status != "succeeded":
+            raise JobFailedError(f"{job.id} is {job.status}: {job.error}")
+        with tempfile.TemporaryDirectory(prefix="td3-") as temporary:
+            target = Path(folder if folder is not None else temporary)
+            self.download_summary(job.id, target)
+            return Summary.load(target)
+
+    def follow(self, job_id: str, console: Console) -> Job:
+        """Show a job's progress until it is over; the job as it is then."""
+        with PhaseBars(console) as bars:
+            for event in self.events(job_id):
+                bars.show_event(event.type, event.data)
+        return self.job(job_id)

@@ -1,0 +1,105 @@
+"""Train a model on a summary, and measure a model on a log."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from td3engine.config import BackboneName, DataConfig, Device, Mode
+from td3engine.config.presets import learner_of
+from td3engine.data.reading import read_log
+from td3engine.data.split import split_log
+from td3engine.data.types import Interactions
+from td3engine.errors import WrongLogError
+from td3engine.evaluation.benchmark import benchmark_for
+from td3engine.inner_loop.learner import learn
+from td3engine.models.registry import build_backbone
+from td3engine.models.trained_model import TrainedModel
+from td3engine.ranking.holdout import Holdouts
+from td3engine.ranking.metrics import Metrics, Protocol, available_protocols
+from td3engine.ranking.metrics import evaluate as measure
+from td3engine.runtime.seeding import Purpose, generator
+from td3engine.runtime.torch_setup import configure, pick_device
+from td3engine.summary.bundle import Bundle
+
+Source = str | Path | Interactions
+"""A log: a file's path, or one that has been read."""
+
+
+def as_log(source: Source) -> Interactions:
+    """The log, read where it is not yet."""
+    return source if isinstance(source, Interactions) else read_log(Path(source))
+
+
+def train(
+    summary: Bundle,
+    backbone: BackboneName | None = None,
+    mode: Mode = "shared-items",
+    *,
+    log: Source | None = None,
+    seed: int = 1,
+    settings: Mapping[str, Any] | None = None,
+    device: Device = "auto",
+) -> TrainedModel:
+    """Train a fresh model on a summary.
+
+    Args:
+        summary: what `distill` or `load_summary` gave.
+        backbone: of the model; None is the one that the summary was distilled with.
+        mode: `shared-items` starts from the summary's item table, `from-scratch` from nothing.
+        log: if given, the best state by its validation events is returned; else the last state.
+        seed: of the initial weights, dropout and augmentation.
+        settings: `learner` settings over the summary's own, e.g. `{"steps": 600}`.
+        device: where to train.
+
+    Returns:
+        The model, on the CPU. It knows its items' ids and its configuration.
+
+    Raises:
+        pydantic.ValidationError: an unknown backbone or setting, or a value outside its limits.
+        WrongLogError: `log` is not the log that the summary was made from.
+        DivergedError: training produced numbers that are not finite.
+    """
+    config = learner_of(summary.manifest.config, backbone, dict(settings or {}))
+    where = pick_device(device)
+    configure(where)
+    validate = None
+    if log is not None:
+        validate = benchmark_for(summary, as_log(log), where, config).validate
+    learner = learn(
+        summary.factors.to(where),
+        build_backbone(config.backbone, config.data.max_history),
+        config.learner,
+        mode,
+        generator(seed, Purpose.LEARNER, device=where.type),
+        validate,
+    )
+    model = learner.model.described(summary.item_ids, config.data, config.learner_history)
+    return model.to(pick_device("cpu"))
+
+
+def evaluate(model: TrainedModel, log: Source) -> dict[Protocol, Metrics]:
+    """Metrics of a model on the test events of a log: each user's last event.
+
+    Args:
+        model: from `train` or `load_model`.
+        log: the log that its summary was made from; filtered as for that.
+
+    Returns:
+        HR@k, NDCG@k and MRR@k (k = 5, 10, 20) under each protocol: `full` ranks among all items
+        that the user has not met, `sampled-100` among 100 drawn ones, where the catalogue has them.
+
+    Raises:
+        WrongLogError: after the filter the log's items are not those of the model.
+        LogError: the log cannot be read or used.
+    """
+    data = model.data or DataConfig()
+    split = split_log(as_log(log), data)
+    if list(split.item_ids) != list(model.item_ids):
+        raise WrongLogError(
+            f"the log has {split.n_items} items after the filter and the model has "
+            f"{model.n_items}, or their ids differ: this is not the log it was made from"
+        )
+    holdout = Holdouts(split, data).test(model.reads)
+    return {
+        protocol: measure(model, holdout, protocol) for protocol in available_protocols(holdout)
+    }

@@ -1,0 +1,127 @@
+"""What several commands share: options, parsing of settings, and errors as one line."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import httpx
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from td3engine.client import ServiceError
+from td3engine.config import DistillConfig, Preset
+from td3engine.config.presets import build_config
+from td3engine.data.reading import read_log
+from td3engine.data.types import ColumnNames, Interactions, Limits, LogError
+from td3engine.errors import Interrupted, PeerLostError, UnusableError
+
+errors = Console(stderr=True)
+console = Console()
+
+LogArgument = Annotated[
+    Path,
+    typer.Argument(help="The log: CSV, TSV, RecBole .inter or Parquet; .gz and .zst too."),
+]
+
+
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ROLE=NAME",
+        help="Which column is the user, item or time, e.g. [b]--columns user=buyer[/]; "
+        "repeatable. Without it columns are found by the usual names.",
+    ),
+]
+LimitsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=NUMBER",
+        help="What the log may cost, e.g. [b]--limits max_rows=200000000[/]; repeatable.",
+    ),
+]
+
+SettingsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="e.g. [b]--set outer.steps=500[/]; repeatable."
+    ),
+]
+
+
+def config_of(preset: Preset, settings: list[str], seed: int) -> DistillConfig:
+    try:
+        return build_config(preset, overrides_of(settings, seed=seed))
+    except ValidationError as error:
+        refuse(error)
+
+
+def log_reader(columns: list[str], limits: list[str]) -> Callable[[Path], Interactions]:
+    """`read_log` with what the command line says of the log."""
+    try:
+        return partial(
+            read_log,
+            columns=ColumnNames.model_validate(_pairs("columns", columns)),
+            limits=Limits.model_validate(_pairs("limits", limits)),
+        )
+    except ValidationError as error:
+        refuse(error)
+
+
+def _pairs(option: str, given: list[str]) -> dict[str, str]:
+    found = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not equals:
+            fail(f"--{option} {each}: expected NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def overrides_of(settings: list[str], **given: Any) -> dict[str, Any]:
+    """KEY=VALUE, KEY with dots, as nested dictionaries, over what is given; `null` is no value."""
+    overrides = dict(given)
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        if not equals or not path:
+            fail(f"--set {setting}: expected KEY=VALUE, e.g. outer.steps=500")
+        *parents, last = path.split(".")
+        level = overrides
+        for parent in parents:
+            level = level.setdefault(parent, {})
+            if not isinstance(level, dict):
+                fail(f"--set {setting}: {parent} is a value, not a group")
+        level[last] = None if value == "null" else value
+    return overrides
+
+
+def refuse(error: ValidationError, group: str = "") -> NoReturn:
+    """Name each setting that is wrong."""
+    lines = [
+        f"{group}{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}"
+        for e in error.errors()
+    ]
+    fail("\n".join(lines))
+
+
+def exit_on_error(command: Callable[[], None]) -> None:
+    """Turn what a user can mend into one line and exit code 65, and an interrupt into 130."""
+    try:
+        command()
+    except ModuleNotFoundError as error:
+        fail(f"{error.name} is missing: pip install 'td3engine[engine,service,embedded]'", 65)
+    except ValidationError as error:  # what `auto` makes of a log
+        refuse(error)
+    except (LogError, UnusableError, ServiceError, httpx.TransportError, OSError) as error:
+        fail(str(error), 65)
+    except PeerLostError as lost:
+        fail(str(lost), 1)
+    except Interrupted as stopped:
+        fail(f"{stopped}; the same command goes on from the checkpoint", 130)
+
+
+def fail(message: str, code: int = 2) -> NoReturn:
+    errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    raise typer.Exit(code)

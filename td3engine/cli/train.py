@@ -1,0 +1,107 @@
+"""`td3 train`: learners on a summary, measured on the test events of its log."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from pydantic import ValidationError
+
+from td3engine.cli.options import (
+    ColumnsOption,
+    LimitsOption,
+    console,
+    exit_on_error,
+    fail,
+    log_reader,
+    overrides_of,
+    refuse,
+)
+from td3engine.config import MODES, BackboneName, Mode
+from td3engine.config.presets import learner_of
+from td3engine.data.types import Interactions
+
+
+def train(
+    summary: Annotated[Path, typer.Argument(help="Folder of a summary.")],
+    log: Annotated[Path, typer.Option(help="The log to measure on (its held-out events).")],
+    mode: Annotated[
+        Literal["shared-items", "from-scratch", "both"],
+        typer.Option(help="Learners start from the summary's item table, or from nothing."),
+    ] = "both",
+    backbone: Annotated[
+        BackboneName | None,
+        typer.Option(help="Train this model in place of the one that distilled."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="e.g. [b]--set learner.steps=600[/]; repeatable."
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Learners to train.")] = 3,
+    save: Annotated[
+        Path | None, typer.Option(help="Write the first learner of the first mode (.safetensors).")
+    ] = None,
+    columns: ColumnsOption = None,
+    limits: LimitsOption = None,
+) -> None:
+    """Train learners on SUMMARY and measure them on the test events of LOG."""
+    modes = MODES if mode == "both" else (mode,)
+    over = _learner_settings(settings or [])
+    read = log_reader(columns or [], limits or [])
+
+    def work() -> None:
+        try:
+            _train(summary, read, log, modes, backbone, over, seeds, save)
+        except ValidationError as error:
+            refuse(error, "learner.")
+
+    exit_on_error(work)
+
+
+def _learner_settings(settings: list[str]) -> dict[str, Any]:
+    overrides = overrides_of(settings)
+    learner = overrides.pop("learner", {})
+    if overrides or not isinstance(learner, dict):
+        fail(f"--set: {next(iter(overrides), 'learner')}: only learner.* can be set for training")
+    return learner
+
+
+def _train(
+    folder: Path,
+    read: Callable[[Path], Interactions],
+    log: Path,
+    modes: Sequence[Mode],
+    backbone: BackboneName | None,
+    over: dict[str, Any],
+    seeds: int,
+    save: Path | None,
+) -> None:
+    """Train learners on a summary, print their test figures, and save the first one."""
+    from td3engine.api.training import train as train_model
+    from td3engine.cli.tables import print_results
+    from td3engine.evaluation.baselines import summary_rows
+    from td3engine.evaluation.benchmark import benchmark_for
+    from td3engine.files import refuse_unwritable
+    from td3engine.runtime.torch_setup import configure, pick_device
+    from td3engine.summary.bundle import load_bundle
+
+    if save is not None:
+        refuse_unwritable(save)
+    bundle = load_bundle(folder)
+    config = learner_of(bundle.manifest.config, backbone, over)
+    device = pick_device()
+    configure(device)
+    interactions = read(log)
+    benchmark = benchmark_for(bundle, interactions, device, config)
+    factors = bundle.factors.to(device)
+    rows = []
+    for mode in modes:
+        with console.status(f"training {seeds} learners, {mode}"):
+            rows += summary_rows(benchmark, "TD3 summary", factors, mode, range(1, seeds + 1))
+    print_results(rows, console)
+    if save is not None:
+        model = train_model(bundle, backbone, modes[0], log=interactions, settings=over)
+        model.save(save)
+        console.print(f"model: {save}", soft_wrap=True)

@@ -1,0 +1,23 @@
+"""What the engine, the worker and the client have agreed on: file names and exit codes.
+
+Imports no torch. The events that the engine prints are `td3engine.events`; docs/contracts.md says
+the same in words.
+"""
+
+FACTORS_FILE = "summary.safetensors"
+ITEMS_FILE = "items.parquet"
+MANIFEST_FILE = "manifest.json"
+CHECKPOINT_FILE = "checkpoint.pt"
+
+SUMMARY_FILES = {
+    FACTORS_FILE: "application/octet-stream",
+    ITEMS_FILE: "application/vnd.apache.parquet",
+    MANIFEST_FILE: "application/json",
+}
+"""Media type of each file of a summary, by its name."""
+
+EXIT_UNUSABLE = 65
+"""The log or the configuration cannot work: a retry cannot help (EX_DATAERR)."""
+
+EXIT_INTERRUPTED = 75
+"""Stopped by a signal after writing a checkpoint (EX_TEMPFAIL)."""
