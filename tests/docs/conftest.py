@@ -1,4 +1,4 @@
-"""A folder with a small log for each document, and one service for those that talk to one."""
+"""Small presets for every test of the documents, and a service for those that talk to one."""
 
 import json
 import subprocess
@@ -6,27 +6,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from td3engine.cli.main import app
 from td3engine.config.presets import LEARNERS, PRESETS
+from tests.docs.kit import write_ratings
 from tests.docs.small_presets import environment, shrunk
-
-USERS, ITEMS, EVENTS = 120, 150, 12
-
-
-def write_ratings(path: Path) -> None:
-    """Users who walk along a ring of items: 1,440 rows, `user_id,item_id,timestamp`."""
-    rng = np.random.default_rng(0)
-    lines = ["user_id,item_id,timestamp"]
-    for user in range(USERS):
-        item = int(rng.integers(ITEMS))
-        for time in range(EVENTS):
-            lines.append(f"u{user},i{item},{time}")
-            item = (item + int(rng.integers(1, 4))) % ITEMS
-    path.write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +22,6 @@ def small_presets(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PRESETS, name, preset)
     for backbone in LEARNERS:  # steps of their own: some hundreds
         monkeypatch.setitem(LEARNERS, backbone, {})
-
-
-@pytest.fixture
-def page_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that a document's commands run in: `ratings.csv` is there."""
-    write_ratings(tmp_path / "ratings.csv")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture(scope="session")

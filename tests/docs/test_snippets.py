@@ -17,10 +17,10 @@ import json
 from pathlib import Path
 
 import pytest
-from _pytest.mark import ParameterSet
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, SkipParser
 
+from tests.docs.kit import write_ratings
 from tests.docs.pages import PAGES, name_of, split_fences
 from tests.docs.shell import Shell, commands
 from tests.docs.small_presets import environment
@@ -71,23 +71,35 @@ class DocumentRun:
         return str(example.parsed).replace(SERVICE, self.url)
 
 
-def _cases() -> list[ParameterSet]:
-    """Pages with snippets; those that use the service share a process of the test run."""
-    cases: list[ParameterSet] = []
-    for page in PAGES:
-        text = page.read_text()
-        if not set(split_fences(text)[1]) & set(RUN):
-            continue
-        marks = [pytest.mark.xdist_group("documents with a service")] if SERVICE in text else []
-        cases.append(pytest.param(page, id=name_of(page), marks=marks))
-    return cases
+def run_page(page: Path, folder: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a document's snippets in a folder that has `ratings.csv`."""
+    folder.mkdir(exist_ok=True)
+    write_ratings(folder / "ratings.csv")
+    monkeypatch.chdir(folder)
+    DocumentRun(page, folder, url).run()
 
 
-@pytest.mark.parametrize("page", _cases())
-def test_snippets_run(page: Path, page_folder: Path, request: pytest.FixtureRequest) -> None:
-    uses_service = SERVICE in page.read_text()
-    url = request.getfixturevalue("service_url") if uses_service else SERVICE
-    DocumentRun(page, page_folder, url).run()
+def _with_snippets(*, service: bool) -> list[Path]:
+    """The documents with snippets that do, or do not, talk to a service."""
+    texts = {page: page.read_text() for page in PAGES}
+    return [
+        page
+        for page, text in texts.items()
+        if set(split_fences(text)[1]) & set(RUN) and (SERVICE in text) == service
+    ]
+
+
+@pytest.mark.parametrize("page", _with_snippets(service=False), ids=name_of)
+def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_page(page, tmp_path, SERVICE, monkeypatch)
+
+
+def test_snippets_that_need_a_service_run(
+    service_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One test for all of these documents, so that one service serves them."""
+    for page in _with_snippets(service=True):
+        run_page(page, tmp_path / page.stem, service_url, monkeypatch)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
