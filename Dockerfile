@@ -43,12 +43,6 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=20s \
 CMD ["uvicorn", "app.main:app", "--host", "0.0.0.0", "--port", "8000", "--timeout-graceful-shutdown", "5"]
 
 FROM runtime AS worker
-# `outer.compiled` needs a compiler: --build-arg WORKER_PACKAGES=g++
-ARG WORKER_PACKAGES=""
-RUN if [ -n "$WORKER_PACKAGES" ]; then \
-        apt-get update && apt-get install --yes --no-install-recommends $WORKER_PACKAGES \
-        && rm -rf /var/lib/apt/lists/*; \
-    fi
 COPY --from=build-worker /opt/td3 /opt/td3
 USER 10001
 # SIGTERM: the engine writes a checkpoint, the job goes back to the queue.

@@ -3,8 +3,8 @@
     python -m benchmarks.gpu --dataset ml-1m [--json docs/results/gpu.json]
 
 Settings are those of the quality study, with a random teacher, on which no time depends. Each way
-is one line: learners one by one or together (`outer.vectorised`), plain or compiled. A trace of
-outer steps is kept with it: when the GPU ran a kernel, and when the processor started one.
+is one line. A trace of outer steps is kept with it: when the GPU ran a kernel, and when the
+processor started one.
 """
 
 import argparse
@@ -32,14 +32,7 @@ Figures = dict[str, Any]
 STARTS = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 COPIES = ("cudaMemcpyAsync", "cudaMemsetAsync")
 RECORDINGS = ("cudaGraphLaunch",)
-WAYS: dict[str, Figures] = {
-    "one by one, 1": {"learners": 1, "vectorised": False},
-    "together, 1": {"learners": 1, "vectorised": True},
-    "together, 4": {"learners": 4, "vectorised": True},
-    "together, 16": {"learners": 16, "vectorised": True},
-    "together and compiled, 4": {"learners": 4, "vectorised": True, "compiled": True},
-    "together and compiled, 16": {"learners": 16, "vectorised": True, "compiled": True},
-}
+WAYS: dict[str, Figures] = {"one by one, 1": {"learners": 1}, "one by one, 4": {"learners": 4}}
 
 
 def measured(work: Work, outer: Figures, steps: int) -> Figures:

@@ -315,11 +315,9 @@ def _processor_seconds(row: dict[str, Any]) -> str:
 
 def _log(run: Run) -> str:
     settings, outer = run["settings"], run["settings"]["outer"]
-    compiled = ", compiled" if outer["compiled"] else ""
     learners = f", {outer['learners']} learners" if outer["learners"] > 1 else ""
-    together = " together" if outer["vectorised"] else ""
     log = settings["dataset"] or "random"
-    return f"{settings['items']:,} ({log}{learners}{together}{compiled})"
+    return f"{settings['items']:,} ({log}{learners})"
 
 
 def _spread(side: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """The yardstick: seconds, memory and parts of an outer step, the engine against the textbook.
 
     python -m benchmarks.speed [--dataset ml-100k | --items 20000] [--threads 1] [--json]
-    python -m benchmarks.speed --learners 16 --vectorised --steps 1
     python -m benchmarks.speed --end-to-end --budget 1800
 
 Both do the same work: same summary, same learners, same window, as many inner and as many real
@@ -223,7 +222,7 @@ def peak(side: str, work: Work) -> Figures:
 
 def prepare(options: argparse.Namespace) -> Work:
     """Log, settings and a random teacher."""
-    knobs = ("recompute", "compiled", "vectorised", "learners")
+    knobs = ("recompute", "learners")
     over: dict[str, Any] = {"outer": {knob: getattr(options, knob) for knob in knobs}}
     if options.window:
         over = merge(over, {"outer": {"window": options.window}})
@@ -312,8 +311,6 @@ def parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, default=5, help="turns of each")
     add("--window", type=int, help="W, in place of 40")
     add("--recompute", action="store_true", help="the engine's outer.recompute")
-    add("--compiled", action="store_true", help="the engine's outer.compiled")
-    add("--vectorised", action="store_true", help="the engine's outer.vectorised")
     add("--learners", type=int, default=1, help="an outer step, of the textbook one by one")
     add("--engine-only", action="store_true")
     add("--end-to-end", action="store_true", help="a log in, a summary of equal quality out")

@@ -41,12 +41,6 @@ class DeviceError(UnusableError):
     code = "no_device"
 
 
-class CompilerError(UnusableError):
-    """Functions cannot be compiled here, and the configuration asks for it."""
-
-    code = "no_compiler"
-
-
 class DivergedError(UnusableError):
     """Training produced numbers that are not finite; the settings cannot work on this log."""
 

@@ -5,9 +5,11 @@ summary carries them, so a summary always says how it was made. Section numbers 
 (docs/method.md).
 """
 
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from td3engine.config.retired import RetiredSetting, drop_retired
 
 Preset = Literal["fast", "balanced", "quality", "auto"]
 BackboneName = Literal["sasrec", "gru4rec", "narm", "bert4rec"]
@@ -194,20 +196,6 @@ class OuterConfig(_Part):
         description="Re-compute each inner step's graph on the way back instead of keeping it: "
         "memory no longer grows with the window, time does.",
     )
-    compiled: bool = Field(
-        default=False,
-        description="Compile the inner step: faster steps, after a minute or more (seconds when "
-        "torch's cache has it). Needs a C++ compiler. For SASRec, without a sampled softmax, and "
-        "where a step's targets times items are at most 8 million; others run as they are.",
-    )
-    vectorised: bool = Field(
-        default=False,
-        description="Unroll a step's learners together, each kernel serving all of them. On a GPU "
-        "the window and the way back are replayed as CUDA graphs, and so are real batches and "
-        "learners' other steps (these two have not run on a GPU yet). The draws are the same, so "
-        "results are too, but for rounding. Memory grows with `learners`. Applies where "
-        "`compiled` does, and goes with it; others run as they are.",
-    )
     lr: PositiveFloat = Field(default=0.06, description="Rate of outer steps.")
     scratch_lr: PositiveFloat | None = Field(
         default=None,
@@ -302,6 +290,15 @@ class DistillConfig(_Part):
         "OMP_NUM_THREADS), or as the container may use. Another number gives other bytes. On a "
         "machine that computes other things as well, 1 is much the fastest.",
     )
+    ignored: tuple[RetiredSetting, ...] = Field(
+        default=(),
+        description="Settings of earlier releases that the request named; they have no effect.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_retired(cls, settings: Any) -> Any:
+        return drop_retired(settings) if isinstance(settings, dict) else settings
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:

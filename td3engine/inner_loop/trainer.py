@@ -17,7 +17,6 @@ from td3engine.inner_loop.gradients import (
     LearnerLoss,
 )
 from td3engine.inner_loop.recorded import RecordedSteps
-from td3engine.inner_loop.traced import TracedTake
 from td3engine.inner_loop.unroll import train
 from td3engine.losses.cross_entropy import cross_entropy
 from td3engine.models.backbone import TargetPositions
@@ -64,11 +63,8 @@ class InnerLoopTrainer:
         steps: how many steps a learner takes in all.
         reader: how a batch of the summary is read.
         length: zeta.
-        compiled: compile a step, if its derivatives are written out (`inner_loop.traced`).
-        recorded: replay steps outside windows, likewise (`inner_loop.recorded`).
-
-    Raises:
-        CompilerError: nothing can be compiled here.
+        recorded: replay steps outside windows, if their derivatives are written out
+            (`inner_loop.recorded`).
     """
 
     def __init__(
@@ -79,7 +75,6 @@ class InnerLoopTrainer:
         soft_embedding: SoftEmbedding,
         length: int,
         *,
-        compiled: bool = False,
         recorded: bool = False,
     ) -> None:
         self.model, self.config, self.count = model, config, steps
@@ -89,8 +84,6 @@ class InnerLoopTrainer:
             summary_loss, model, soft_embedding, length
         )
         self.take: GradFn[StepRandomness] = self.grad_fn
-        if compiled and model.has_analytic_grad:
-            self.take = TracedTake(self.grad_fn, compiled=True, stacked=False)
         self.recorded: RecordedSteps | None = None
         if recorded and model.has_analytic_grad:
             self.recorded = RecordedSteps(self.grad_fn)

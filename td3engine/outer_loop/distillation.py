@@ -6,7 +6,7 @@ feature alignment with the teacher; that gradient back through the window to X, 
 attention backward to the factors, scaled to norm 1; Adam. Where learners train a part of the
 scoring table (from scratch, or an item bias) X changes with them: the probabilities S take its
 place. With several learners a step, each from a pool of its own, the mean of their gradients
-counts; they are unrolled one after another, or together in the kernels of one (`windows.py`).
+counts; they are unrolled one after another.
 
 RaT is *Random Truncated* back-propagation through time (Feng, Vedantam, Kempe, ICLR 2024). The
 pool replaces the warm-up steps of the published code: each learner keeps the end of its window as
@@ -14,7 +14,7 @@ its new state, so windows of all ages are met and no step is thrown away.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -30,8 +30,7 @@ from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.learner import learn_from, recommender
 from td3engine.inner_loop.trainer import InnerLoopTrainer, advance
-from td3engine.inner_loop.windows import SequentialUnroll, Together
-from td3engine.losses.softmax import KEPT_SCORES
+from td3engine.inner_loop.windows import SequentialUnroll
 from td3engine.models.backbone import Backbone
 from td3engine.models.recommender import StepRandomness
 from td3engine.models.sequences import gather
@@ -39,13 +38,13 @@ from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop.initial_summary import initial_summary
 from td3engine.outer_loop.item_sampler import ItemSampler
 from td3engine.outer_loop.learner_pool import LearnerWindow, PooledLearner, _kept, _pooled
-from td3engine.outer_loop.objective import RealBatch, RecordedObjective, SurrogateObjective
+from td3engine.outer_loop.objective import RealBatch, SurrogateObjective
 from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import evaluate
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.runtime.torch_setup import deterministic
-from td3engine.summary.soft_sequences import ChunkedQueries, SoftEmbedding, soft_embedding_for
+from td3engine.summary.soft_sequences import soft_embedding_for
 from td3engine.summary.tucker import TuckerSummary, query
 from td3engine.teacher.training import TrainedOnLog
 
@@ -114,30 +113,17 @@ class Distillation:
         )
         sampled = softmax_over(len(self.V_ND), outer.softmax) == "sampled"
         sampled = sampled and self.model.scores_are_fixed
-        # With a sample the model is another one at each step: nothing to trace once.
-        traced = self.model.has_analytic_grad and not sampled and self._keeps_scores(soft_embedding)
-        together, compiled = traced and outer.vectorised, traced and outer.compiled
         self.training = InnerLoopTrainer(
             self.model,
             learner,
             self.inner_steps,
             soft_embedding,
             self.config.summary.length,
-            compiled=compiled and not together,
-            recorded=together,
         )
-        self.together: Together | None = None
-        if together:
-            again = outer.recompute
-            self.together = Together(self.training, self.device, compiled=compiled, recompute=again)
         self.sampler: ItemSampler | None = None
         if sampled:
             self.sampler = ItemSampler(self.split, self.model, outer.negatives)
         self.surrogate = SurrogateObjective(self.model, self.teacher, outer, self.sampler)
-        self.recorded: RecordedObjective | None = None
-        if together and outer.among == "all" and self.device.type == "cuda":
-            most = outer.batch, self.history + 1
-            self.recorded = RecordedObjective(self.surrogate, self.device, *most)
         trained = [factor for factor in self.factors if factor.requires_grad]
         rate, decay = outer.lr_in(mode), outer.weight_decay
         self.optimizer = torch.optim.Adam(trained, lr=rate, weight_decay=decay)
@@ -147,17 +133,6 @@ class Distillation:
             learner: [self.fresh(learner, first + nth, staggered=True) for nth in range(outer.pool)]
             for learner in self.group.share(outer.learners)
         }
-
-    def _keeps_scores(self, soft_embedding: SoftEmbedding) -> bool:
-        """Whether what a step computes over the catalogue is small enough to be kept: a traced
-        step keeps all that its Hessian product needs."""
-        learner, length = self.config.learner, self.config.summary.length
-        last = learner.objective == "last-and-augmented"
-        targets = learner.batch * (learner.augmented + 1 if last else length - 1)
-        return (
-            not isinstance(soft_embedding, ChunkedQueries)
-            and targets * len(self.V_ND) <= KEPT_SCORES
-        )
 
     def steps(self) -> Iterator[float]:
         """Distil to the end, yielding the best validation NDCG@10 after each outer step."""
@@ -180,10 +155,8 @@ class Distillation:
         synthetic = read_from.detach()
         self._sample(C_UTD.detach())
         on_stage("soft sequences")
-        mine = [*self.pools]
-        groups = [mine] if self.together else [[learner] for learner in mine]
         to_synthetic = reduce(
-            Tensor.add_, (self._meta_gradient(each, synthetic, on_stage) for each in groups)
+            Tensor.add_, (self._meta_gradient(each, synthetic, on_stage) for each in self.pools)
         )
         self.optimizer.zero_grad()
         with deterministic():
@@ -203,27 +176,17 @@ class Distillation:
         rng = numpy_generator(self.config.seed, Purpose.SUB_CATALOGUE, self.done)
         self.training = self.training.over(self.sampler.sub_catalogue(targets_UTD, rng))
 
-    def _meta_gradient(
-        self, learners: Sequence[int], synthetic: Tensor, on_stage: StageHook
-    ) -> Tensor:
-        """dL/d(leaf) of some of the step's learners, which stay in their pools a window older."""
-        windows = [self._turn(learner, synthetic) for learner in learners]
+    def _meta_gradient(self, learner: int, synthetic: Tensor, on_stage: StageHook) -> Tensor:
+        """dL/d(leaf) of one of the step's learners, which stays in its pool a window older."""
+        turn = self._turn(learner, synthetic)
         on_stage("warm-up")
-        unroll = self.together or SequentialUnroll(
-            self.training, recompute=self.config.outer.recompute
-        )
-        ends, back = unroll(
-            synthetic, [each.start for each in windows], [each.window for each in windows]
-        )
-        for turn, end in zip(windows, ends, strict=True):
-            self.pools[turn.learner][turn.nth] = PooledLearner(end, warmup_steps=0)
+        unroll = SequentialUnroll(self.training, recompute=self.config.outer.recompute)
+        end, back = unroll(synthetic, turn.start, turn.window)
+        self.pools[turn.learner][turn.nth] = PooledLearner(end, warmup_steps=0)
         on_stage("window")
-        outer_gradients = [
-            self._real_gradient(end.parameters, turn.rng, turn.draw)
-            for turn, end in zip(windows, ends, strict=True)
-        ]
+        outer_gradient = self._real_gradient(end.parameters, turn.rng, turn.draw)
         on_stage("real batch")
-        to_synthetic = back(outer_gradients)
+        to_synthetic = back(outer_gradient)
         on_stage("reverse")
         return to_synthetic
 
@@ -332,8 +295,6 @@ class Distillation:
         windows = self.windows.draw(self.config.outer.batch, rng)
         rows = gather(self.split, windows.start, windows.end)
         items, lengths = (part.to(self.device) for part in rows)
-        if self.recorded is not None:
-            return self.recorded.gradient(theta, items, lengths)
         randomness = StepRandomness(self.backbone.draw_targets(lengths, draw), dropout=None)
         return self.surrogate.gradient(theta, RealBatch(items, lengths, randomness, rng))
 

@@ -12,6 +12,7 @@ import torch
 
 from td3engine.config import DistillConfig, softmax_over
 from td3engine.config.presets import sized_by_data
+from td3engine.config.retired import retired_note
 from td3engine.data.split import Split, split_log
 from td3engine.data.types import Interactions, LogError
 from td3engine.data.windows import training_windows
@@ -20,7 +21,6 @@ from td3engine.evaluation.baselines import popularity_rows, summary_rows, teache
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.table import Row
 from td3engine.events import Listener, Note, Phase
-from td3engine.inner_loop.traced import demand_compiler
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
@@ -144,6 +144,8 @@ class Run:
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self.clock.enter("preparing")
+        for setting in self.config.ignored:
+            self._note(retired_note(setting))
         if self.device.type == "cpu" and (why := cpu_contention()):
             self._note(why)
         if self.group.is_main:
@@ -161,7 +163,6 @@ class Run:
             training_interactions=statistics.training_interactions,
         )
         self._settle_softmax()
-        self._find_compiler()
         return saved
 
     def _settle_softmax(self) -> None:
@@ -181,16 +182,6 @@ class Run:
             elif requested.softmax == "sampled":
                 why = "these learners train a part of the scoring table"
                 self._note(f"{part}: a softmax over all items, since {why}")
-
-    def _find_compiler(self) -> None:
-        """Where steps are to be compiled: miss the compiler now, and not when there is a teacher.
-
-        Raises:
-            CompilerError: it is not there.
-        """
-        outer = self.config.outer
-        if outer.compiled and self.backbone.has_analytic_grad and outer.softmax != "sampled":
-            demand_compiler()
 
     def _refuse_unlike_ranks(self) -> None:
         learners = self.config.outer.learners

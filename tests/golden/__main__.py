@@ -31,7 +31,7 @@ def main() -> int:
         print(json.dumps(found))  # noqa: T201
         return 0
     if options.write:
-        KEPT.write_text(json.dumps(found, indent=2) + "\n")
+        KEPT.write_text(json.dumps(found, indent=2, sort_keys=True) + "\n")
         return 0
     kept = _of_commit(options.against) if options.against else json.loads(KEPT.read_text())
     differences = compare(kept, found)

@@ -1,5 +1,6 @@
 """What a configuration refuses, and in which words; which steps a mode takes."""
 
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from td3engine.config import BACKBONES, MODES, DistillConfig, Preset
 from td3engine.config.presets import LEARNERS, PRESETS, build_config, learner_of
+from td3engine.config.retired import RetiredSetting, retired_note
 from tests.td3engine.small import small_config
 
 WINDOWS = {"steps": 20, "scratch_steps": 60}
@@ -126,3 +128,33 @@ def test_outer_steps_from_scratch_have_the_rate_of_others_unless_one_of_their_ow
     own = build_config("balanced", {"outer": {"lr": 0.01, "scratch_lr": 0.05}}).outer
     assert [like.lr_in(mode) for mode in MODES] == [0.01, 0.01]
     assert [own.lr_in(mode) for mode in MODES] == [0.01, 0.05]
+
+
+@pytest.mark.parametrize(
+    ("outer", "ignored"),
+    [
+        ({"compiled": False, "vectorised": False}, ()),  # an earlier release's defaults
+        ({"compiled": True}, ("outer.compiled",)),
+        ({"vectorised": True, "compiled": True}, ("outer.compiled", "outer.vectorised")),
+    ],
+)
+def test_retired_settings_are_read_and_named(
+    outer: dict[str, Any], ignored: tuple[RetiredSetting, ...]
+) -> None:
+    """Through the text that a job is stored with, and over a preset that a user lays them on."""
+    settings = small_config().model_dump()
+    stored = {**settings, "outer": settings["outer"] | outer}
+    config = DistillConfig.model_validate_json(json.dumps(stored))
+    assert config.ignored == ignored
+    assert config.outer == small_config().outer
+    assert small_config(outer=outer) == config
+    assert DistillConfig.model_validate_json(config.model_dump_json()) == config
+    for setting in ignored:
+        assert retired_note(setting).startswith(f"{setting} is ignored: ")
+
+
+def test_a_retired_setting_is_no_setting_of_another_part() -> None:
+    with pytest.raises(ValidationError, match=r"learner\.compiled"):
+        small_config(learner={"compiled": True})
+    with pytest.raises(ValidationError, match="ignored"):
+        small_config(ignored=["outer.window"])

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from td3engine.config import DistillConfig, Mode
 from td3engine.data.split import Split
-from td3engine.inner_loop import traced, windows
+from td3engine.inner_loop import windows
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.gradients import InnerStep
 from td3engine.inner_loop.learner import recommender
-from td3engine.inner_loop.traced import TracedTake
 from td3engine.inner_loop.unroll import train
 from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
@@ -433,17 +432,3 @@ def test_learners_of_the_pool_are_whole_and_their_own(mode: Mode, biased: bool) 
     assert all(len(theta) == model.n_parameters for theta in thetas)
     assert not torch.equal(thetas[0], thetas[1])
     assert torch.equal(distillation.V_ND, distillation.teacher.model.table[:, :WIDTH])
-
-
-def test_steps_are_compiled_where_their_scores_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traced, "demand_compiler", lambda: None)
-    config = config_of("shared-items", compiled=True)
-    targets = 2 * 2  # sequences, events of each
-    monkeypatch.setattr(distill, "KEPT_SCORES", targets * ITEMS)
-    assert isinstance(make(config, biased=False).training.take, TracedTake)
-    assert not isinstance(make(config, biased=True).training.take, TracedTake)
-    monkeypatch.setattr(distill, "KEPT_SCORES", targets * ITEMS - 1)
-    assert not isinstance(make(config, biased=False).training.take, TracedTake)
-    monkeypatch.undo()
-    plain = make(config_of("shared-items"), biased=False)
-    assert not isinstance(plain.training.take, TracedTake)

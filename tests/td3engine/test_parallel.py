@@ -113,10 +113,10 @@ def test_a_process_that_hangs_is_not_waited_for(tmp_path: Path) -> None:
 # --- outer steps --------------------------------------------------------------------------------
 
 
-def take_steps(group: ProcessGroup, mode: Mode, file: Path, vectorised: bool = False) -> None:
+def take_steps(group: ProcessGroup, mode: Mode, file: Path) -> None:
     """Five outer steps in float64; the leader keeps its factors and the state of all."""
     with default_double():
-        distillation = steps_of(mode, group, vectorised)
+        distillation = steps_of(mode, group)
         for _ in islice(distillation.steps(), 5):
             pass
         state = distillation.state()
@@ -124,20 +124,15 @@ def take_steps(group: ProcessGroup, mode: Mode, file: Path, vectorised: bool = F
             torch.save(state, file)
 
 
-def steps_of(mode: Mode, group: ProcessGroup, vectorised: bool = False) -> Distillation:
+def steps_of(mode: Mode, group: ProcessGroup) -> Distillation:
     over = {"normalise": True, "validate_every": 2, "learners": LEARNERS, "feature_weight": 0.7}
-    over["vectorised"] = vectorised
     return make(config_of(mode, **over), False, group)
 
 
-@pytest.mark.parametrize(
-    ("mode", "vectorised"),
-    [("shared-items", False), ("from-scratch", False), ("from-scratch", True)],
-)
-def test_two_processes_take_the_steps_of_one(mode: Mode, vectorised: bool, tmp_path: Path) -> None:
-    """Factors, optimizer, learners of all pools, validation; and one goes on where two stopped.
-    Each process may unroll its own learners together: of two processes one has two of them."""
-    assert together(take_steps, mode, tmp_path / "two", vectorised) == [0, 0]
+@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
+def test_two_processes_take_the_steps_of_one(mode: Mode, tmp_path: Path) -> None:
+    """Factors, optimizer, learners of all pools, validation; and one goes on where two stopped."""
+    assert together(take_steps, mode, tmp_path / "two") == [0, 0]
     take_steps(ProcessGroup(), mode, tmp_path / "one")
     one, two = (torch.load(tmp_path / name, weights_only=True) for name in ("one", "two"))
     assert set(two["pools"]) == set(range(LEARNERS))

@@ -5,7 +5,6 @@ recorded, but what a recording depends on is the same: fixed buffers and fixed s
 """
 
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 
 from td3engine.config import Mode
 from td3engine.inner_loop.adam import LearnerState
+from td3engine.inner_loop.gradients import InnerStep
 from td3engine.inner_loop.learner import learn_from, recommender
 from td3engine.inner_loop.recorded import RecordedSteps
 from td3engine.inner_loop.trainer import InnerLoopTrainer, advance
@@ -26,9 +26,15 @@ from tests.td3engine.devices import CPU, DEVICES
 from tests.td3engine.oracles import default_double, distance, normal, seeded
 from tests.td3engine.test_distill import config_of, make
 from tests.td3engine.test_unroll import MU, Objective, World, make_world, warm
-from tests.td3engine.test_windows import moved
 
 EXACT = 1e-11
+
+
+def moved(step: InnerStep[StepRandomness], device: torch.device) -> InnerStep[StepRandomness]:
+    targets, dropout = step.randomness.targets, step.randomness.dropout
+    targets = replace(targets, rows=targets.rows.to(device), at=targets.at.to(device))
+    randomness = StepRandomness(targets, None if dropout is None else dropout.to(device))
+    return InnerStep(step.rows.to(device), randomness)
 
 
 def training_on(world: World, device: torch.device, recorded: bool = True) -> InnerLoopTrainer:
@@ -164,23 +170,3 @@ def test_padding_weighs_nothing(mode: Mode, share: float, device: torch.device) 
     for ours, theirs in zip(found, wanted, strict=True):
         assert theirs.norm() > 1e-3
         assert distance(ours.cpu(), theirs) < EXACT
-
-
-@pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
-def test_outer_steps_with_recorded_real_batches_are_those_without(mode: Mode) -> None:
-    """Recorded as on a GPU: factors after steps of learners together, and one by one."""
-    with default_double():
-        plain, recorded = (
-            make(config_of(mode, learners=2, vectorised=v), False) for v in (False, True)
-        )
-        assert recorded.together is not None
-        assert recorded.training.recorded is not None
-        assert plain.training.recorded is None
-        assert recorded.recorded is None  # on a CPU
-        most = recorded.config.outer.batch, recorded.history + 1
-        recorded.recorded = RecordedObjective(recorded.surrogate, CPU, *most)
-        for distillation in (plain, recorded):
-            for _ in islice(distillation.steps(), 3):
-                pass
-    for mine, theirs in zip(recorded.factors, plain.factors, strict=True):
-        assert distance(mine, theirs) < 1e-8
