@@ -3,7 +3,6 @@
 It prints events as JSON lines and tells by its exit code how it ended (docs/contracts.md).
 """
 
-import hashlib
 import signal
 import sys
 from pathlib import Path
@@ -51,9 +50,8 @@ def run_job(data: Path, config: Path, out: Path, checkpoint_seconds: float) -> i
     )
     try:
         settings = DistillConfig.model_validate_json(config.read_bytes())
-        with data.open("rb") as file:
-            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         log = read_normalised(data)
+        fingerprint = log.fingerprint()
         try:
             outcome = Run(log, fingerprint, settings, out, control).run()
         except CheckpointMismatchError as mismatch:
