@@ -11,17 +11,17 @@ PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def serve(context: typer.Context) -> NoReturn:
     """Run the service here: API, worker, embedded Valkey, SQLite. See [b]td3 serve --help[/]."""
-    _become("app.serve", context)
+    _become("app.standalone.serve", context)
 
 
 def gc(context: typer.Context) -> NoReturn:
     """Delete old jobs, events and datasets of a service. See [b]td3 gc --help[/]."""
-    _become("app.gc", context)
+    _become("app.admin.gc", context)
 
 
 def keys(context: typer.Context) -> NoReturn:
     """Make, list and revoke API keys of a service. See [b]td3 keys --help[/]."""
-    _become("app.keys", context)
+    _become("app.admin.keys", context)
 
 
 def _become(module: str, context: typer.Context) -> NoReturn:

@@ -179,7 +179,7 @@ def _services_exist(text: str) -> None:
 
 
 # Commands that a test does not run, by how they begin: they take minutes, do not end by themselves,
-# or need what a test machine does not have (Docker, a registry, several processes, a GPU).
+# or need what a test machine does not have (Docker, a registry, a used database, a GPU).
 _NOT_RUN: dict[str, Callable[[str], None]] = {
     "make ": _make_target_exists,
     "pip install ": _extras_exist,
@@ -188,6 +188,7 @@ _NOT_RUN: dict[str, Callable[[str], None]] = {
     "python -m tests.": _module_has_options,
     "td3 serve": _command_has_options,
     "td3 demo": _command_has_options,
+    "td3 gc": _command_has_options,
     "torchrun ": _command_has_options,
     "docker compose ": _services_exist,
 }

@@ -20,7 +20,7 @@ from td3engine.data.reading import read_log
 from td3engine.pipeline.run import Control, Run
 from td3engine.summary.bundle import load_bundle
 from tests.td3engine.small import small_config, write_small_log
-from tests.worker.conftest import is_alive, wait_for
+from tests.worker.kit import is_alive, wait_for
 
 # Enough outer steps to be met in the middle, few enough to be over in seconds.
 CONFIG = small_config(outer={"steps": 150, "validate_every": 50})
