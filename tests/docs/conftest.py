@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from td3engine.cli.main import app
-from td3engine.config.presets import LEARNERS, PRESETS
+from td3engine.config.presets import PRESETS
 from tests.docs.kit import write_ratings
 from tests.docs.small_presets import environment, shrunk
 
@@ -20,8 +22,9 @@ def small_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Presets whose distillation takes a second, in this process."""
     for name, preset in shrunk(PRESETS).items():
         monkeypatch.setitem(PRESETS, name, preset)
-    for backbone in LEARNERS:  # steps of their own: some hundreds
-        monkeypatch.setitem(LEARNERS, backbone, {})
+    for name in ("gru4rec", "narm", "bert4rec"):  # their learners have some hundred steps
+        module = import_module(f"td3engine.models.backbones.{name}")
+        monkeypatch.setattr(module, "BACKBONE", replace(module.BACKBONE, learner={}))
 
 
 @pytest.fixture(scope="session")
