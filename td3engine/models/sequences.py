@@ -9,8 +9,10 @@ from td3engine.data.split import Split
 
 
 def gather(split: Split, start: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Rows [start, end) as (items, lengths): int64 (B, L) and int64 (B); L is the longest row's
-    length, the others are padded with 0."""
+    """Rows [start, end) of the histories as (items, lengths), int64 (B, L) and (B).
+
+    L is the longest row's length; shorter rows are padded with 0 on the right.
+    """
     rows = start[:, None] + np.arange(int((end - start).max(initial=0)))
     inside = rows < end[:, None]
     items = np.where(inside, split.histories[np.minimum(rows, len(split.histories) - 1)], 0)
