@@ -26,9 +26,10 @@ from td3engine.config.presets import build_config
 from td3engine.data.split import Split
 from td3engine.data.windows import WindowSampler, training_windows
 from td3engine.models.registry import build_backbone
+from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.ranking.holdout import holdout_set
-from td3engine.teacher.training import Trained
+from td3engine.teacher.training import TrainedOnLog
 
 USERS = (10_000, 100_000, 1_000_000, 10_000_000)
 ITEMS, EVENTS = 5_000, 10
@@ -76,9 +77,10 @@ def make_distillation(split: Split, config: DistillConfig) -> Distillation:
     """With a random teacher: a step costs what it costs with a trained one."""
     backbone = build_backbone(config.backbone, config.data.max_history)
     draw = torch.Generator().manual_seed(0)
-    teacher = Trained(
-        parameters=0.02 * torch.randn(backbone.n_parameters, generator=draw),
-        table=0.02 * torch.randn(ITEMS, config.backbone.hidden, generator=draw),
+    parameters = 0.02 * torch.randn(backbone.n_parameters, generator=draw)
+    table = 0.02 * torch.randn(ITEMS, config.backbone.hidden, generator=draw)
+    teacher = TrainedOnLog(
+        model=TrainedModel(backbone, parameters, table),
         early=0.02 * torch.randn(2, backbone.n_parameters, generator=draw),
         validation=0.0,
         seconds=0.0,

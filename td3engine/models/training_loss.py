@@ -1,4 +1,4 @@
-"""The losses of a recommender on real rows."""
+"""Losses of a recommender on real rows."""
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ def real_loss(
     lengths_B: Tensor,
     randomness: StepRandomness,
 ) -> Tensor:
-    """Mean cross-entropy of the asked events of real rows, right-padded. Once differentiable."""
+    """Mean cross-entropy of the targets of real, right-padded rows. Once differentiable."""
     encoder_P, table_NF = model.parts(theta)
     hidden_KF = model.states(encoder_P, F.embedding(items_BL, table_NF), lengths_B, randomness)
     targets_K = items_BL[randomness.targets.rows, randomness.targets.at]
@@ -33,11 +33,11 @@ def unseen_loss(
     lengths_B: Tensor,
     randomness: StepRandomness,
 ) -> Tensor:
-    """Mean cross-entropy of the asked events among the items that the row has not had before.
+    """Mean cross-entropy of the targets among the items that are new to their row.
 
-    Ranking leaves out what a user has met already, so this is closer to what is measured than
-    `real_loss` is: a learner need not be taught to avoid repetition. An event that repeats an
-    earlier one of its row is not counted. Once differentiable.
+    Ranking excludes the items that a user has met, so this loss is closer to the measurement than
+    `real_loss`. A target that repeats an earlier event of its row is not counted. Once
+    differentiable.
     """
     encoder_P, table_NF = model.parts(theta)
     embedded = F.embedding(items_BL, table_NF)
@@ -52,7 +52,7 @@ def unseen_cross_entropy(
     items_BL: Tensor,
     targets: TargetPositions,
 ) -> Tensor:
-    """The loss of `unseen_loss`, from its states and embedded rows."""
+    """`unseen_loss` from hidden states (K, F) and embedded rows (B, L, F)."""
     everything_K = log_sum_exp(hidden_KF, table_NF)
     scores_KL = (embedded_BLF[targets.rows] @ hidden_KF[:, :, None]).squeeze(-1)
     same_BLL = items_BL[:, :, None] == items_BL[:, None, :]
@@ -60,7 +60,7 @@ def unseen_cross_entropy(
     at_L = torch.arange(items_BL.shape[1], device=items_BL.device)
     before_KL = (at_L < targets.at[:, None]) & ~repeats_BL[targets.rows]
     share_K = torch.where(before_KL, (scores_KL - everything_K[:, None]).exp(), 0.0).sum(-1)
-    # Rounding can take a row that leaves next to nothing to the unseen items past one.
+    # Rounding can take the share past one, in a row that leaves the unseen items almost nothing.
     unseen_K = everything_K + torch.log1p(-share_K.clamp(max=1 - SMALLEST_SHARE))
     target_K = scores_KL.gather(1, targets.at[:, None]).squeeze(1)
     counted_K = ~repeats_BL[targets.rows, targets.at]
