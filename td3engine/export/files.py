@@ -11,7 +11,7 @@ from torch import Tensor
 from td3engine.errors import UnusableError
 from td3engine.export.registry import ExportOptions
 from td3engine.export.sequences import sample_sequences, train_guide
-from td3engine.files import whole_file
+from td3engine.files import new_file
 from td3engine.summary.bundle import Bundle
 
 CSV_HEADER = ("user_id", "item_id", "timestamp")
@@ -40,7 +40,7 @@ def write_csv(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out: P
         UnusableError: an item id holds a NUL.
     """
     _refuse_ids(item_ids, "a CSV file", lambda item_id: "\0" in item_id)
-    with whole_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+    with new_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         writer = csv.writer(text)
         writer.writerow(CSV_HEADER)
         writer.writerows(_events(sequences_RT, item_ids, copies))
@@ -58,7 +58,7 @@ def write_inter(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out:
             words such as `NA` for no value.
     """
     _refuse_ids(item_ids, "a .inter file", _not_for_inter)
-    with whole_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+    with new_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         text.write("\t".join(INTER_HEADER) + "\n")
         for user, item, time in _events(sequences_RT, item_ids, copies):
             text.write(f"{user}\t{item}\t{time}\n")

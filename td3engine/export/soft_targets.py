@@ -12,7 +12,7 @@ from torch import Tensor
 
 from td3engine.errors import UnusableError
 from td3engine.export.registry import ExportOptions
-from td3engine.files import whole_file
+from td3engine.files import new_file
 from td3engine.summary.bundle import Bundle
 from td3engine.summary.tucker import TuckerSummary
 
@@ -112,7 +112,7 @@ def write_soft(table: pa.Table, out: Path) -> None:
     Raises:
         OutputExistsError: there is such a file already.
     """
-    with whole_file(out) as file:
+    with new_file(out) as file:
         pq.write_table(table, file, compression="zstd", use_dictionary=["item_id"])
 
 

@@ -6,7 +6,6 @@ end of each (`item_id_ends`, int64). The header's metadata holds `format` and `m
 `ModelDescription`. Nothing in it is code, and everything is checked before it is used.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from td3engine.config import BackboneConfig, DataConfig
 from td3engine.errors import UnusableError
+from td3engine.files import atomic_file
 from td3engine.models.registry import build_backbone
 
 FORMAT = "td3-model-1"
@@ -77,15 +77,8 @@ def write_model(path: Path, content: ModelContent) -> None:
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         {"format": FORMAT, "model": content.description.model_dump_json()},
     )
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def read_model(path: Path) -> ModelContent:

@@ -1,6 +1,5 @@
 """The checkpoint of a run: one file, written whole or not at all, and not too often."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 
 from td3engine.contract import CHECKPOINT_FILE
 from td3engine.errors import CheckpointMismatchError
+from td3engine.files import atomic_file
 from td3engine.runtime.distributed import ProcessGroup
 
 CHECKPOINT_SHARE = 0.01  # of the running time, at most, goes into checkpoints
@@ -78,12 +78,9 @@ class Checkpoint:
         whole = state()
         if not self.group.is_main:
             return
-        part = self.path.with_suffix(".part")
-        with part.open("wb") as file:
+        # One name for all parts: a file of this size is left behind once at most.
+        with atomic_file(self.path, self.path.with_suffix(".part")) as file:
             torch.save({**self.identity, "seconds": seconds(), **whole}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
         written(self.path)
         self._last = time.monotonic()
         self._duration = self._last - began

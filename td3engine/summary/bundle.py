@@ -7,7 +7,6 @@ factor of their own (format 2); `items.parquet` the item ids by index;
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from td3engine.config import DistillConfig, Mode
 from td3engine.config.presets import merge
 from td3engine.contract import FACTORS_FILE, ITEMS_FILE, MANIFEST_FILE
 from td3engine.errors import BundleError
+from td3engine.files import atomic_file
 from td3engine.summary.tucker import TuckerSummary
 
 FACTORS = ("U", "T", "G", "V", "Y")
@@ -84,13 +84,16 @@ def save_bundle(
 ) -> Manifest:
     """Write the three files and return the manifest with checksums and versions filled in."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = {name: getattr(summary, name) for name in FACTORS}
-    factors = {name: each.cpu().contiguous() for name, each in found.items() if each is not None}
-    (folder / FACTORS_FILE).write_bytes(
-        safetensors.torch.save(factors, {"format": f"td3-summary-{manifest.format}"})
-    )
+    factors = {
+        name: factor.cpu().contiguous()
+        for name in FACTORS
+        if (factor := getattr(summary, name)) is not None
+    }
+    with atomic_file(folder / FACTORS_FILE) as file:
+        file.write(safetensors.torch.save(factors, {"format": f"td3-summary-{manifest.format}"}))
     items = pa.table({"index": np.arange(len(item_ids), dtype=np.int32), "item_id": item_ids})
-    pq.write_table(items, folder / ITEMS_FILE, compression="zstd")
+    with atomic_file(folder / ITEMS_FILE) as file:
+        pq.write_table(items, file, compression="zstd")
     complete = manifest.model_copy(
         update={
             "checksums": {name: _sha256(folder / name) for name in (FACTORS_FILE, ITEMS_FILE)},
@@ -104,13 +107,9 @@ def save_bundle(
         }
     )
     text = json.dumps(complete.model_dump(mode="json"), indent=2, sort_keys=True)
-    # Whole or not at all: a folder with a manifest holds a finished summary.
-    part = folder / f"{MANIFEST_FILE}.part"
-    with part.open("w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / MANIFEST_FILE)
+    # The manifest comes last: a folder that has one holds a finished summary.
+    with atomic_file(folder / MANIFEST_FILE) as file:
+        file.write(f"{text}\n".encode())
     return complete
 
 
@@ -129,8 +128,8 @@ def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
                 raise BundleError(f"{folder / name} is not the file that its manifest describes")
         factors = safetensors.torch.load_file(folder / FACTORS_FILE)
         item_ids = pq.read_table(folder / ITEMS_FILE).column("item_id").to_pylist()
-        given = {name: factors[name] for name in ("U", "T", "G", "V")}
-        summary = TuckerSummary(**given, Y=factors.get("Y"))
+        U, T, G, V = (factors[name] for name in FACTORS[:4])
+        summary = TuckerSummary(U, T, G, V, factors.get("Y"))
     except FileNotFoundError as error:
         raise BundleError(f"{error.filename} is missing: not a summary's folder") from error
     except (ValidationError, SafetensorError, pa.ArrowException, KeyError) as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -459,13 +460,15 @@ def test_a_start_on_which_learners_diverge_spoils_no_job(
 def test_a_full_disk_leaves_no_half_manifest_and_the_run_goes_on(
     log: Interactions, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full:
-        @staticmethod
-        def fsync(_: int) -> None:
+    sync = os.fsync
+
+    def full_once_the_items_are_written(file: int) -> None:
+        if (tmp_path / "items.parquet").exists():
             raise OSError("no space left on device")
+        sync(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr("td3engine.summary.bundle.os", Full)
+        patch.setattr("td3engine.files.os.fsync", full_once_the_items_are_written)
         with pytest.raises(OSError, match="no space"):
             run(log, tmp_path)
     assert not (tmp_path / "manifest.json").exists()
