@@ -161,11 +161,11 @@ def test_checkpoints_come_when_due_and_are_announced_complete(
 ) -> None:
     seen: list[tuple[Phase, int]] = []
 
-    def checkpointed(path: Path, phase: Phase, step: int) -> None:
+    def on_checkpoint(path: Path, phase: Phase, step: int) -> None:
         torch.load(path, weights_only=True)
         seen.append((phase, step))
 
-    run(log, tmp_path, checkpointed=checkpointed, checkpoint_seconds=0)
+    run(log, tmp_path, on_checkpoint=on_checkpoint, checkpoint_seconds=0)
     assert seen == [("pretraining", n) for n in (1, 2, 3, 4)] + [
         ("distilling", n) for n in (1, 2, 3, 4, 5, 6, 6)
     ] + [("evaluating", 6)] * 2 * len(RESULT_SEEDS)  # learners on the start, and on the summary
@@ -195,13 +195,13 @@ def test_checkpoints_that_take_long_come_seldom(
     def listener(event: Event) -> None:
         clock.now += 10 * isinstance(event, Progress)
 
-    def checkpointed(_path: Path, phase: Phase, step: int) -> None:
+    def on_checkpoint(_path: Path, phase: Phase, step: int) -> None:
         clock.now += 4
         written.append((phase, step))
 
     monkeypatch.setattr("td3engine.pipeline.checkpoint.time", clock)
     config = small_config(outer={"steps": 100, "validate_every": 1000})
-    control = {"listener": listener, "checkpointed": checkpointed, "checkpoint_seconds": 15}
+    control = {"listener": listener, "on_checkpoint": on_checkpoint, "checkpoint_seconds": 15}
     run(log, tmp_path, config, **control)
     # 2 of 4 epochs, then 40 steps of any kind each; and one when distilling is done.
     steps = [("distilling", step) for step in (38, 78, 100)]
