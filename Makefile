@@ -61,10 +61,10 @@ audit: $(VENV)/made  ## Known weaknesses of the pinned dependencies (asks pypi.o
 	$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --strict --progress-spinner off
 
 fuzz: install-dev  ## Generated requests and uploads, TD3_FUZZ times as many as in `make test`, new ones each time
-	TD3_FUZZ=$${TD3_FUZZ:-50} $(BIN)/pytest tests/app/api/test_openapi_conformance.py tests/app/api/test_upload_fuzz.py $(PYTEST)
+	TD3_FUZZ=$${TD3_FUZZ:-50} $(BIN)/pytest tests/app/http/test_openapi_conformance.py tests/app/http/test_upload_fuzz.py $(PYTEST)
 
 openapi: install-dev  ## Write docs/openapi.json, which a test compares with the service
-	$(BIN)/python -m app.openapi docs/openapi.json
+	$(BIN)/python -m app.admin.openapi docs/openapi.json
 
 format: install-dev  ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .

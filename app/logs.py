@@ -1,13 +1,12 @@
-"""Logging of every process of the service: one record a line, with the ids of what it is about.
+"""Logging of every process of the service: one record per line, with fields of its context.
 
-Code says once what it is working on, and every record of the block carries it, whichever module
-writes it:
+`log_fields` adds fields to every record of a block, whichever module writes it:
 
     with log_fields(job_id=job_id, attempt=1):
         logger.info("claimed")
 
-The fields live in a context variable: tasks and FastAPI's threads inherit them, a thread of our own
-does if it is started with `contextvars.copy_context().run`.
+The fields are in a context variable. Tasks and FastAPI's threads inherit them. Other threads do if
+they are started with `contextvars.copy_context().run`.
 """
 
 import json
@@ -25,16 +24,16 @@ LogFormat = Literal["auto", "json", "text"]
 _NO_FIELDS: Mapping[str, object] = MappingProxyType({})
 _SECONDS = "%Y-%m-%dT%H:%M:%S"
 _to_json = json.JSONEncoder(default=str).encode
-# What begins a new line, or has a terminal do something: C0, DEL, C1, and Unicode's separators.
+# Characters that begin a new line or control a terminal: C0, DEL, C1, and Unicode's separators.
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _fields: ContextVar[Mapping[str, object]] = ContextVar("td3_log_fields", default=_NO_FIELDS)
 
 
 @contextmanager
 def log_fields(**fields: object) -> Iterator[None]:
-    """Put these fields on every record of the block; None leaves one out."""
-    given = {name: value for name, value in fields.items() if value is not None}
-    token = _fields.set({**_fields.get(), **given})
+    """Add these fields to every record of the block, except for those that are None."""
+    present = {name: value for name, value in fields.items() if value is not None}
+    token = _fields.set({**_fields.get(), **present})
     try:
         yield
     finally:
@@ -42,13 +41,13 @@ def log_fields(**fields: object) -> Iterator[None]:
 
 
 def current_request_id() -> str | None:
-    """Of the request that is being served here."""
-    found = _fields.get().get("request_id")
-    return None if found is None else str(found)
+    """The id of the request that this context serves, if any."""
+    request_id = _fields.get().get("request_id")
+    return None if request_id is None else str(request_id)
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one JSON object on one line, whatever is in it."""
+    """A record as one JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         """`time`, `level`, `logger`, `message`, the fields, and `exception` (a traceback)."""
@@ -66,10 +65,10 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """The same for people: a line, the fields at its end, and a traceback below it.
+    """A record for people: one line with the fields at its end, then a traceback.
 
-    What clients send cannot look like a record of its own: control characters are shown escaped,
-    and the lines of a traceback, which may quote anything, are indented.
+    Text from clients cannot forge a record: control characters are escaped, and the lines of a
+    traceback are indented.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -83,13 +82,16 @@ class TextFormatter(logging.Formatter):
 
 
 def _without_controls(text: str) -> str:
-    return _CONTROLS.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+    return _CONTROLS.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def set_up_logging(form: LogFormat) -> None:
-    """Send every record of this process to stderr; `auto`: as text if that is a terminal.
+    """Send every record of this process to stderr. For programs, not for libraries.
 
-    For programs. Where logging has been set up already, by a test for example, it stays as it is.
+    Does nothing if logging is already configured, for example by a test.
+
+    Args:
+        form: `auto` means text if stderr is a terminal, else JSON.
     """
     if logging.getLogger().handlers:
         return
@@ -98,8 +100,8 @@ def set_up_logging(form: LogFormat) -> None:
     handler.setFormatter(TextFormatter() if as_text else JsonFormatter())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(capture=True)
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # have handlers of their own
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):  # they have handlers of their own
         logger = logging.getLogger(name)
         logger.handlers.clear()
-        logger.propagate = name != "uvicorn.access"  # app.observe logs requests, and knows more
+        logger.propagate = name != "uvicorn.access"  # app.http.access_log replaces it
     logging.getLogger("httpx").setLevel(logging.WARNING)

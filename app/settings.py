@@ -1,4 +1,4 @@
-"""What the service can be told, all of it: environment variables `TD3_...`, and their defaults."""
+"""All settings of the service: environment variables `TD3_...` and their defaults."""
 
 import sys
 from functools import cache
@@ -10,13 +10,24 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.logs import LogFormat
+from td3engine.contract import ENGINE
 
+# Variables with credentials. Compose's file has the last one.
+SECRET_VARIABLES = frozenset(
+    {
+        "TD3_BLOBS",
+        "TD3_BROKER_URL",
+        "TD3_DATABASE_URL",
+        "TD3_KEY_SECRET",
+        "TD3_POSTGRES_PASSWORD",
+    }
+)
 _Seconds = Annotated[float, Field(gt=0)]
 _Days = Annotated[float | None, Field(ge=0)]
 
 
 class Settings(BaseSettings):
-    """Read once, when a process starts. A name here is `TD3_NAME` in the environment."""
+    """Read once, when a process starts. The field `name` is `TD3_NAME` in the environment."""
 
     model_config = SettingsConfigDict(env_prefix="TD3_", frozen=True)
 
@@ -28,6 +39,11 @@ class Settings(BaseSettings):
         default_factory=lambda earlier: f"sqlite:///{earlier['data_dir'] / 'td3.sqlite3'}",
         description="SQLAlchemy URL: sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME. "
         "Default: a SQLite file in data_dir.",
+    )
+    blobs: str = Field(
+        default="sql:",
+        description="Where the bytes of datasets, checkpoints and artifacts are stored. `sql:`: in "
+        "the database.",
     )
     broker_url: str = Field(
         default="redis://127.0.0.1:6379/0",
@@ -158,7 +174,7 @@ class Settings(BaseSettings):
         'list such as ["10.0.0.0/8"]; with any of them plain http is allowed too.',
     )
     engine_command: Annotated[list[str], Field(min_length=1)] = Field(
-        default=[sys.executable, "-m", "td3engine.cli", "run"],
+        default=[sys.executable, *ENGINE],
         description="The engine, as a JSON list; --data, --config, --out and --checkpoint-seconds "
         "are put behind it.",
     )
@@ -177,5 +193,9 @@ class Settings(BaseSettings):
 
 @cache
 def get_settings() -> Settings:
-    """The settings of this process, read from its environment at the first call."""
+    """The settings of this process, read from its environment at the first call.
+
+    Raises:
+        pydantic.ValidationError: a variable has a value that cannot be used.
+    """
     return Settings()

@@ -33,8 +33,8 @@ from typing import Any
 import httpx
 from sqlalchemy import insert, text
 
-from app.apikeys import issue
-from app.blobs import sql as blobs
+from app.api_keys import issue
+from app.blobs.sql import SqlBlobStore
 from app.settings import Settings
 from app.store import datasets, jobs
 from app.store.engine import Store, database_now, open_store
@@ -221,7 +221,7 @@ def new_dataset(store: Store, folder: Path) -> str:
     """A dataset of a few bytes."""
     path = folder / "log"
     path.write_bytes(b"a log")
-    sha256, size = blobs.put_file(store, path)
+    sha256, size = SqlBlobStore(store).put_file(path)
     with store.write() as session:
         return datasets.create(
             session,

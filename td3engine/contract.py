@@ -15,6 +15,15 @@ SUMMARY_FILES = {
 }
 """Media type of each file of a summary."""
 
+RESULT_MEDIA_TYPES = tuple(sorted(set(SUMMARY_FILES.values())))
+"""Media types of artifacts, for the OpenAPI document: a worker stores whatever a run lists."""
+
+NORMALISER = ("-m", "td3engine.data.normalise")
+"""Arguments of Python that normalise a log: `SOURCE TARGET --name= --limits= --columns=` follow."""
+
+ENGINE = ("-m", "td3engine.cli", "run")
+"""Arguments of Python that run a job: `--data --config --out --checkpoint-seconds` follow."""
+
 EXIT_UNUSABLE = 65
 """Log or configuration cannot be used; a retry does not help (EX_DATAERR)."""
 

@@ -1,8 +1,8 @@
-"""The consumer: `celery -A worker.celery_app worker -P threads -c 1`, one a GPU.
+"""The consumer of job ids: `celery -A worker.celery_app worker -P threads -c 1`, one per GPU.
 
-Threads, because the job is a child process anyway, and the other pools either go deaf while it runs
-or may not have children. Ids are acknowledged as they arrive: a job that a dying worker takes along
-is found by its lease, not by the broker.
+The pool is `threads` because a job is a child process anyway: `solo` does not answer while a job
+runs, and `prefork` may not have children. Ids are acknowledged on arrival, because an expired lease
+reveals the job of a dead worker.
 """
 
 import logging
@@ -13,21 +13,23 @@ from typing import Any
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init, worker_shutting_down
 
+from app.blobs.protocol import BlobStore
+from app.blobs.registry import open_blob_store
+from app.broker import TASK, JobQueue, celery_settings
 from app.logs import set_up_logging
-from app.queue import TASK, JobQueue, celery_settings
 from app.settings import Settings, get_settings
 from app.store.engine import Store, open_store
+from worker.attempt import run_job
 from worker.janitor import Janitor
 from worker.metrics import WorkerMetrics
-from worker.supervisor import run_job
-from worker.webhooks import WebhookSender
+from worker.webhook_sender import WebhookSender
 
 logger = logging.getLogger(__name__)
 
 celery_app = Celery("td3")
 celery_app.conf.update(
     celery_settings(get_settings().broker_url),
-    # However long the broker is away: the job in hand does not need it, and the janitor goes on.
+    # Reconnect for ever: neither the running job nor the janitor needs the broker.
     broker_connection_max_retries=None,
     task_acks_late=False,
     worker_pool="threads",
@@ -47,13 +49,18 @@ def _store() -> Store:
 
 
 @cache
+def _blobs() -> BlobStore:
+    return open_blob_store(get_settings(), _store())
+
+
+@cache
 def _queue() -> JobQueue:
     return JobQueue(get_settings().broker_url)
 
 
 @cache
 def _janitor() -> Janitor:
-    return Janitor(_store(), _queue(), get_settings())
+    return Janitor(_store(), _blobs(), _queue(), get_settings())
 
 
 @cache
@@ -70,6 +77,7 @@ def _run_job(job_id: str) -> None:
     run_job(
         job_id,
         store=_store(),
+        blobs=_blobs(),
         queue=_queue(),
         settings=get_settings(),
         stopping=_stopping,
@@ -81,8 +89,8 @@ run_job_task = celery_app.task(_run_job, name=TASK)
 
 
 def _omit_banner(instance: Any, **_: Any) -> None:
-    instance.quiet = True  # no log record
-    _set_up_logging()  # Celery's own moment for it comes after its first warnings
+    instance.quiet = True  # the banner is no log record
+    _set_up_logging()  # Celery's signal for it comes after its first warnings
 
 
 def _set_up_logging(**_: Any) -> None:
@@ -96,7 +104,7 @@ def _start(**_: Any) -> None:
 
 
 def _serve_metrics(settings: Settings) -> None:
-    """Jobs do not need them: without a port the worker works all the same."""
+    """Serve metrics if a port is set. A failure is only logged, because jobs need no metrics."""
     host, port = settings.worker_metrics_host, settings.worker_metrics_port
     if not port:
         return
@@ -112,7 +120,7 @@ def _serve_metrics(settings: Settings) -> None:
 
 
 def _stop(**_: Any) -> None:
-    # Runs in a signal handler: nothing here may wait.
+    # This runs in a signal handler, so nothing here may wait.
     _stopping.set()
     _janitor().stop()
     _webhooks().stop()

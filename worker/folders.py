@@ -1,4 +1,4 @@
-"""Work folders of attempts. A lock that dies with its process tells which ones nobody uses."""
+"""Work folders of attempts. Each has a file lock, which ends with its process."""
 
 import fcntl
 import logging
@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _LOCK = ".lock"
-_YOUNG_SECONDS = 60  # a folder this young may belong to somebody who is about to lock it
+_YOUNG_SECONDS = 60  # the process of a younger folder may be about to lock it
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def work_folder(parent: Path, job_id: str) -> Iterator[Path]:
-    """A new folder that is removed at the end of the block."""
+    """A new folder in `parent`, removed at the end of the block.
+
+    Raises:
+        OSError: it cannot be created.
+    """
     parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{job_id}-")).resolve()
     with (folder / _LOCK).open("w") as lock:
@@ -25,11 +29,11 @@ def work_folder(parent: Path, job_id: str) -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, onerror=_complain)
+            shutil.rmtree(folder, onerror=_log_failure)
 
 
 def sweep_work_folders(parent: Path) -> None:
-    """Remove the folders of workers that were killed."""
+    """Remove the folders in `parent` whose worker was killed."""
     for folder in parent.glob("job_*-*"):
         try:
             if time.time() - folder.stat().st_mtime < _YOUNG_SECONDS:
@@ -37,10 +41,10 @@ def sweep_work_folders(parent: Path) -> None:
             with (folder / _LOCK).open("w") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 logger.info("removing %s, which a killed worker left", folder)
-                shutil.rmtree(folder, onerror=_complain)
+                shutil.rmtree(folder, onerror=_log_failure)
         except (BlockingIOError, FileNotFoundError):
-            continue  # in use, or somebody else removed it
+            continue  # it is in use, or another worker removed it
 
 
-def _complain(_function: object, path: str, error: object) -> None:
+def _log_failure(_function: object, path: str, error: object) -> None:
     logger.warning("could not remove %s: %s", path, error)

@@ -1,4 +1,4 @@
-"""What only a worker knows, for Prometheus, on a port of its own (`TD3_WORKER_METRICS_PORT`)."""
+"""Prometheus metrics of a worker, on a port of its own (`TD3_WORKER_METRICS_PORT`)."""
 
 import logging
 import shutil
@@ -17,7 +17,7 @@ _NVIDIA_SMI_SECONDS = 5
 
 
 class WorkerMetrics:
-    """Attempts of this worker, and the memory of its machine's GPUs."""
+    """Metrics of this worker's attempts, and of the memory of its machine's GPUs."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -42,12 +42,20 @@ class WorkerMetrics:
             self.registry.register(GpuCollector(nvidia_smi))
 
     def claimed(self, waited: timedelta) -> None:
-        """An attempt began."""
+        """Count the start of an attempt.
+
+        Args:
+            waited: from the time the job was queued to its claim.
+        """
         self._claim_wait.observe(max(waited.total_seconds(), 0))
         self._running.inc()
 
     def ended(self, outcome: str) -> None:
-        """It ended; `outcome` is a status of the job, or `lost`."""
+        """Count the end of an attempt.
+
+        Args:
+            outcome: the job's status afterwards, or `lost`.
+        """
         self._running.dec()
         self._attempts.labels(outcome).inc()
 
@@ -55,14 +63,14 @@ class WorkerMetrics:
         """Answer scrapes from a thread.
 
         Raises:
-            OSError: the port cannot be had.
+            OSError: the port is in use, or the address is not of this machine.
         """
         start_http_server(port, address, self.registry)
         logger.info("metrics at http://%s:%d/metrics", address, port)
 
 
 class GpuCollector(Collector):
-    """Memory of each GPU, as its driver's command line tells it. The engine is another process."""
+    """Memory of each GPU, read by `nvidia-smi` because the engine is another process."""
 
     def __init__(self, nvidia_smi: str) -> None:
         self._command = (
@@ -72,11 +80,11 @@ class GpuCollector(Collector):
         )
 
     def describe(self) -> list[Metric]:
-        """Nothing: registering must not start a process."""
+        """Nothing, so that registering starts no process."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Two gauges for each GPU; nothing (and a warning) when the driver does not answer."""
+        """Two gauges per GPU; none, and a warning in the log, if `nvidia-smi` fails."""
         used = GaugeMetricFamily(
             "td3_gpu_memory_used_bytes", "Memory in use, by whomever.", labels=["gpu"]
         )

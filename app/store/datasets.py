@@ -1,4 +1,4 @@
-"""Datasets in SQL. Their bytes are in app/blobs."""
+"""Datasets in SQL. Their bytes are blobs (app/blobs)."""
 
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ def create(
     source_bytes: int,
     statistics: dict[str, Any],
 ) -> Dataset:
-    """The tenant's dataset of this content and name: the one that there is, or a new one, whose
-    blob `fingerprint` is already stored. It cannot be deleted before the end of the transaction.
+    """The tenant's dataset of this content and name: the existing one, or a new one.
+
+    It cannot be deleted before the end of the transaction. Its blob `fingerprint` has to be stored.
 
     Raises:
         sqlalchemy.exc.IntegrityError: there is no such blob, or no such tenant.
@@ -38,7 +39,7 @@ def create(
         source_bytes=source_bytes,
         statistics=statistics,
     )
-    # The update also locks the row that there is, and returns it.
+    # The update locks and returns a row that exists already.
     statement = statement.on_conflict_do_update(
         index_elements=[Dataset.tenant_id, Dataset.fingerprint, Dataset.name],
         set_={"used_at": now},
@@ -54,33 +55,33 @@ def get(session: Session, dataset_id: str, *, tenant_id: str) -> Dataset | None:
 
 
 def exists_already(session: Session, *, tenant_id: str, fingerprint: str, name: str) -> bool:
-    """Whether `create` would find the tenant's dataset of this content and name."""
-    same = exists().where(
+    """Whether the tenant has a dataset of this content and name."""
+    duplicate = exists().where(
         Dataset.tenant_id == tenant_id, Dataset.fingerprint == fingerprint, Dataset.name == name
     )
-    return bool(session.scalar(select(same)))
+    return bool(session.scalar(select(duplicate)))
 
 
 def hold(session: Session, dataset_id: str, *, tenant_id: str) -> Dataset | None:
-    """The dataset, which cannot be deleted before the end of the transaction; or None."""
+    """Lock the dataset against deletion until the transaction ends. None: there is none."""
     query = select(Dataset).where(_owned(tenant_id, dataset_id))
-    # Not a shared lock: making a job updates the row, and two sharers would wait for each other.
+    # The lock is exclusive: creating a job updates the row, so two shared locks would deadlock.
     return session.scalar(query.with_for_update())
 
 
 def delete(
     session: Session, dataset_id: str, *, tenant_id: str
 ) -> Literal["deleted", "in_use", "missing"]:
-    """Let go of a dataset's bytes, unless a job that is not over needs them.
+    """Delete a dataset, unless a job that is not over needs it.
 
-    The row stays, hidden: jobs that are over go on saying what they were made of.
+    Its bytes are swept later. The row stays, hidden, because finished jobs refer to it.
     """
-    # Locked first: the condition below must see the job of whoever held the dataset until now.
+    # The lock comes first, so that the condition sees jobs of transactions that held the dataset.
     if session.scalar(select(Dataset.id).where(_owned(tenant_id, dataset_id)).with_for_update()):
-        needed = exists().where(Job.dataset_id == dataset_id, Job.status.not_in(TERMINAL))
+        in_use = exists().where(Job.dataset_id == dataset_id, Job.status.not_in(TERMINAL))
         statement = (
             update(Dataset)
-            .where(Dataset.id == dataset_id, ~needed)
+            .where(Dataset.id == dataset_id, ~in_use)
             .values(fingerprint=None)
             .returning(Dataset.id)
             .execution_options(synchronize_session=False)
@@ -92,13 +93,13 @@ def delete(
 def page(
     session: Session, *, tenant_id: str, limit: int, after: str | None = None
 ) -> tuple[list[Dataset], bool]:
-    """The tenant's datasets, newest first, older than `after`; and whether there are more."""
+    """The tenant's datasets below the id `after`, newest first; and whether there are more."""
     query = select(Dataset).where(Dataset.tenant_id == tenant_id, Dataset.fingerprint.is_not(None))
     query = query.order_by(Dataset.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(Dataset.id < after)
-    found = list(session.scalars(query))
-    return found[:limit], len(found) > limit
+    rows = list(session.scalars(query))
+    return rows[:limit], len(rows) > limit
 
 
 def _owned(tenant_id: str, dataset_id: str) -> ColumnElement[bool]:

@@ -1,4 +1,4 @@
-"""Connections: one engine a process, and short sessions that either read or write."""
+"""Connections: one engine per process, and short sessions that either read or write."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,27 +19,36 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import InterfaceError, InternalError, NotSupportedError, OperationalError
+from sqlalchemy.exc import (
+    InterfaceError,
+    InternalError,
+    NotSupportedError,
+    OperationalError,
+    SQLAlchemyError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session
 
-# The database does not answer or is busy; or it is a standby that only reads, which may be so for a
-# while when one server takes over from another, and which PostgreSQL tells by the third and the
-# fourth. Worth another try.
-UNAVAILABLE = (OperationalError, InterfaceError, InternalError, NotSupportedError, PoolTimeout)
+from app.errors import StorageUnavailableError
+
+# Any failure of the database, for code that can do without its answer.
+STORE_ERRORS = (StorageUnavailableError, SQLAlchemyError)
+# The database does not answer or is busy. PostgreSQL raises InternalError and NotSupportedError
+# while it is a read-only standby, which ends when it takes over.
+_OUTAGES = (OperationalError, InterfaceError, InternalError, NotSupportedError, PoolTimeout)
 _BEGIN = "td3_begin"  # execution option: how a SQLite transaction starts
 _BUSY_SECONDS = 30
-# Of one process, opened as they are needed and then kept: connections above the size of a pool
-# would be opened and closed at every use. FastAPI runs at most 40 threads; one that finds all
-# connections in use waits for its turn, and gives up (503) after `pool_timeout` seconds.
+# No overflow: connections beyond the pool's size would be opened and closed at every use. FastAPI
+# runs at most 40 threads; one that finds no free connection waits `pool_timeout` seconds, then
+# answers 503.
 _POOL: dict[str, Any] = {"pool_size": 20, "max_overflow": 0, "pool_timeout": 10}
 
 
 def make_engine(url: str) -> Engine:
-    """An engine for SQLite or PostgreSQL, set up so that both behave alike under load.
+    """An engine for SQLite or PostgreSQL, configured so that both behave alike under load.
 
     Raises:
-        ValueError: another database.
+        ValueError: `url` names another database.
     """
     parsed = make_url(url)
     match parsed.get_backend_name():
@@ -58,7 +67,7 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: Any, _record: Any) -> None:
-        # The driver must not start transactions by itself: it would begin them as readers.
+        # The driver must not start transactions itself: it would begin them as readers.
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode = WAL")
@@ -68,8 +77,8 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        # A transaction that starts as a reader and then writes fails at once when another has
-        # written meanwhile, whatever the time-out; BEGIN IMMEDIATE waits its turn instead.
+        # A transaction that starts as a reader and then writes fails at once if another one wrote
+        # in between, whatever the time-out is. BEGIN IMMEDIATE waits its turn instead.
         connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))
 
     return engine
@@ -84,7 +93,7 @@ def _postgresql(url: URL) -> Engine:
         connect_args={
             "connect_timeout": 10,
             "application_name": "td3",
-            # A server that vanished without a word is noticed within about half a minute.
+            # A server that vanished silently is noticed within about half a minute.
             "keepalives_idle": 15,
             "keepalives_interval": 5,
             "keepalives_count": 3,
@@ -96,7 +105,7 @@ def _postgresql(url: URL) -> Engine:
 
 
 class Store:
-    """Hands out sessions. What they return stays usable after they are closed."""
+    """Opens sessions. Objects that they return stay usable after the session is closed."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -105,14 +114,26 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session that sees one state of the data (SQLite) and may not write."""
-        with Session(self._reading, expire_on_commit=False) as session:
+        """A session that sees one snapshot of the data (SQLite) and may not write.
+
+        Raises:
+            StorageUnavailableError: the database does not answer or is busy.
+        """
+        with _translated_outages(), Session(self._reading, expire_on_commit=False) as session:
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction: committed at the end of the block, rolled back when it raises."""
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        """A transaction: committed at the end of the block, rolled back if the block raises.
+
+        Raises:
+            StorageUnavailableError: the database does not answer, is busy or is read-only.
+        """
+        with (
+            _translated_outages(),
+            Session(self._writing, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     def close(self) -> None:
@@ -120,11 +141,19 @@ class Store:
         self.engine.dispose()
 
 
-def database_now(session: Session) -> datetime:
-    """The time by the database's clock: the one that all processes share.
+@contextmanager
+def _translated_outages() -> Iterator[None]:
+    try:
+        yield
+    except _OUTAGES as error:
+        raise StorageUnavailableError(str(error), kind=type(error).__name__) from error
 
-    Leases and ages go by it, so that a machine whose clock is wrong takes no job from the others.
-    (Who uses SQLite is on the database's machine.)
+
+def database_now(session: Session) -> datetime:
+    """The time by the database's clock, which all processes share.
+
+    Leases and ages use it, so that a machine with a wrong clock takes no job from the others. With
+    SQLite every process runs on the database's machine, so its clock is the same.
     """
     if session.get_bind().dialect.name == "sqlite":
         return datetime.now(UTC)
@@ -133,7 +162,7 @@ def database_now(session: Session) -> datetime:
 
 
 def only_reads(session: Session) -> bool:
-    """Whether this is a standby. Asks the database in any case."""
+    """Whether the database is a read-only standby. Always sends a query, also to SQLite."""
     if session.get_bind().dialect.name == "sqlite":
         return bool(session.scalar(select(literal(False))))
     return bool(session.scalar(select(func.pg_is_in_recovery())))
@@ -142,11 +171,15 @@ def only_reads(session: Session) -> bool:
 def insert_into(
     session: Session, table: type[DeclarativeBase]
 ) -> postgresql.Insert | sqlite.Insert:
-    """An INSERT that knows ON CONFLICT, which both databases write alike."""
+    """An INSERT with ON CONFLICT, which both databases spell alike."""
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     return insert(table)
 
 
 def open_store(url: str) -> Store:
-    """The store at `url` (whose tables app.store.migrate makes)."""
+    """The store at `url`; its tables come from app.store.migrate.
+
+    Raises:
+        ValueError: `url` names a database that is not supported.
+    """
     return Store(make_engine(url))

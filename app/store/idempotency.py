@@ -1,8 +1,9 @@
-"""Keys that make a repeated request harmless: who may act on one, and what was answered.
+"""Idempotency keys in SQL: who may serve the request of a key, and the answer it got.
 
-A key is held while its request is served, and finished in the same transaction as what the request
-makes, so a crash leaves either nothing or the thing with its answer. A hold that is not renewed
-lapses, and the same request may take it over. One INSERT ... ON CONFLICT decides who is first.
+A key is held while its request is served. The answer is stored in the transaction that makes what
+the request asked for, so a crash leaves either nothing or the thing with its answer. A hold that is
+not renewed lapses, and an equal request may take it over. One INSERT ... ON CONFLICT decides which
+request is first.
 """
 
 import secrets
@@ -18,8 +19,8 @@ from app.store.models import IdempotencyKey
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request under a key: `sha256` stands for all of what was asked for."""
+class KeyedRequest:
+    """A request with its idempotency key; `sha256` is the digest of its content."""
 
     tenant_id: str
     key: str
@@ -28,15 +29,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Hold:
-    """The right to act on a key."""
+    """The right to serve the request of a key."""
 
-    asked: Asked
+    request: KeyedRequest
     token: str
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request was answered, to be given again."""
+    """The answer to a request, to be sent again."""
 
     status: int
     location: str
@@ -44,23 +45,28 @@ class Answer:
 
 
 def take(
-    session: Session, asked: Asked, *, hold: timedelta, keep: timedelta
+    session: Session, request: KeyedRequest, *, hold: timedelta, keep: timedelta
 ) -> Hold | Answer | Literal["in_progress", "other_request"]:
-    """Take a key that is free, or say why it is not: it has been answered already, its request is
-    being served at this moment, or it was used for another request.
+    """Take a key that is free.
 
     Args:
-        hold: how long it is held unless `renew` is called.
-        keep: how long the key and its answer are remembered.
+        session: a writing one.
+        request: whose key it is.
+        hold: how long the key is held unless `renew` is called.
+        keep: how long the key and its answer are kept.
+
+    Returns:
+        The hold; or, if the key is not free: the answer to the equal request before, `in_progress`
+        while that one is being served, or `other_request` if the key belongs to a different one.
     """
     now = database_now(session)
     lapsed = and_(IdempotencyKey.status.is_(None), IdempotencyKey.held_until < now)
     free = or_(
         IdempotencyKey.expires_at < now,
-        and_(lapsed, IdempotencyKey.request_sha256 == asked.sha256),
+        and_(lapsed, IdempotencyKey.request_sha256 == request.sha256),
     )
     values = {
-        "request_sha256": asked.sha256,
+        "request_sha256": request.sha256,
         "token": secrets.token_hex(16),
         "held_until": now + hold,
         "expires_at": now + keep,
@@ -69,34 +75,36 @@ def take(
         "body": None,
     }
     statement = insert_into(session, IdempotencyKey).values(
-        tenant_id=asked.tenant_id, key=asked.key, **values
+        tenant_id=request.tenant_id, key=request.key, **values
     )
     statement = statement.on_conflict_do_update(
         index_elements=[IdempotencyKey.tenant_id, IdempotencyKey.key], set_=values, where=free
     )
     token = session.scalar(statement.returning(IdempotencyKey.token))
     if token is not None:
-        return Hold(asked, token)
-    found = session.scalar(select(IdempotencyKey).where(_is(asked)))
-    if found is None:
-        return "in_progress"  # given up at this very moment: the next try will have it
-    if found.request_sha256 != asked.sha256:
+        return Hold(request, token)
+    row = session.scalar(select(IdempotencyKey).where(_matches(request)))
+    if row is None:
+        return "in_progress"  # given up just now: the next try gets the key
+    if row.request_sha256 != request.sha256:
         return "other_request"
-    if found.status is None or found.location is None or found.body is None:
+    if row.status is None or row.location is None or row.body is None:
         return "in_progress"
-    return Answer(found.status, found.location, found.body)
+    return Answer(row.status, row.location, row.body)
 
 
 def renew(session: Session, hold: Hold, *, hold_for: timedelta) -> None:
-    """Keep holding the key; does nothing where it has lapsed and been taken over."""
+    """Extend the hold. Does nothing if another request has taken the key over."""
     until = database_now(session) + hold_for
     session.execute(update(IdempotencyKey).where(_held(hold)).values(held_until=until))
 
 
 def finish(session: Session, hold: Hold, answer: Answer) -> bool:
-    """Keep the answer, in the transaction that makes what it tells of.
+    """Store the answer, in the transaction that makes what it describes.
 
-    False: the hold lapsed and somebody took over. Roll back: they will answer.
+    Returns:
+        False if the hold lapsed and another request took the key over. The caller then has to roll
+        back, because the other request will answer.
     """
     statement = (
         update(IdempotencyKey)
@@ -108,20 +116,20 @@ def finish(session: Session, hold: Hold, answer: Answer) -> bool:
 
 
 def give_up(session: Session, hold: Hold) -> None:
-    """The request was refused or failed: the key is free again."""
+    """Free the key, after the request was refused or failed."""
     session.execute(delete(IdempotencyKey).where(_held(hold)))
 
 
 def forget_expired(session: Session) -> None:
-    """Delete keys that were kept for long enough."""
+    """Delete keys whose time has passed."""
     session.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < database_now(session)))
 
 
-def _is(asked: Asked) -> ColumnElement[bool]:
-    return and_(IdempotencyKey.tenant_id == asked.tenant_id, IdempotencyKey.key == asked.key)
+def _matches(request: KeyedRequest) -> ColumnElement[bool]:
+    return and_(IdempotencyKey.tenant_id == request.tenant_id, IdempotencyKey.key == request.key)
 
 
 def _held(hold: Hold) -> ColumnElement[bool]:
     return and_(
-        _is(hold.asked), IdempotencyKey.token == hold.token, IdempotencyKey.status.is_(None)
+        _matches(hold.request), IdempotencyKey.token == hold.token, IdempotencyKey.status.is_(None)
     )

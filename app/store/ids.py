@@ -1,4 +1,4 @@
-"""Identifiers: a prefix that says what it is, and a ULID, so that ids sort by time of creation."""
+"""Identifiers: a prefix for the kind, and a ULID. They sort by time of creation."""
 
 import secrets
 import time
@@ -12,7 +12,8 @@ def new_id(prefix: str, at: datetime | None = None) -> str:
     """`prefix_` and 26 characters: 48 bits of milliseconds since 1970, then 80 random bits.
 
     Args:
-        at: when what it names is made; None: now, by this machine's clock.
+        prefix: the kind, for example `job`.
+        at: time of creation; None: now, by this machine's clock.
     """
     now = time.time() if at is None else at.timestamp()
     number = int(now * 1000) << 80 | secrets.randbits(80)

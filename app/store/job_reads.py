@@ -1,4 +1,4 @@
-"""Jobs as clients read them; how they change is in app/store/jobs.py."""
+"""Reads of jobs and their events. Changes are in app/store/jobs.py."""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
@@ -9,29 +9,29 @@ from sqlalchemy.orm import Session
 from app.store.ids import first_id
 from app.store.models import Job, JobEvent, JobStatus
 
-# Rows of the first release have an id that is some moments younger than their time of creation.
+# In rows of the first release, the id's time is slightly later than the time of creation.
 _ID_SLACK = timedelta(seconds=1)
-# Built once: to build a statement costs more than to run it.
+# Built once, because building a statement takes longer than running it.
 _VERSIONS = select(Job.id, Job.tenant_id, Job.event_count, Job.updated_at).where(
     Job.id.in_(bindparam("job_ids", expanding=True))
 )
 
 
 def get(session: Session, job_id: str, *, tenant_id: str) -> Job | None:
-    """One job of this tenant with its artifacts, as it is now, or None."""
+    """A job of this tenant with its artifacts, read afresh; or None."""
     query = select(Job).where(Job.id == job_id, Job.tenant_id == tenant_id)
     return session.scalar(query, execution_options={"populate_existing": True})
 
 
 def get_all(session: Session, job_ids: Collection[str]) -> list[Job]:
-    """Those of these jobs that there are, whosoever they are, with their artifacts."""
+    """The existing ones of these jobs, of any tenant, with their artifacts."""
     return list(session.scalars(select(Job).where(Job.id.in_(job_ids))))
 
 
 def versions(session: Session, job_ids: Collection[str]) -> Sequence[Row[str, str, int, datetime]]:
-    """Of jobs whosoever they are: `id`, `tenant_id`, `event_count` and `updated_at`.
+    """`id`, `tenant_id`, `event_count` and `updated_at` of jobs of any tenant.
 
-    The last two change with all that clients see of a job (app/store/transition.py).
+    Each change that clients can see changes the last two (app/store/transition.py).
     """
     return session.connection().execute(_VERSIONS, {"job_ids": list(job_ids)}).all()
 
@@ -48,7 +48,7 @@ def page(
     created_after: datetime | None = None,
     created_before: datetime | None = None,
 ) -> tuple[list[Job], bool]:
-    """The tenant's jobs, newest first, older than `after`; and whether there are more."""
+    """The tenant's jobs below the id `after`, newest first; and whether there are more."""
     query = select(Job).where(Job.tenant_id == tenant_id).order_by(Job.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(Job.id < after)
@@ -58,15 +58,15 @@ def page(
         query = query.where(Job.dataset_id == dataset_id)
     if name is not None:
         query = query.where(Job.name == name)
-    # Ids sort by time of creation, and are what the index has.
+    # The index has ids, which sort by time of creation.
     if created_after is not None:
         earliest = first_id("job", created_after - _ID_SLACK)
         query = query.where(Job.id >= earliest, Job.created_at > created_after)
     if created_before is not None:
         latest = first_id("job", created_before + _ID_SLACK)
         query = query.where(Job.id <= latest, Job.created_at < created_before)
-    found = list(session.scalars(query))
-    return found[:limit], len(found) > limit
+    rows = list(session.scalars(query))
+    return rows[:limit], len(rows) > limit
 
 
 def events(
@@ -78,7 +78,16 @@ def events(
     limit: int = 100,
     type_: str | None = None,
 ) -> list[JobEvent]:
-    """Events of this tenant's job with a sequence above `after`, in order; of one type, or all."""
+    """Events of this tenant's job with a sequence above `after`, in order.
+
+    Args:
+        session: a reading one.
+        job_id: the job.
+        tenant_id: its owner.
+        after: sequence to start behind.
+        limit: most events.
+        type_: only events of this type; None: all.
+    """
     query = (
         select(JobEvent)
         .where(

@@ -1,13 +1,16 @@
-"""Every change of a job's state: one conditional UPDATE and one event row, one transaction.
+"""Changes of a job's state by clients and workers.
+
+Each is one conditional UPDATE and one event, in one transaction. lost_jobs.py has the janitor's.
 
     queued -> running -> succeeded | failed | cancelled
 
-From the request to cancel a running job to the end of its engine it is `cancelling`.
+A running job is `cancelling` from the request to cancel it until its engine has ended.
 
-A worker holds a job by a lease: a random token and a time at which it runs out. Whatever a worker
-changes is fenced by its token, so one that lost its lease changes nothing. No function here reads a
-row, decides, and writes: the UPDATE's condition decides, and who matched no row walks away. Event
-numbers come from a counter on the job that the same UPDATE bumps; its row lock keeps them in order.
+A worker holds a job by a lease: a random token with a time of expiry. The token fences all changes
+of the worker, so a worker that lost its lease changes nothing. No function here reads a row,
+decides and then writes: the UPDATE's condition decides, and a caller that matched no row does
+nothing. Event numbers come from a counter on the job, which the same UPDATE increments under its
+row lock.
 """
 
 import secrets
@@ -18,13 +21,11 @@ from typing import Any, Literal
 
 from sqlalchemy import (
     ColumnElement,
-    Row,
     and_,
     case,
     func,
     literal,
     null,
-    or_,
     select,
     update,
 )
@@ -40,28 +41,23 @@ from app.store.models import (
     Job,
     JobEvent,
 )
-from app.store.transition import STATUS_EVENT, change, run
-
-_WORKER_LOST = {
-    "code": "worker_lost",
-    "message": "The worker that ran this attempt stopped answering.",
-}
+from app.store.transition import NO_LEASE, STATUS_EVENT, change, end_attempt, run
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to change a running job, for as long as it is renewed in time."""
+    """The right to change a running job, as long as it is renewed in time."""
 
     job_id: str
     token: str
     attempt: int
-    waited: timedelta = timedelta(0)  # from (last) being queued to the claim
-    request_id: str | None = None  # of the request that made the job
+    waited: timedelta = timedelta(0)  # from the time the job was last queued to the claim
+    request_id: str | None = None  # of the request that created the job
 
 
 @dataclass(frozen=True)
 class StoredArtifact:
-    """A file of a success, whose bytes are already stored."""
+    """A file of a succeeded job. Its blob is stored already."""
 
     name: str
     media_type: str
@@ -69,7 +65,7 @@ class StoredArtifact:
     sha256: str
 
 
-# --- making and asking ----------------------------------------------------------------------------
+# --- clients' requests ----------------------------------------------------------------------------
 
 
 def create(
@@ -86,19 +82,26 @@ def create(
     retry_of: str | None = None,
     request_id: str | None = None,
 ) -> Job:
-    """A new queued job. Publish its id after the commit (app/queue.py).
+    """A new queued job. Publish its id after the commit (app/broker.py).
 
     Args:
-        dataset_id: held (datasets.hold), so that nobody deletes it meanwhile.
-        labels: the client's own words for it.
-        webhook: {url, secret} of who is told of its end.
+        session: a writing one.
+        tenant_id: its owner.
+        dataset_id: locked by `datasets.hold`, so that it cannot be deleted meanwhile.
+        config: the full configuration.
+        preset: which the configuration is based on.
+        name: the client's name for it.
+        max_attempts: starts before a crash makes it fail.
+        labels: the client's `metadata`.
+        webhook: {url, secret}; gets a message when the job ends.
         retry_of: the job that this one repeats.
+        request_id: of the request that creates it.
 
     Raises:
         sqlalchemy.exc.IntegrityError: the tenant has no such dataset.
     """
     now = database_now(session)
-    # Also a lock: until the end of the transaction the dataset cannot be collected as unused.
+    # This also locks the dataset, so that retention cannot delete it before the transaction ends.
     session.execute(
         update(Dataset).where(Dataset.id == dataset_id).values(used_at=now),
         execution_options={"synchronize_session": False},
@@ -131,14 +134,14 @@ def create(
 
 
 def mark_published(session: Session, job_id: str, now: datetime) -> None:
-    """The id went to the broker."""
+    """Record that the id was sent to the broker."""
     run(session, update(Job).where(Job.id == job_id).values(published_at=now).returning(Job.id))
 
 
 def request_cancel(
     session: Session, job_id: str, now: datetime, *, tenant_id: str
 ) -> Literal["cancelled", "cancelling", "terminal", "missing"]:
-    """Queued: cancelled at once. Running: its worker is told to stop. Asking twice is harmless."""
+    """Cancel a queued job, or make a running one `cancelling`. Repeating it changes nothing."""
     queued = Job.status == "queued"
     row = change(
         session,
@@ -157,23 +160,34 @@ def request_cancel(
     return "terminal" if status in TERMINAL else "cancelling"
 
 
-# --- what the holder of a lease may do ------------------------------------------------------------
+# --- the holder of a lease ------------------------------------------------------------------------
 
 
 def held(session: Session, lease: Lease) -> Job | None:
-    """The job that this lease is for, whoever owns it; None: the lease is lost."""
+    """The job of this lease, of any tenant; None: the lease is lost."""
     return session.scalar(select(Job).where(_held(lease)))
 
 
 def check(session: Session, lease: Lease) -> Literal["running", "cancelling", "lost"]:
-    """What the holder of a lease should know: go on, stop, or it is no longer yours."""
-    return _standing(session.scalar(select(Job.status).where(_held(lease))))
+    """Whether the holder of a lease should go on, stop, or has lost it."""
+    return _lease_state(session.scalar(select(Job.status).where(_held(lease))))
 
 
 def claim(
     session: Session, job_id: str, *, owner: str, lease: timedelta, now: datetime
 ) -> Lease | None:
-    """Take a queued job, which starts an attempt. None: it is not queued (somebody was faster)."""
+    """Start an attempt at a queued job.
+
+    Args:
+        session: a writing one.
+        job_id: the job.
+        owner: the worker, for people.
+        lease: how long the lease lasts unless it is renewed.
+        now: by the database's clock.
+
+    Returns:
+        The lease; None if the job is not queued, for example because another worker was faster.
+    """
     token = secrets.token_hex(16)
     row = change(
         session,
@@ -190,7 +204,7 @@ def claim(
     )
     if row is None:
         return None
-    # The event before this claim's is the one that queued the job: nobody writes to a queued job.
+    # The event before the claim's is the one that queued the job: a queued job gets no others.
     queued = select(JobEvent.created_at).where(
         JobEvent.job_id == job_id, JobEvent.sequence == row.event_count - 1
     )
@@ -201,7 +215,7 @@ def claim(
 def renew(
     session: Session, lease: Lease, *, lease_for: timedelta, now: datetime
 ) -> Literal["running", "cancelling", "lost"]:
-    """Put off the end of the lease. Late is fine as long as nobody took the job away."""
+    """Extend the lease. An expired lease can be renewed until the job is taken away."""
     statement = (
         update(Job)
         .where(_held(lease))
@@ -209,11 +223,15 @@ def renew(
         .returning(Job.status)
     )
     row = run(session, statement)
-    return _standing(None if row is None else row.status)
+    return _lease_state(None if row is None else row.status)
 
 
 def record(session: Session, lease: Lease, type_: str, data: dict[str, Any], now: datetime) -> bool:
-    """Keep an engine's event; `phase` and `progress` show on the job too. False: lease lost."""
+    """Store an event of the engine; `phase` and `progress` also update the job.
+
+    Returns:
+        False if the lease is lost.
+    """
     values: dict[str, Any] = {}
     if type_ == "phase":
         values = {"phase": data["phase"], "progress": None}
@@ -231,7 +249,10 @@ def set_checkpoint(
     phase: str | None = None,
     step: int | None = None,
 ) -> bool:
-    """The next attempt starts from this blob. False: lease lost.
+    """Make the next attempt start from this blob.
+
+    Returns:
+        False if the lease is lost.
 
     Raises:
         sqlalchemy.exc.IntegrityError: there is no such blob.
@@ -248,10 +269,13 @@ def succeed(
     metrics: dict[str, Any],
     now: datetime,
 ) -> bool:
-    """Running -> succeeded, with its artifacts. False: lease lost, or a cancel came first.
+    """Running -> succeeded, with the artifacts.
+
+    Returns:
+        False if the lease is lost, or a cancel came first.
 
     Raises:
-        sqlalchemy.exc.IntegrityError: an artifact's blob is not there, or two have one name.
+        sqlalchemy.exc.IntegrityError: an artifact's blob does not exist, or two have one name.
     """
     row = change(
         session,
@@ -260,7 +284,7 @@ def succeed(
         status="succeeded",
         metrics=metrics,
         finished_at=now,
-        **_NO_LEASE,
+        **NO_LEASE,
         checkpoint_sha256=None,
     )
     if row is None:
@@ -282,21 +306,33 @@ def succeed(
 def give_up_attempt(
     session: Session, lease: Lease, *, error: dict[str, Any], permanent: bool, now: datetime
 ) -> Literal["queued", "failed", "cancelled", "lost"]:
-    """The attempt went wrong: failed if permanent or the last one, else queued again.
+    """End a failed attempt. The job fails if that is permanent or was the last attempt, else it is
+    queued again. A cancelling job is cancelled.
 
-    A job that should be cancelled anyway is cancelled. `error` is {code, message}.
+    Args:
+        session: a writing one.
+        lease: of the attempt.
+        error: {code, message}.
+        permanent: whether further attempts cannot help.
+        now: by the database's clock.
+
+    Returns:
+        The new status, or `lost`.
     """
-    row = _end_attempt(session, _held(lease), now, error=error, permanent=permanent)
+    row = end_attempt(session, _held(lease), now, error=error, permanent=permanent)
     return "lost" if row is None else row.status
 
 
 def release(
     session: Session, lease: Lease, now: datetime
 ) -> Literal["queued", "cancelled", "lost"]:
-    """The engine was stopped on purpose, and is gone.
+    """End an attempt that was stopped on purpose, after its engine has ended.
 
-    Cancelling -> cancelled. Running (the worker shuts down, or its disk is full) -> queued, as if
-    this attempt had not been started.
+    A cancelling job is cancelled. A running one, whose worker shuts down or has a full disk, is
+    queued again, and the attempt does not count.
+
+    Returns:
+        The new status, or `lost`.
     """
     cancelling = Job.status == "cancelling"
     row = change(
@@ -308,59 +344,12 @@ def release(
         finished_at=case((cancelling, now), else_=null()),
         checkpoint_sha256=case((cancelling, null()), else_=Job.checkpoint_sha256),
         published_at=None,
-        **_NO_LEASE,
+        **NO_LEASE,
     )
     return "lost" if row is None else row.status
 
 
-# --- the janitor ----------------------------------------------------------------------------------
-
-
-def unclaimed(session: Session, *, older_than: timedelta, now: datetime) -> list[str]:
-    """Queued jobs last sent (if never: queued) that long ago, oldest first.
-
-    Those sent in the future as well: the clock was put back, and that time is far away.
-    """
-    sent = func.coalesce(Job.published_at, Job.updated_at, type_=Job.updated_at.type)
-    long_ago = or_(sent <= now - older_than, sent > now)
-    query = select(Job.id).where(Job.status == "queued", long_ago).order_by(Job.id)
-    return list(session.scalars(query))
-
-
-def requeue_expired(session: Session, now: datetime) -> list[str]:
-    """End the attempts of workers that fell silent. Returns the jobs that are queued again."""
-    late = and_(Job.status.in_(HELD), Job.lease_expires_at < now)
-    # A row that somebody has locked is being changed at this moment: the next round sees to it. A
-    # worker frozen in a transaction must not keep the other jobs waiting.
-    found = select(Job.id).where(late).order_by(Job.id).with_for_update(skip_locked=True)
-    queued = []
-    for job_id in session.scalars(found).all():
-        # The condition again: the worker may have renewed, or another janitor been faster.
-        row = _end_attempt(
-            session, and_(Job.id == job_id, late), now, error=_WORKER_LOST, permanent=False
-        )
-        if row is not None and row.status == "queued":
-            queued.append(job_id)
-    return queued
-
-
-def shorten_leases(session: Session, now: datetime, *, longest: timedelta) -> None:
-    """Leases that end later than any granted now would: the clock was put back since.
-
-    Their workers renew them as ever; those of dead workers would last until that time came again.
-    """
-    late = select(Job.id).where(Job.status.in_(HELD), Job.lease_expires_at > now + longest)
-    session.execute(
-        update(Job)
-        .where(Job.id.in_(late.with_for_update(skip_locked=True)))
-        .values(lease_expires_at=now + longest),
-        execution_options={"synchronize_session": False},
-    )
-
-
-# --- how ------------------------------------------------------------------------------------------
-
-_NO_LEASE: dict[str, None] = {"lease_token": None, "lease_owner": None, "lease_expires_at": None}
+# --- helpers --------------------------------------------------------------------------------------
 
 
 def _owned(tenant_id: str, job_id: str) -> ColumnElement[bool]:
@@ -371,34 +360,7 @@ def _held(lease: Lease) -> ColumnElement[bool]:
     return and_(Job.id == lease.job_id, Job.lease_token == lease.token, Job.status.in_(HELD))
 
 
-def _standing(status: str | None) -> Literal["running", "cancelling", "lost"]:
+def _lease_state(status: str | None) -> Literal["running", "cancelling", "lost"]:
     if status is None:
         return "lost"
     return "cancelling" if status == "cancelling" else "running"
-
-
-def _end_attempt(
-    session: Session,
-    condition: ColumnElement[bool],
-    now: datetime,
-    *,
-    error: dict[str, Any],
-    permanent: bool,
-) -> Row[Any] | None:
-    """Held -> cancelled, failed or queued, whichever is due. The event says what went wrong."""
-    cancelling = Job.status == "cancelling"
-    fails = literal(True) if permanent else Job.attempt >= Job.max_attempts
-    return change(
-        session,
-        condition,
-        now,
-        status=case(
-            (cancelling, literal("cancelled")), (fails, literal("failed")), else_=literal("queued")
-        ),
-        error=case((and_(~cancelling, fails), literal(error, Job.error.type)), else_=null()),
-        finished_at=case((cancelling | fails, now), else_=null()),
-        checkpoint_sha256=case((cancelling | fails, null()), else_=Job.checkpoint_sha256),
-        published_at=None,
-        event_extra={"error": error},
-        **_NO_LEASE,
-    )

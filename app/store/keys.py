@@ -1,4 +1,4 @@
-"""API keys in SQL. A key itself is never here, only its digest (app/apikeys.py)."""
+"""API keys in SQL. The database has their digests, never the keys (app/api_keys.py)."""
 
 from collections.abc import Collection
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from app.store.models import ApiKey, Scope, Tenant
 
-# Built once: to build a statement costs more than to run it.
+# Built once, because building a statement takes longer than running it.
 _FIND_ALL = (
     select(ApiKey.__table__, Tenant.quotas)
     .join(Tenant, Tenant.id == ApiKey.tenant_id)
@@ -27,7 +27,7 @@ def create(
     digest: str,
     expires_at: datetime | None,
 ) -> ApiKey:
-    """A new key of a tenant that there is.
+    """A new key of an existing tenant.
 
     Raises:
         sqlalchemy.exc.IntegrityError: there is no such tenant.
@@ -47,45 +47,45 @@ def create(
 
 
 def find(session: Session, key_id: str) -> ApiKey | None:
-    """One key, whoever's it is."""
+    """A key of any tenant, or None."""
     return session.get(ApiKey, key_id)
 
 
 def find_all(session: Session, key_ids: Collection[str]) -> dict[str, Row[Any]]:
-    """Keys by id, whosoever they are: the columns of each and its tenant's own `quotas`."""
-    found = session.connection().execute(_FIND_ALL, {"key_ids": list(key_ids)})
-    return {row.id: row for row in found}
+    """Keys of any tenants, by id: the columns of each key, and `quotas` of its tenant."""
+    rows = session.connection().execute(_FIND_ALL, {"key_ids": list(key_ids)})
+    return {row.id: row for row in rows}
 
 
 def any_made(session: Session) -> bool:
-    """Whether there is a key, or ever was one: revoking the last does not open the service."""
+    """Whether a key was ever created. Revoked ones count, so that revoking opens no service."""
     return bool(session.scalar(select(exists().select_from(ApiKey))))
 
 
 def get(session: Session, key_id: str, *, tenant_id: str) -> ApiKey | None:
-    """One key of this tenant, or None."""
+    """A key of this tenant, or None."""
     return session.scalar(select(ApiKey).where(_owned(key_id, tenant_id)))
 
 
 def page(
     session: Session, *, tenant_id: str, limit: int, after: str | None = None
 ) -> tuple[list[ApiKey], bool]:
-    """The tenant's keys, newest first, older than `after`; and whether there are more."""
+    """The tenant's keys below the id `after`, newest first; and whether there are more."""
     query = select(ApiKey).where(ApiKey.tenant_id == tenant_id)
     query = query.order_by(ApiKey.id.desc()).limit(limit + 1)
     if after is not None:
         query = query.where(ApiKey.id < after)
-    found = list(session.scalars(query))
-    return found[:limit], len(found) > limit
+    rows = list(session.scalars(query))
+    return rows[:limit], len(rows) > limit
 
 
 def all_keys(session: Session) -> list[ApiKey]:
-    """The keys of all tenants, newest first: for the operator's command."""
+    """The keys of all tenants, newest first; for the operator's command."""
     return list(session.scalars(select(ApiKey).order_by(ApiKey.id.desc())))
 
 
 def revoke(session: Session, key_id: str, now: datetime, *, tenant_id: str) -> bool:
-    """Never good again, from the commit on. Asking twice is harmless. False: no such key."""
+    """Revoke a key for good. Repeating it changes nothing. False: the tenant has no such key."""
     session.execute(
         update(ApiKey)
         .where(_owned(key_id, tenant_id), ApiKey.revoked_at.is_(None))
@@ -95,7 +95,7 @@ def revoke(session: Session, key_id: str, now: datetime, *, tenant_id: str) -> b
 
 
 def mark_used(session: Session, key_id: str, now: datetime) -> None:
-    """The key was good for a request."""
+    """Record that a request used the key."""
     session.execute(update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=now))
 
 

@@ -1,4 +1,4 @@
-"""Bring a database's tables up to date: `upgrade` from code, `python -m app.store.migrate` once."""
+"""Migrates a database's tables: `upgrade`, or `python -m app.store.migrate`."""
 
 from collections.abc import Callable
 from importlib.resources import files
@@ -12,7 +12,7 @@ from app.logs import set_up_logging
 from app.settings import get_settings
 from app.store.engine import open_store
 
-_LOCK = 7_430_301  # key of the PostgreSQL advisory lock that one upgrade at a time holds
+_LOCK = 7_430_301  # key of PostgreSQL's advisory lock, which one migration at a time holds
 
 
 def alembic_config(connection: Connection) -> Config:
@@ -24,20 +24,25 @@ def alembic_config(connection: Connection) -> Config:
 
 
 def upgrade(url: str, revision: str = "head") -> None:
-    """Migrate to `revision` in one transaction. Safe to start from several processes at once."""
+    """Migrate to `revision` in one transaction. Several processes may start it concurrently.
+
+    Raises:
+        StorageUnavailableError: the database does not answer.
+        RuntimeError: the migration would leave dangling references.
+    """
     _run(url, lambda config: command.upgrade(config, revision))
 
 
 def downgrade(url: str, revision: str) -> None:
-    """Go back to `revision` (`base`: no tables) in one transaction."""
+    """Migrate back to `revision` (`base`: no tables) in one transaction; raises as `upgrade`."""
     _run(url, lambda config: command.downgrade(config, revision))
 
 
 def _run(url: str, migrate: Callable[[Config], None]) -> None:
     store = open_store(url)
     if store.engine.dialect.name == "sqlite":
-        # SQLite changes a table by copying it and dropping the old one, which would take the rows
-        # that refer to it along. The switch does nothing within a transaction, hence so early.
+        # SQLite alters a table by copying it and dropping the old one. With foreign keys on, that
+        # would delete rows that refer to it. The switch has no effect within a transaction.
         event.listen(store.engine, "connect", _ignore_foreign_keys)
     try:
         with store.write() as session:

@@ -1,4 +1,4 @@
-"""The tables, as SQLAlchemy models. Only app/store and app/blobs build statements on them."""
+"""The tables, as SQLAlchemy models. Only app.store and app.blobs build statements with them."""
 
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -25,20 +25,19 @@ JobStatus = Literal["queued", "running", "cancelling", "succeeded", "failed", "c
 TERMINAL: tuple[JobStatus, ...] = ("succeeded", "failed", "cancelled")
 HELD: tuple[JobStatus, ...] = ("running", "cancelling")  # a worker has a lease on it
 
-# What a key may do; each includes the one before.
+# Scopes of API keys; each includes the ones before it.
 Scope = Literal["read", "write", "admin"]
 SCOPES: tuple[Scope, ...] = ("read", "write", "admin")
 
-# Whose rows they are where nobody says: a service without API keys, for the people of one machine.
 DeliveryStatus = Literal["pending", "delivered", "failed"]
-DEFAULT_TENANT = "default"
+DEFAULT_TENANT = "default"  # of requests without an API key
 
 _Id = String(40)
 _Sha256 = String(64)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Timezone-aware UTC in Python on every database; SQLite keeps no zone, so it is put back."""
+    """Timezone-aware UTC in Python on every database. SQLite stores no zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -47,7 +46,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         """To UTC.
 
         Raises:
-            ValueError: a time without a zone, which would mean something else elsewhere.
+            ValueError: the time has no zone, so it is ambiguous.
         """
         if value is None:
             return None
@@ -68,7 +67,7 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Base(DeclarativeBase):
-    """What a Python type becomes in a table, and how constraints are called on every database."""
+    """Base of all tables: names of constraints, and columns of Python types."""
 
     metadata = MetaData(
         naming_convention={
@@ -79,8 +78,8 @@ class Base(DeclarativeBase):
             "pk": "pk_%(table_name)s",
         }
     )
-    # JSON and not JSONB: keys keep their order, and an engine's message may hold an escaped NUL.
-    type_annotation_map = {  # noqa: RUF012 - the name and form SQLAlchemy asks for
+    # JSON rather than JSONB: it keeps the order of keys, and accepts an escaped NUL in messages.
+    type_annotation_map = {  # noqa: RUF012 - the form that SQLAlchemy requires
         datetime: UtcDateTime(),
         dict[str, Any]: JSON(none_as_null=True),
         dict[str, str]: JSON(none_as_null=True),
@@ -88,14 +87,14 @@ class Base(DeclarativeBase):
 
 
 class Blob(Base):
-    """Bytes named by their sha256. `complete` turns true when every chunk is there."""
+    """Bytes named by their sha256. Readers see it once `complete` is true."""
 
     __tablename__ = "blobs"
 
     sha256: Mapped[str] = mapped_column(_Sha256, primary_key=True)
     bytes: Mapped[int] = mapped_column(BigInteger)
     complete: Mapped[bool]
-    # Last time somebody put these bytes: what protects a blob that nothing refers to yet.
+    # Time of the last put; protects a young blob that nothing refers to yet from the sweep.
     created_at: Mapped[datetime] = mapped_column(index=True)
 
 
@@ -112,17 +111,17 @@ class BlobChunk(Base):
 
 
 class Tenant(Base):
-    """Who owns rows. No tenant sees another's; stored bytes may be shared below the surface."""
+    """An owner of rows. Tenants do not see each other's rows, but may share blobs."""
 
     __tablename__ = "tenants"
 
-    id: Mapped[str] = mapped_column(_Id, primary_key=True)  # the name that the operator chose
+    id: Mapped[str] = mapped_column(_Id, primary_key=True)  # its name, from the operator
     created_at: Mapped[datetime]
-    quotas: Mapped[dict[str, Any] | None]  # those that differ from the settings
+    quotas: Mapped[dict[str, Any] | None]  # override those of the settings
 
 
 class ApiKey(Base):
-    """The right to act for a tenant. The key itself is not kept, only its digest."""
+    """The right to act for a tenant. The key itself is not stored, only its digest."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -138,7 +137,7 @@ class ApiKey(Base):
     created_at: Mapped[datetime]
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
-    last_used_at: Mapped[datetime | None]  # to within some minutes
+    last_used_at: Mapped[datetime | None]  # to within ten minutes
 
 
 class Dataset(Base):
@@ -146,7 +145,7 @@ class Dataset(Base):
 
     __tablename__ = "datasets"
     __table_args__ = (
-        # Serves a tenant's lists, and lets a job name only data of its own tenant.
+        # For a tenant's lists, and for the foreign key of jobs, which includes the tenant.
         UniqueConstraint("tenant_id", "id"),
         # The same interactions under the same name are one dataset.
         UniqueConstraint("tenant_id", "fingerprint", "name"),
@@ -156,9 +155,9 @@ class Dataset(Base):
     tenant_id: Mapped[str] = mapped_column(_Id, ForeignKey("tenants.id"))
     name: Mapped[str] = mapped_column(String(200))
     created_at: Mapped[datetime]
-    # When it was uploaded, or a job was last made of it: what its age is counted from.
+    # Time of the upload, or of the last job on it; its age for retention.
     used_at: Mapped[datetime] = mapped_column(default=lambda: datetime.now(UTC))
-    # None: deleted. The row stays, because jobs that are over still say what they were made of.
+    # None: deleted. The row stays, because finished jobs refer to it.
     fingerprint: Mapped[str | None] = mapped_column(_Sha256, ForeignKey("blobs.sha256"), index=True)
     source_sha256: Mapped[str] = mapped_column(_Sha256)
     source_bytes: Mapped[int] = mapped_column(BigInteger)
@@ -166,7 +165,7 @@ class Dataset(Base):
 
 
 class Job(Base):
-    """A distillation: what was asked for, where it stands, and who holds it."""
+    """A distillation: its request, its state, and the lease of its worker."""
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -174,7 +173,7 @@ class Job(Base):
             "status IN ('queued', 'running', 'cancelling', 'succeeded', 'failed', 'cancelled')",
             name="status",
         ),
-        # A lease exists exactly while a worker holds the job.
+        # It has a lease if and only if a worker holds it.
         CheckConstraint(
             "(status IN ('running', 'cancelling')) = (lease_token IS NOT NULL)", name="lease"
         ),
@@ -190,9 +189,9 @@ class Job(Base):
     tenant_id: Mapped[str] = mapped_column(_Id, ForeignKey("tenants.id"))
     name: Mapped[str | None] = mapped_column(String(200))
     dataset_id: Mapped[str] = mapped_column(_Id)
-    # The client's own words for it; `metadata` is taken by SQLAlchemy.
+    # The client's `metadata`, a name that SQLAlchemy reserves.
     labels: Mapped[dict[str, str]] = mapped_column(server_default="{}")
-    # Only told: the job that this one repeats may be gone.
+    # No foreign key: the job that this one repeats may be deleted.
     retry_of: Mapped[str | None] = mapped_column(_Id)
     preset: Mapped[str] = mapped_column(String(40))
     config: Mapped[dict[str, Any]]
@@ -216,16 +215,16 @@ class Job(Base):
     checkpoint_sha256: Mapped[str | None] = mapped_column(
         _Sha256, ForeignKey("blobs.sha256"), index=True
     )
-    # Events so far. Bumped by the UPDATE that the event belongs to, whose row lock orders them.
+    # Number of events. Each event's UPDATE increments it; the row lock orders them.
     event_count: Mapped[int]
-    # Of the request that made it: ties what the workers log to it.
+    # Of the request that created it; also in the workers' log.
     request_id: Mapped[str | None] = mapped_column(String(128))
 
     artifacts: Mapped[list["Artifact"]] = relationship(lazy="selectin", order_by="Artifact.name")
 
 
 class JobEvent(Base):
-    """Something that happened to a job; `sequence` counts from 1 without gaps."""
+    """An event of a job; `sequence` counts from 1 without gaps."""
 
     __tablename__ = "job_events"
 
@@ -237,7 +236,7 @@ class JobEvent(Base):
 
 
 class Artifact(Base):
-    """A file that a succeeded job left."""
+    """A file of a succeeded job."""
 
     __tablename__ = "artifacts"
 
@@ -249,12 +248,12 @@ class Artifact(Base):
 
 
 class WebhookDelivery(Base):
-    """A message to a job's webhook; made in the transaction that ends the job."""
+    """A message to a job's webhook, created in the transaction that ends the job."""
 
     __tablename__ = "webhook_deliveries"
     __table_args__ = (
         CheckConstraint("status IN ('pending', 'delivered', 'failed')", name="status"),
-        # There is a next attempt exactly while it is pending.
+        # It has a next attempt if and only if it is pending.
         CheckConstraint(
             "(status = 'pending') = (next_attempt_at IS NOT NULL)", name="next_attempt"
         ),
@@ -263,7 +262,7 @@ class WebhookDelivery(Base):
     id: Mapped[str] = mapped_column(_Id, primary_key=True)
     job_id: Mapped[str] = mapped_column(_Id, ForeignKey("jobs.id"), index=True)
     type: Mapped[str] = mapped_column(String(40))
-    body: Mapped[str] = mapped_column(Text)  # the very bytes that are signed and sent
+    body: Mapped[str] = mapped_column(Text)  # exactly the text that is signed and sent
     status: Mapped[DeliveryStatus] = mapped_column(String(20))
     attempts: Mapped[int]
     created_at: Mapped[datetime]
@@ -274,7 +273,7 @@ class WebhookDelivery(Base):
 
 
 class IdempotencyKey(Base):
-    """A request that must be done once, and what was answered (no status yet: being served)."""
+    """A request that must be done once, and its answer. No status: it is being served."""
 
     __tablename__ = "idempotency_keys"
 

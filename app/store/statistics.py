@@ -1,4 +1,4 @@
-"""A few figures of the whole store, each from an index: cheap enough to ask every few seconds."""
+"""Statistics of the whole store. Each comes from an index, so scrapes may read them often."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,23 +14,28 @@ from app.store.models import HELD, Job, JobStatus
 class StoreStatistics:
     """The state of the store at one moment."""
 
-    jobs_by_state: dict[str, int]  # every state is there, also with 0
-    held_by_phase: dict[str, int]  # `none`: claimed, and the engine has not said anything yet
+    jobs_by_state: dict[str, int]  # has every state, also with 0
+    held_by_phase: dict[str, int]  # `none`: claimed, before the engine's first event
     oldest_queued_seconds: float
     overdue_lease_seconds: float
 
 
 def read_statistics(session: Session, now: datetime) -> StoreStatistics:
-    """Count and look."""
+    """Read the statistics.
+
+    Args:
+        session: a reading one.
+        now: by the database's clock.
+    """
     by_state = dict.fromkeys(get_args(JobStatus), 0)
-    counted = select(Job.status, func.count()).group_by(Job.status)
-    by_state.update(dict(session.execute(counted).all()))
+    counts = select(Job.status, func.count()).group_by(Job.status)
+    by_state.update(dict(session.execute(counts).all()))
     held = session.execute(
         select(func.coalesce(Job.phase, "none"), func.count())
         .where(Job.status.in_(HELD))
         .group_by(Job.phase)
     )
-    # A queued job's row last changed when it was queued: sending its id is not counted as a change.
+    # `updated_at` of a queued job is the time it was queued: publishing its id does not set it.
     queued_since = session.scalar(select(func.min(Job.updated_at)).where(Job.status == "queued"))
     overdue_since = session.scalar(
         select(func.min(Job.lease_expires_at)).where(Job.status.in_(HELD))

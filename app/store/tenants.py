@@ -1,19 +1,19 @@
-"""Tenants in SQL: who owns datasets and jobs, and how much."""
+"""Tenants in SQL: owners of datasets, jobs and keys, and how much they store."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import func, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from app.store.engine import insert_into
 from app.store.models import HELD, Artifact, Blob, Dataset, Job, JobStatus, Tenant
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a tenant has."""
+    """A tenant's use of the service."""
 
     datasets: int
     jobs: dict[JobStatus, int]
@@ -21,55 +21,54 @@ class Usage:
 
 
 def ensure(session: Session, tenant_id: str) -> None:
-    """Make the tenant unless there is one of this name."""
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = insert(Tenant).values(id=tenant_id, created_at=datetime.now(UTC))
+    """Create the tenant if it does not exist."""
+    statement = insert_into(session, Tenant).values(id=tenant_id, created_at=datetime.now(UTC))
     session.execute(statement.on_conflict_do_nothing())
 
 
 def exists(session: Session, tenant_id: str) -> bool:
-    """Whether there is a tenant of this name."""
+    """Whether the tenant exists."""
     return session.get(Tenant, tenant_id) is not None
 
 
 def overrides(session: Session, tenant_id: str) -> dict[str, Any] | None:
-    """Quotas of this tenant that differ from the settings."""
+    """The tenant's own quotas, which override the settings."""
     return session.scalar(select(Tenant.quotas).where(Tenant.id == tenant_id))
 
 
 def lock(session: Session, tenant_id: str) -> dict[str, Any] | None:
-    """`overrides`, and nobody else gets past here for this tenant before the transaction ends.
+    """Like `overrides`, and locks the tenant's row until the transaction ends.
 
-    On SQLite every writing transaction has that by itself.
+    SQLite needs no lock, because it has one writing transaction at a time.
     """
     query = select(Tenant.quotas).where(Tenant.id == tenant_id).with_for_update()
     return session.scalar(query)
 
 
 def set_overrides(session: Session, tenant_id: str, quotas: dict[str, Any]) -> None:
-    """Keep quotas that differ from the settings."""
+    """Set the tenant's own quotas."""
     session.execute(update(Tenant).where(Tenant.id == tenant_id).values(quotas=quotas or None))
 
 
 def active_jobs(session: Session, tenant_id: str) -> int:
-    """How many jobs are not over."""
+    """The number of jobs that are not over."""
     query = select(func.count()).select_from(Job)
-    active = Job.status.in_(("queued", *HELD))  # which an index finds
+    active = Job.status.in_(("queued", *HELD))  # a form that uses the index
     return session.scalar(query.where(Job.tenant_id == tenant_id, active)) or 0
 
 
 def has_fewer_jobs(session: Session, tenant_id: str, limit: int) -> bool:
-    """Whether there are fewer jobs than `limit`, those that are over as well.
+    """Whether the tenant has fewer jobs than `limit`, finished ones included.
 
-    One statement that reads an index of the tenant's jobs, and of it `limit` entries at most: the
-    job that comes after so many others is looked for, in any order.
+    The query looks for the job at offset `limit - 1`, in any order. It therefore reads at most
+    `limit` entries of an index, instead of counting all jobs.
     """
     last = select(Job.id).where(Job.tenant_id == tenant_id).offset(limit - 1).limit(1)
     return limit > 0 and session.scalar(last) is None
 
 
 def stored_bytes(session: Session, tenant_id: str) -> int:
-    """Bytes of datasets, artifacts and checkpoints; what two of them share counts twice."""
+    """Bytes of the tenant's datasets, artifacts and checkpoints. Shared blobs count repeatedly."""
     datasets = select(func.sum(Blob.bytes)).join(Dataset, Dataset.fingerprint == Blob.sha256)
     checkpoints = select(func.sum(Blob.bytes)).join(Job, Job.checkpoint_sha256 == Blob.sha256)
     artifacts = select(func.sum(Artifact.bytes)).join(Job, Job.id == Artifact.job_id)
@@ -82,8 +81,8 @@ def stored_bytes(session: Session, tenant_id: str) -> int:
 
 
 def usage(session: Session, tenant_id: str) -> Usage:
-    """What the tenant has."""
-    counted = select(Job.status, func.count()).where(Job.tenant_id == tenant_id)
+    """The tenant's current use."""
+    job_counts = select(Job.status, func.count()).where(Job.tenant_id == tenant_id)
     datasets = (
         select(func.count())
         .select_from(Dataset)
@@ -91,6 +90,6 @@ def usage(session: Session, tenant_id: str) -> Usage:
     )
     return Usage(
         datasets=session.scalar(datasets) or 0,
-        jobs=dict(session.execute(counted.group_by(Job.status)).all()),
+        jobs=dict(session.execute(job_counts.group_by(Job.status)).all()),
         stored_bytes=stored_bytes(session, tenant_id),
     )

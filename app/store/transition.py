@@ -1,15 +1,17 @@
-"""The one way in which a job changes: an UPDATE that decides by its condition, and its event."""
+"""The only way to change a job: one conditional UPDATE and one event."""
 
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, Update, update
+from sqlalchemy import ColumnElement, Row, Update, and_, case, literal, null, update
 from sqlalchemy.orm import Session
 
 from app.store import webhooks
 from app.store.models import TERMINAL, Job, JobEvent
 
-STATUS_EVENT = "status"  # type of the events that tell a new state: {"status", "attempt", "error"?}
+# Columns of a job that no worker holds.
+NO_LEASE: dict[str, None] = {"lease_token": None, "lease_owner": None, "lease_expires_at": None}
+STATUS_EVENT = "status"  # type of events of a new status: {"status", "attempt", "error"?}
 
 
 def change(
@@ -21,10 +23,20 @@ def change(
     event_extra: dict[str, Any] | None = None,
     **values: Any,
 ) -> Row[Any] | None:
-    """One UPDATE of the jobs that meet `condition` (one, or none: None) and its event.
+    """Update the job that meets `condition`, and add an event. A status that ends the job also adds
+    a message to its webhook.
 
-    `event` is (type, data); by default it tells the new status, with `event_extra`. Where that ends
-    the job, the message to its webhook is written as well.
+    Args:
+        session: a writing one.
+        condition: matches one job or none.
+        now: by the database's clock.
+        event: type and data; by default a status event.
+        event_extra: more data of a status event.
+        values: columns to set.
+
+    Returns:
+        `id`, `status`, `attempt`, `event_count` and `request_id` after the update; None if no job
+        met the condition.
     """
     statement = (
         update(Job)
@@ -51,7 +63,45 @@ def change(
 def run(session: Session, statement: Update) -> Row[Any] | None:
     """Execute an UPDATE ... RETURNING of at most one row.
 
-    Objects of this session are not brought up to date: jobs.get reads afresh.
+    Objects that this session has loaded keep their old values; `job_reads.get` reads afresh.
     """
     result = session.execute(statement, execution_options={"synchronize_session": False})
     return result.one_or_none()
+
+
+def end_attempt(
+    session: Session,
+    condition: ColumnElement[bool],
+    now: datetime,
+    *,
+    error: dict[str, Any],
+    permanent: bool,
+) -> Row[Any] | None:
+    """Held -> cancelled, failed or queued; the event has the error.
+
+    Args:
+        session: a writing one.
+        condition: matches one held job or none.
+        now: by the database's clock.
+        error: {code, message}.
+        permanent: whether further attempts cannot help.
+
+    Returns:
+        As `change`.
+    """
+    cancelling = Job.status == "cancelling"
+    fails = literal(True) if permanent else Job.attempt >= Job.max_attempts
+    return change(
+        session,
+        condition,
+        now,
+        status=case(
+            (cancelling, literal("cancelled")), (fails, literal("failed")), else_=literal("queued")
+        ),
+        error=case((and_(~cancelling, fails), literal(error, Job.error.type)), else_=null()),
+        finished_at=case((cancelling | fails, now), else_=null()),
+        checkpoint_sha256=case((cancelling | fails, null()), else_=Job.checkpoint_sha256),
+        published_at=None,
+        event_extra={"error": error},
+        **NO_LEASE,
+    )

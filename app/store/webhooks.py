@@ -1,8 +1,8 @@
-"""Messages to webhooks: an outbox that is filled in the transaction that ends a job.
+"""Messages to webhooks: an outbox, filled in the transaction that ends a job.
 
-A sender claims a message by one conditional UPDATE that counts the attempt and puts the next one
-off, so a sender that dies costs an attempt and nothing else. Its outcome is fenced by the number of
-that attempt. Delivery is at least once; the id of the message stays the same.
+A sender claims a message by one conditional UPDATE, which counts the attempt and schedules the next
+one. So a sender that dies costs one attempt. The attempt's number fences its outcome. Delivery is
+at least once, always under the same message id.
 """
 
 import json
@@ -18,7 +18,7 @@ from app.store.models import Job, WebhookDelivery
 
 @dataclass(frozen=True)
 class Message:
-    """A claimed message: what to send where, and which attempt this is (from 1)."""
+    """A claimed message; attempts count from 1."""
 
     id: str
     attempt: int
@@ -29,15 +29,15 @@ class Message:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: the status that came back, if any, and what was wrong, if anything."""
+    """The end of an attempt."""
 
     at: datetime
-    http_status: int | None
-    error: str | None
+    http_status: int | None  # of the answer, if there was one
+    error: str | None  # None: the message was delivered
 
 
 def enqueue(session: Session, job_id: str, now: datetime) -> None:
-    """Tell the job's webhook, if it has one, what became of the job."""
+    """Add a message about the job's end, if the job has a webhook."""
     job = session.get_one(Job, job_id, populate_existing=True)
     if job.webhook is None:
         return
@@ -70,17 +70,17 @@ def enqueue(session: Session, job_id: str, now: datetime) -> None:
 
 
 def due(session: Session, now: datetime, *, limit: int) -> list[str]:
-    """Messages to be sent now: the longest due one of each tenant, then the second ones, ...
+    """Ids of messages to send now: first the longest due one of each tenant, then the second ones.
 
-    So a tenant with many messages, or with receivers that hang, takes nobody else's place.
+    So a tenant with many messages, or with receivers that hang, does not delay the others.
     """
     longest_due = WebhookDelivery.next_attempt_at
-    turn = func.row_number().over(partition_by=Job.tenant_id, order_by=longest_due)
+    rank = func.row_number().over(partition_by=Job.tenant_id, order_by=longest_due)
     query = (
         select(WebhookDelivery.id)
         .join(Job, Job.id == WebhookDelivery.job_id)
         .where(WebhookDelivery.next_attempt_at <= now)
-        .order_by(turn, longest_due)
+        .order_by(rank, longest_due)
         .limit(limit)
     )
     return list(session.scalars(query))
@@ -89,9 +89,10 @@ def due(session: Session, now: datetime, *, limit: int) -> list[str]:
 def claim(
     session: Session, message_id: str, now: datetime, *, again_at: datetime
 ) -> Message | None:
-    """Begin an attempt; it counts as failed if nobody says how it ended before `again_at`.
+    """Begin an attempt. Without an outcome before `again_at` it counts as failed.
 
-    None: somebody else was faster.
+    Returns:
+        The message; None if another sender was faster.
     """
     statement = (
         update(WebhookDelivery)
@@ -108,18 +109,18 @@ def claim(
 
 
 def delivered(session: Session, message: Message, outcome: Outcome) -> None:
-    """The receiver took it."""
-    _settle(session, message, outcome, status="delivered", next_attempt_at=None)
+    """Record that the receiver accepted the message."""
+    _store_outcome(session, message, outcome, status="delivered", next_attempt_at=None)
 
 
 def put_off(session: Session, message: Message, outcome: Outcome, until: datetime) -> None:
-    """It did not work; once more later."""
-    _settle(session, message, outcome, status="pending", next_attempt_at=until)
+    """Record a failed attempt, and schedule the next one at `until`."""
+    _store_outcome(session, message, outcome, status="pending", next_attempt_at=until)
 
 
 def give_up(session: Session, message: Message, outcome: Outcome) -> None:
-    """It did not work, and will not be tried again."""
-    _settle(session, message, outcome, status="failed", next_attempt_at=None)
+    """Record a failed attempt that is the last one."""
+    _store_outcome(session, message, outcome, status="failed", next_attempt_at=None)
 
 
 def of_job(session: Session, job_id: str) -> list[WebhookDelivery]:
@@ -128,7 +129,7 @@ def of_job(session: Session, job_id: str) -> list[WebhookDelivery]:
     return list(session.scalars(query.order_by(WebhookDelivery.id)))
 
 
-def _settle(
+def _store_outcome(
     session: Session,
     message: Message,
     outcome: Outcome,

@@ -3,7 +3,6 @@
 Events are JSON lines on stdout; the exit code is the outcome (docs/contracts.md).
 """
 
-import hashlib
 import signal
 import sys
 from pathlib import Path
@@ -58,9 +57,8 @@ def run_job(data: Path, config: Path, out: Path, checkpoint_seconds: float) -> i
     )
     try:
         settings = DistillConfig.model_validate_json(config.read_bytes())
-        with data.open("rb") as file:
-            fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
         log = read_normalised(data)
+        fingerprint = log.fingerprint()
         try:
             outcome = Run(log, fingerprint, settings, out, control).run()
         except CheckpointMismatchError as mismatch:

@@ -14,17 +14,17 @@ FORWARD_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 def serve(context: typer.Context) -> NoReturn:
     """Run the service here: API, worker, embedded Valkey, SQLite. See [b]td3 serve --help[/]."""
-    _exec_module("app.serve", context)
+    _exec_module("app.standalone.serve", context)
 
 
 def gc(context: typer.Context) -> NoReturn:
     """Delete old jobs, events and datasets of a service. See [b]td3 gc --help[/]."""
-    _exec_module("app.gc", context)
+    _exec_module("app.admin.gc", context)
 
 
 def keys(context: typer.Context) -> NoReturn:
     """Create, list and revoke API keys of a service. See [b]td3 keys --help[/]."""
-    _exec_module("app.keys", context)
+    _exec_module("app.admin.keys", context)
 
 
 def _exec_module(module: str, context: typer.Context) -> NoReturn:

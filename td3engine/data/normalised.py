@@ -17,8 +17,9 @@ ROW_GROUP_ROWS = 2**20
 def write_normalised(log: Interactions, path: Path) -> str:
     """Writes the normalised Parquet file (atomically) and returns its sha256.
 
-    The same log gives the same bytes, as long as pyarrow is the same: it writes its version into
-    every file.
+    The sha256 is the address of the file's bytes in the service's store, and there the fingerprint
+    of the dataset. It is not `Interactions.fingerprint()`: pyarrow writes its version into every
+    file, so the same log gives the same bytes only as long as pyarrow is the same.
     """
     table = pa.Table.from_arrays(
         [

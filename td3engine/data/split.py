@@ -1,5 +1,6 @@
 """The filter and the leave-one-out split (section 1 of the method)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,7 +69,7 @@ class Split:
     offsets: Positions
     times: Times
     item_ids: list[str]
-    user_ids: list[str]
+    user_ids: Sequence[str]
 
     @property
     def n_users(self) -> int:

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-LogFormat = Literal["csv", "tsv", "inter", "parquet"]
+from td3engine.data.fingerprint import fingerprint
+
 LogErrorCode = Literal[
     "missing_column",
     "duplicate_column",
@@ -29,12 +30,13 @@ PositiveInt = Annotated[int, Field(gt=0)]
 
 
 class LogError(ValueError):
-    """A log that cannot be read or used, said so that its owner can mend it.
+    """A log that cannot be read or used; the message says what its owner can change.
 
     Attributes:
         code: stable, for programs.
         message: for people; already names the line and the column where they are known.
-        line: line of the file, 1 being the header (of a Parquet file: row, the first being 1).
+        line: line of a text file, from 1 (the header, if it has one); row, from 1, of a Parquet
+            file or a table in memory.
         column: name of the column, as the file writes it.
     """
 
@@ -118,6 +120,18 @@ class Interactions:
     times: Times
     user_ids: list[str]
     item_ids: list[str]
+
+    def fingerprint(self) -> str:
+        """A sha256 of the interactions alone, as 64 hexadecimal digits.
+
+        The same rows give the same fingerprint whatever their format, packing or order, except that
+        rows of one user at one time count in the order of the source. Manifests and checkpoints
+        name their log by it. `data/fingerprint.py` defines the bytes.
+
+        The service's dataset has another fingerprint: the sha256 of its normalised Parquet file
+        (`write_normalised`), which is the address of that file in the store.
+        """
+        return fingerprint(self)
 
 
 class LogStatistics(BaseModel):

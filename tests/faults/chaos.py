@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from sqlalchemy.exc import OperationalError
-
+from app.errors import StorageUnavailableError
 from tests.faults.arena import Arena
 from tests.faults.injections import FAULTS, OVER, POINT_SECONDS, POINTS, Fault, PointFault, Undo
 from tests.faults.verdict import Row
@@ -128,7 +127,7 @@ class Chaos:
             try:
                 if found := look():
                     return found
-            except OperationalError:
+            except StorageUnavailableError:
                 pass  # this process looks at the database, too, while it is locked
             if time.monotonic() > deadline:
                 return None

@@ -27,10 +27,10 @@ import uvicorn
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
-from app.blobs import sql as blobs
-from app.launch import die_with_parent
+from app.blobs.sql import SqlBlobStore
 from app.main import app
-from app.store import jobs
+from app.processes.launch import die_with_parent
+from app.store import jobs, lost_jobs
 from tests.faults.points import FOLDER_VARIABLE, fire
 from worker.celery_app import celery_app
 
@@ -45,16 +45,16 @@ CHANGES = (
     "succeed",
     "give_up_attempt",
     "release",
-    "requeue_expired",
 )
 
 
 def install(folder: Path) -> None:
     """Put the points around the functions."""
     for name in CHANGES:
-        _wrap_change(folder, name)
-    _fire_after(folder, blobs, "_add_chunk", "add_chunk:committed")
-    _fire_after(folder, blobs, "put_file", "put_file:done")
+        _wrap_change(folder, jobs, name)
+    _wrap_change(folder, lost_jobs, "requeue_expired")
+    _fire_after(folder, SqlBlobStore, "put_chunk", "add_chunk:committed")
+    _fire_after(folder, SqlBlobStore, "put_file", "put_file:done")
 
     @event.listens_for(Session, "after_commit")
     def _committed(session: Session) -> None:
@@ -62,8 +62,8 @@ def install(folder: Path) -> None:
             fire(folder, f"{name}:committed")
 
 
-def _wrap_change(folder: Path, name: str) -> None:
-    inner: Callable[..., Any] = getattr(jobs, name)
+def _wrap_change(folder: Path, module: ModuleType, name: str) -> None:
+    inner: Callable[..., Any] = getattr(module, name)
 
     @functools.wraps(inner)
     def change(session: Session, *arguments: Any, **options: Any) -> Any:
@@ -74,11 +74,11 @@ def _wrap_change(folder: Path, name: str) -> None:
             session.info.setdefault("points", []).append(name)
         return outcome
 
-    setattr(jobs, name, change)
+    setattr(module, name, change)
 
 
-def _fire_after(folder: Path, module: ModuleType, name: str, point: str) -> None:
-    inner: Callable[..., Any] = getattr(module, name)
+def _fire_after(folder: Path, owner: type, name: str, point: str) -> None:
+    inner: Callable[..., Any] = getattr(owner, name)
 
     @functools.wraps(inner)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -86,7 +86,7 @@ def _fire_after(folder: Path, module: ModuleType, name: str, point: str) -> None
         fire(folder, point)
         return outcome
 
-    setattr(module, name, call)
+    setattr(owner, name, call)
 
 
 def shift_clock(*files: Path) -> None:

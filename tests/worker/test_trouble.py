@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 
-from app.blobs import sql as blobs
 from app.settings import Settings
 from app.store import job_reads
 from app.store.models import DEFAULT_TENANT
-from tests.worker.conftest import ROOT, Script, Service, cancel
+from tests.worker.kit import ROOT, Script, Service, cancel
+from worker.attempt import run_job
 from worker.metrics import WorkerMetrics
-from worker.supervisor import run_job
 
 ENGINE = [sys.executable, "-S", str(ROOT / "tests/worker/fake_engine.py")]
 PAUSE = 77.0
@@ -41,6 +40,7 @@ def run(service: Service, job_id: str, engine: list[str] = ENGINE) -> list[float
     run_job(
         job_id,
         store=service.store,
+        blobs=service.blobs,
         queue=service.queue,
         settings=settings,
         stopping=stopping,
@@ -55,7 +55,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def get_to_file(*_: Any) -> None:
         raise OSError(number, "no room")
 
-    monkeypatch.setattr(blobs, "get_to_file", get_to_file)
+    monkeypatch.setattr("worker.attempt.get_to_file", get_to_file)
 
 
 def test_a_worker_without_trouble_goes_on_at_once(service: Service) -> None:
@@ -117,7 +117,7 @@ def test_a_cancel_that_meets_a_full_disk(service: Service, monkeypatch: pytest.M
         assert cancel(service, job_id) == "cancelling"
         raise OSError(errno.ENOSPC, "no room")
 
-    monkeypatch.setattr(blobs, "get_to_file", get_to_file)
+    monkeypatch.setattr("worker.attempt.get_to_file", get_to_file)
     assert run(service, job_id) == [PAUSE]
     assert service.job(job_id).status == "cancelled"
 

@@ -79,7 +79,7 @@ class Collector:
         """
         if self.rows + len(users) > self.limits.max_rows:
             raise LogError(
-                "too_many_rows", f"the file has more than {self.limits.max_rows:,} interactions"
+                "too_many_rows", f"there are more than {self.limits.max_rows:,} interactions"
             )
         self._pending.append(
             (
@@ -102,7 +102,7 @@ class Collector:
         """
         self._end_run()
         if not self.rows:
-            raise LogError("empty_file", "the file has a header but no interactions")
+            raise LogError("empty_file", "there are no interactions")
         runs, self._runs = self._runs, []
         user_texts, users_by_run = self._numbered(self._users, [users for users, _, _ in runs])
         item_texts, items_by_run = self._numbered(self._items, [items for _, items, _ in runs])

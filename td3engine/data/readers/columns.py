@@ -31,9 +31,21 @@ class FoundColumns:
     positions: tuple[int, int, int]
     names: tuple[str, str, str]
 
+    def narrowed(self) -> "FoundColumns":
+        """The same columns, where only they are left, in the order user, item, time."""
+        return FoundColumns((0, 1, 2), self.names)
 
-def find_columns(header: list[str], wanted: ColumnNames, limits: Limits) -> FoundColumns:
+
+def find_columns(
+    header: list[str], requested: ColumnNames, limits: Limits, *, line: int | None = None
+) -> FoundColumns:
     """Positions of user, item and time in a header.
+
+    Args:
+        header: names of all columns.
+        requested: names that the caller chose.
+        limits: of the log.
+        line: of the header, for messages; None if it lies on no line.
 
     Raises:
         LogError: `too_many_columns`, `missing_column`, or `duplicate_column` (a name that occurs
@@ -42,30 +54,30 @@ def find_columns(header: list[str], wanted: ColumnNames, limits: Limits) -> Foun
     if len(header) > limits.max_columns:
         raise LogError(
             "too_many_columns",
-            f"the file has {len(header):,} columns; at most {limits.max_columns:,} are allowed",
-            line=1,
+            f"there are {len(header):,} columns; at most {limits.max_columns:,} are allowed",
+            line=line,
         )
     names = [_plain_name(raw) for raw in header]
-    _refuse_duplicates(names)
-    positions = [
-        _find(role, given, header, names)
-        for role, given in (("user", wanted.user), ("item", wanted.item), ("time", wanted.time))
-    ]
+    _refuse_duplicates(names, line)
+    by_role = (("user", requested.user), ("item", requested.item), ("time", requested.time))
+    positions = [_find(role, name, header, names, line) for role, name in by_role]
     if len(set(positions)) < 3:
         raise LogError(
-            "duplicate_column", "user, item and time must be three different columns", line=1
+            "duplicate_column", "user, item and time must be three different columns", line=line
         )
     user, item, time = positions
     return FoundColumns((user, item, time), (names[user], names[item], names[time]))
 
 
-def _find(role: str, given: str | None, header: list[str], names: list[str]) -> int:
-    if given is not None:
-        # RecBole's `name:type` may be asked for with or without its type.
+def _find(
+    role: str, requested: str | None, header: list[str], names: list[str], line: int | None
+) -> int:
+    if requested is not None:
+        # RecBole's `name:type` may be requested with or without its type.
         for candidates in (names, header):
-            if given in candidates:
-                return candidates.index(given)
-        raise _missing(role, f"a column named {given!r}", names)
+            if requested in candidates:
+                return candidates.index(requested)
+        raise _missing(role, f"a column named {requested!r}", names, line)
     simple = [_simplify(name) for name in names]
     for usual in USUAL_NAMES[role]:
         hits = [position for position, name in enumerate(simple) if name == _simplify(usual)]
@@ -74,32 +86,32 @@ def _find(role: str, given: str | None, header: list[str], names: list[str]) -> 
             raise LogError(
                 "duplicate_column",
                 f"columns {twins} could both be the {role}; say which one",
-                line=1,
+                line=line,
                 column=names[hits[0]],
             )
         if hits:
             return hits[0]
-    raise _missing(role, "any of " + ", ".join(USUAL_NAMES[role]), names)
+    raise _missing(role, "any of " + ", ".join(USUAL_NAMES[role]), names, line)
 
 
-def _missing(role: str, looked_for: str, names: list[str]) -> LogError:
+def _missing(role: str, target: str, names: list[str], line: int | None) -> LogError:
     shown = ", ".join(repr(name[:60]) for name in names[:20]) + (", …" if len(names) > 20 else "")
     return LogError(
         "missing_column",
-        f"no {role} column: looked for {looked_for}; the file has {shown or 'no columns'}",
-        line=1,
+        f"no {role} column: looked for {target} among {shown or 'no columns'}",
+        line=line,
         column=role,
     )
 
 
-def _refuse_duplicates(names: list[str]) -> None:
+def _refuse_duplicates(names: list[str], line: int | None) -> None:
     seen: set[str] = set()
     for name in names:
-        # Columns without a name (an index that pandas wrote) cannot be asked for: let them be.
+        # A column without a name (an index that pandas wrote) cannot be requested.
         if name and name in seen:
-            raise LogError(
-                "duplicate_column", f"column {name[:60]!r} occurs twice", line=1, column=name[:60]
-            )
+            shown = name[:60]
+            problem = f"column {shown!r} occurs twice"
+            raise LogError("duplicate_column", problem, line=line, column=shown)
         seen.add(name)
 
 

@@ -6,19 +6,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from td3engine.data.readers.collect import Collector
+from td3engine.data.readers import arrow
+from td3engine.data.readers.batches import collect_batches
 from td3engine.data.readers.columns import FoundColumns, find_columns
-from td3engine.data.readers.values import BadRowError, is_id_type, is_time_type
+from td3engine.data.readers.format import Format
 from td3engine.data.types import ColumnNames, Interactions, Limits, LogError
 
-MAGIC = b"PAR1"
-# What pyarrow says, as an OSError, where the memory for a page cannot be had.
+# pyarrow's OSError where the memory for a page is missing.
 NO_MEMORY_SIGN = "malloc of size"
-BATCH_ROWS = 2**18
 
 
 def read_parquet(
-    path: Path, columns: ColumnNames, limits: Limits, *, scratch: Path | None = None
+    path: Path, columns: ColumnNames, limits: Limits, scratch: Path | None = None
 ) -> Interactions:
     """A Parquet file whose ids are text or whole numbers, and whose times are numbers or moments.
 
@@ -30,38 +29,20 @@ def read_parquet(
         with pq.ParquetFile(path) as opened:
             schema, metadata = opened.schema_arrow, opened.metadata
         found = find_columns(schema.names, columns, limits)
-        wanted = [schema.names[position] for position in found.positions]
-        _check_types(schema, found)
-        _check_promises(metadata, wanted, limits, packed=path.stat().st_size)
-        return _collect(path, wanted, Collector(limits, scratch))
-    except BadRowError as error:
-        name = found.names[error.role]
-        row = error.row + 1
-        problem = f"row {row}, column {name!r} {error.problem}"
-        raise LogError(error.code, problem, line=row, column=name) from error
-    # pyarrow decodes a damaged column name only when it is asked for, and without translating.
+        names = [schema.names[position] for position in found.positions]
+        arrow.check_types([schema.types[position] for position in found.positions], found.names)
+        _check_promises(metadata, names, limits, packed=path.stat().st_size)
+        return _collect(path, names, found, limits, scratch)
+    # pyarrow decodes a damaged column name only when it is read, and without translating.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if NO_MEMORY_SIGN in str(error):
             raise MemoryError(str(error)) from error
         raise LogError("bad_format", f"the file is not valid Parquet: {error}") from error
 
 
-def _check_types(schema: Any, found: FoundColumns) -> None:
-    for role, (position, name) in enumerate(zip(found.positions, found.names, strict=True)):
-        kind = schema.types[position]
-        usable, needed = (
-            (is_time_type(kind), "a number, a moment or text")
-            if role == 2
-            else (is_id_type(kind), "text or a whole number")
-        )
-        if not usable:
-            problem = f"column {name!r} has the type {kind}; it must be {needed}"
-            raise LogError("bad_format", problem, column=name)
-
-
-def _check_promises(metadata: Any, wanted: list[str], limits: Limits, *, packed: int) -> None:
-    """Refuses by what the footer says. A lying footer meets the checks made while rows arrive, and
-    the limit on the memory of the process that reads uploads.
+def _check_promises(metadata: Any, names: list[str], limits: Limits, *, packed: int) -> None:
+    """Refuses by what the footer says. Against a lying footer there are the checks made while rows
+    arrive, and the limit on the memory of the process that reads uploads.
     """
     if metadata.num_rows > limits.max_rows:
         raise LogError(
@@ -72,18 +53,27 @@ def _check_promises(metadata: Any, wanted: list[str], limits: Limits, *, packed:
     for group in range(metadata.num_row_groups):
         chunks = metadata.row_group(group)
         for chunk in (chunks.column(index) for index in range(chunks.num_columns)):
-            if chunk.path_in_schema in wanted:
+            if chunk.path_in_schema in names:
                 unpacked += chunk.total_uncompressed_size
     limits.check_unpacked(unpacked, packed)
 
 
-def _collect(path: Path, wanted: list[str], collector: Collector) -> Interactions:
+def _collect(
+    path: Path, names: list[str], found: FoundColumns, limits: Limits, scratch: Path | None
+) -> Interactions:
     # Ids come as dictionaries: a long id that repeats is held once.
-    with pq.ParquetFile(path, read_dictionary=wanted[:2], pre_buffer=False) as opened:
-        for batch in opened.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False):
-            collector.add(*(batch.column(name) for name in wanted))
+    with pq.ParquetFile(path, read_dictionary=names[:2], pre_buffer=False) as opened:
+        batches = opened.iter_batches(arrow.BATCH_ROWS, columns=names, use_threads=False)
+        log, rows = collect_batches(
+            arrow.row_batches((batch.select(names) for batch in batches), found.narrowed()),
+            limits,
+            scratch,
+        )
         promised = opened.metadata.num_rows
-    if collector.rows != promised:
-        problem = f"the footer promises {promised:,} rows, there are {collector.rows:,}"
+    if rows != promised:
+        problem = f"the footer promises {promised:,} rows, there are {rows:,}"
         raise LogError("bad_format", f"the file is not valid Parquet: {problem}")
-    return collector.finish()
+    return log
+
+
+FORMATS = (Format("parquet", (".parquet", ".pq"), read_parquet, magic=b"PAR1"),)

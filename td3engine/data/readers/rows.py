@@ -1,10 +1,13 @@
 """Rows out of blocks of text: all at once where every line is plainly a row, else by csv's rules.
 
-Python's csv module says what a row is. Where a block has no quotes, no odd ends of lines and as
-many delimiters in every line as the header, a row is what lies between two delimiters, and numpy
-finds those thirty times as fast. Both give the same; where the quick way is in doubt, it gives
-way. (pyarrow's own CSV parser reads ahead in threads that abort or hang the process when memory
-runs out, which is just what a hostile file is made to do, and does not know the line of a fault.)
+Python's csv module defines what a row is. A block is plain if it has no quotes, no unusual line
+ends, and as many delimiters in every line as the header. numpy cuts plain blocks at their
+delimiters, thirty times as fast as csv. Both ways give the same rows; every other block goes to
+csv.
+
+pyarrow's own CSV parser is not used, for two reasons. Its threads read ahead, and abort or hang the
+process when memory runs out, which a hostile file can bring about. It does not report the line of a
+fault.
 """
 
 import csv
@@ -19,7 +22,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from td3engine.data.readers.batches import Batch, Columns
 from td3engine.data.readers.blocks import BLOCK_BYTES, LINE_BYTES, LINE_FEED, made_ahead
+from td3engine.data.readers.columns import FoundColumns
 from td3engine.data.types import LogError
 
 # Rows taken at once. Few, so that what a hostile file can make of them in memory is little, and the
@@ -29,8 +34,6 @@ BATCH_ROWS = 2**16
 
 # Rows of fields, and the line that each starts on.
 Slice: TypeAlias = tuple[list[list[str]], Sequence[int]]
-# Arrays of text: users, items and times of the same rows.
-Columns: TypeAlias = tuple[Any, Any, Any]
 
 
 class _RowTooLongError(Exception):
@@ -43,21 +46,10 @@ class Layout:
 
     delimiter: str
     width: int
-    positions: tuple[int, int, int]
+    found: FoundColumns
 
 
-@dataclass
-class Batch:
-    """Rows of one file: arrays of text of the three columns, and the line each row starts on."""
-
-    columns: Columns
-    lines: list[Sequence[int]]
-
-    def line_of(self, row: int) -> int:
-        return next(islice(chain.from_iterable(self.lines), row, None))
-
-
-def batches(
+def delimited_batches(
     blocks: Iterator[bytes], line: int, layout: Layout, *, quick: bool = True
 ) -> Generator[Batch, None, None]:
     """The rows of all blocks. A thread makes a block and cuts it while the last one is used.
@@ -83,7 +75,8 @@ def batches(
                 continue
             for start in range(0, len(columns[0]), BATCH_ROWS):
                 user, item, time = (column.slice(start, BATCH_ROWS) for column in columns)
-                yield Batch((user, item, time), [range(line, line + len(user))])
+                places = [range(line, line + len(user))]
+                yield Batch((user, item, time), places, layout.found.names)
                 line += len(user)
 
 
@@ -108,7 +101,7 @@ def plain_columns(block: bytes, layout: Layout) -> Columns | None:
     if np.diff(line_ends_R, prepend=-1).max() > LINE_BYTES:
         return None
     buffer = pa.py_buffer(block)
-    user, item, time = (_column(buffer, ends_RW, position) for position in layout.positions)
+    user, item, time = (_column(buffer, ends_RW, position) for position in layout.found.positions)
     return user, item, time
 
 
@@ -148,12 +141,16 @@ class _Exact:
             if set(map(len, rows)) - {self.layout.width}:
                 _refuse_ragged(rows, lines, self.layout.width)
             seen.append(lines)
-            for position, column in zip(self.layout.positions, columns, strict=True):
+            for position, column in zip(self.layout.found.positions, columns, strict=True):
                 column.extend([row[position] for row in rows])
             if len(columns[0]) >= BATCH_ROWS:
-                yield _batch(columns, seen)
+                yield self._batch(columns, seen)
                 columns, seen = ([], [], []), []
-        yield _batch(columns, seen)
+        yield self._batch(columns, seen)
+
+    def _batch(self, columns: tuple[list[str], ...], lines: list[Sequence[int]]) -> Batch:
+        user, item, time = (pa.array(column, pa.string()) for column in columns)
+        return Batch((user, item, time), lines, self.layout.found.names)
 
     def _slices(self) -> Iterator[Slice]:
         """A few rows at a time, with the line each starts on; no blank lines."""
@@ -196,11 +193,6 @@ class _Exact:
             self._lines_given += ends + (not text.endswith(("\n", "\r")))
             # newline="": the csv module wants the ends of lines as they are.
             yield from io.StringIO(text, newline="")
-
-
-def _batch(columns: tuple[list[str], ...], lines: list[Sequence[int]]) -> Batch:
-    user, item, time = (pa.array(column, pa.string()) for column in columns)
-    return Batch((user, item, time), lines)
 
 
 def _refuse_ragged(rows: list[list[str]], lines: Sequence[int], width: int) -> NoReturn:

@@ -2,14 +2,15 @@
 
 import csv
 from contextlib import closing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from td3engine.data.readers.batches import collect_batches
 from td3engine.data.readers.blocks import CheckedBlocks
-from td3engine.data.readers.collect import Collector
 from td3engine.data.readers.columns import find_columns
-from td3engine.data.readers.rows import Layout, batches
-from td3engine.data.readers.values import BadRowError
+from td3engine.data.readers.format import Format
+from td3engine.data.readers.rows import Layout, delimited_batches
 from td3engine.data.types import ColumnNames, Interactions, Limits, LogError
 
 SNIFFED_DELIMITERS = "\t,;|"
@@ -17,21 +18,21 @@ SNIFFED_DELIMITERS = "\t,;|"
 
 def read_text(
     path: Path,
-    delimiter: str | None,
     columns: ColumnNames,
     limits: Limits,
-    *,
     scratch: Path | None = None,
+    *,
+    delimiter: str | None,
     quick: bool = True,
 ) -> Interactions:
-    """A delimited text file with a header line; a delimiter that the header lacks is sniffed.
+    """A delimited text file with a header line.
 
     Args:
         path: the file.
-        delimiter: as the file's name has it.
         columns: which columns hold what.
         limits: what the file may cost.
         scratch: folder for temporary files of a long log; None is the system's.
+        delimiter: of the format; sniffed if it is None, or if the header lacks it.
         quick: False takes every row by csv's rules, for comparison.
 
     Raises:
@@ -40,19 +41,11 @@ def read_text(
     with CheckedBlocks(path, limits) as blocks:
         start, end, first = next(blocks, b"").partition(b"\n")
         header, delimiter = _read_header((start + end).decode(), delimiter)
-        found = find_columns(header, columns, limits)
-        layout = Layout(delimiter, len(header), found.positions)
-        collector = Collector(limits, scratch)
-        with closing(batches(chain([first], blocks), 2, layout, quick=quick)) as pieces:
-            for batch in pieces:
-                try:
-                    collector.add(*batch.columns)
-                except BadRowError as error:
-                    line = batch.line_of(error.row - collector.rows)
-                    name = found.names[error.role]
-                    problem = f"line {line}, column {name!r} {error.problem}"
-                    raise LogError(error.code, problem, line=line, column=name) from error
-        return collector.finish()
+        found = find_columns(header, columns, limits, line=1)
+        layout = Layout(delimiter, len(header), found)
+        rest = chain([first], blocks)
+        with closing(delimited_batches(rest, 2, layout, quick=quick)) as batches:
+            return collect_batches(batches, limits, scratch)[0]
 
 
 def _read_header(line: str, delimiter: str | None) -> tuple[list[str], str]:
@@ -64,3 +57,12 @@ def _read_header(line: str, delimiter: str | None) -> tuple[list[str], str]:
     if delimiter is None or delimiter not in text:
         delimiter = max(SNIFFED_DELIMITERS, key=text.count)
     return next(csv.reader([text], delimiter=delimiter), []), delimiter
+
+
+FORMATS = (
+    Format("csv", (".csv",), partial(read_text, delimiter=",")),
+    Format("tsv", (".tsv",), partial(read_text, delimiter="\t")),
+    Format("inter", (".inter",), partial(read_text, delimiter="\t")),
+    # The last guess about a file whose name says nothing.
+    Format("text", (), partial(read_text, delimiter=None), looks_like=lambda _: True),
+)

@@ -192,8 +192,9 @@ def is_time_type(kind: Any) -> bool:
 
 def _is_text_type(kind: Any) -> bool:
     types = pa.types
-    tests = (types.is_string, types.is_large_string, types.is_string_view)
-    return types.is_binary(kind) or types.is_large_binary(kind) or any(test(kind) for test in tests)
+    texts = (types.is_string, types.is_large_string, types.is_string_view)
+    binaries = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return any(test(kind) for test in (*texts, *binaries))
 
 
 def _as_text(column: Any) -> Any:

@@ -6,7 +6,7 @@ from threading import Barrier
 
 from app.store import jobs
 from app.store.engine import Store, database_now, open_store
-from tests.app.store.conftest import MINUTE, history, job, make_job
+from tests.app.store.kit import MINUTE, history, job, make_job
 
 WORKERS = 8
 JOBS = 40

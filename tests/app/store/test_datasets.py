@@ -7,11 +7,11 @@ from threading import Barrier, Event
 
 import pytest
 
-from app.blobs import sql as blobs
+from app.blobs.sql import SqlBlobStore
 from app.store import datasets, jobs
 from app.store.engine import Store, open_store
 from app.store.models import DEFAULT_TENANT
-from tests.app.store.conftest import ERROR, NOW, claim, job, make_dataset, make_job
+from tests.app.store.kit import ERROR, NOW, claim, job, make_dataset, make_job
 
 
 def delete(store: Store, dataset_id: str, tenant_id: str = DEFAULT_TENANT) -> str:
@@ -71,7 +71,7 @@ def test_a_dataset_is_deleted_once_no_job_needs_it(store: Store, dataset_id: str
         assert datasets.hold(session, dataset_id, tenant_id=DEFAULT_TENANT) is None
         assert datasets.page(session, tenant_id=DEFAULT_TENANT, limit=10) == ([], False)
     assert job(store, queued).dataset_id == dataset_id
-    assert blobs.sweep(store, older_than=timedelta(seconds=-1)) == 1
+    assert SqlBlobStore(store).sweep(older_than=timedelta(seconds=-1)) == 1
 
 
 def test_a_deleted_dataset_can_be_uploaded_again(store: Store, tmp_path: Path) -> None:

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import OperationalError, StatementError
+from sqlalchemy.exc import IntegrityError, OperationalError, StatementError
 
+from app.errors import StorageUnavailableError, kind_of
 from app.settings import Settings
 from app.store import datasets, job_reads, jobs
 from app.store.engine import Store, database_now, make_engine, open_store
 from app.store.ids import new_id
 from app.store.models import DEFAULT_TENANT
-from tests.app.store.conftest import NOW, job, make_dataset, make_job
+from tests.app.store.kit import NOW, job, make_dataset, make_job
 
 
 def test_a_failed_block_leaves_nothing(store: Store, dataset_id: str) -> None:
@@ -127,3 +128,18 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(field.description for field in Settings.model_fields.values())
     with pytest.raises(ValueError, match="heartbeat"):
         Settings(heartbeat_seconds=60, lease_seconds=60)
+
+
+def test_an_outage_has_a_type_of_its_own() -> None:
+    store = open_store("postgresql://td3:swordfish@127.0.0.1:1/td3")
+    for session_of in (store.read, store.write):
+        with pytest.raises(StorageUnavailableError) as caught, session_of() as session:
+            session.execute(text("SELECT 1"))
+        assert kind_of(caught.value) == "OperationalError"
+    store.close()
+
+
+def test_other_errors_of_the_database_keep_their_type(store: Store) -> None:
+    with pytest.raises(IntegrityError), store.write() as session:
+        make = {"tenant_id": "none", "name": "x", "fingerprint": "0" * 64, "source_sha256": "0"}
+        datasets.create(session, **make, source_bytes=1, statistics={})

@@ -11,11 +11,11 @@ from sqlalchemy import func, select
 
 from app.store import idempotency
 from app.store.engine import Store
-from app.store.idempotency import Answer, Asked, Hold
+from app.store.idempotency import Answer, Hold, KeyedRequest
 from app.store.models import DEFAULT_TENANT, IdempotencyKey
 from app.store.tenants import ensure
 
-ASKED = Asked(DEFAULT_TENANT, "key", "a" * 64)
+ASKED = KeyedRequest(DEFAULT_TENANT, "key", "a" * 64)
 ANSWER = Answer(202, "/jobs/job_1", '{"id": "job_1"}')
 MINUTE, DAY = timedelta(minutes=1), timedelta(days=1)
 OVER = timedelta(seconds=-1)  # what is held or kept for so long is over already
@@ -24,13 +24,13 @@ Taken = Hold | Answer | Literal["in_progress", "other_request"]
 
 
 def take(
-    store: Store, asked: Asked = ASKED, *, hold: timedelta = MINUTE, keep: timedelta = DAY
+    store: Store, asked: KeyedRequest = ASKED, *, hold: timedelta = MINUTE, keep: timedelta = DAY
 ) -> Taken:
     with store.write() as session:
         return idempotency.take(session, asked, hold=hold, keep=keep)
 
 
-def hold(store: Store, asked: Asked = ASKED, *, hold: timedelta = MINUTE) -> Hold:
+def hold(store: Store, asked: KeyedRequest = ASKED, *, hold: timedelta = MINUTE) -> Hold:
     taken = take(store, asked, hold=hold)
     assert isinstance(taken, Hold)
     return taken

@@ -10,12 +10,13 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 
-from app.blobs import sql as blobs
-from app.store import job_reads, jobs
+from app.blobs.protocol import BlobError
+from app.blobs.sql import SqlBlobStore
+from app.store import job_reads, jobs, lost_jobs
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT
 from app.store.retention import remove_job
-from tests.app.store.conftest import ERROR, MINUTE, NOW, claim, history, job, make_job
+from tests.app.store.kit import ERROR, MINUTE, NOW, claim, history, job, make_job
 
 NO_BLOB = "0" * 64
 
@@ -23,7 +24,7 @@ NO_BLOB = "0" * 64
 def stored_blob(store: Store, tmp_path: Any, content: bytes) -> str:
     path = tmp_path / "blob"
     path.write_bytes(content)
-    return blobs.put_file(store, path)[0]
+    return SqlBlobStore(store).put_file(path)[0]
 
 
 def test_a_new_job_is_queued(store: Store, dataset_id: str) -> None:
@@ -146,7 +147,7 @@ def test_a_lost_lease_changes_nothing(
     job_id = make_job(store, dataset_id)
     lease = claim(store, job_id)
     with store.write() as session:
-        assert jobs.requeue_expired(session, NOW + 2 * MINUTE) == [job_id]
+        assert lost_jobs.requeue_expired(session, NOW + 2 * MINUTE) == [job_id]
     if taken_by != "nobody":
         other = claim(store, job_id)
         assert other.attempt == 2
@@ -176,7 +177,7 @@ def test_a_renewed_lease_lasts(store: Store, dataset_id: str) -> None:
         late = NOW + 2 * MINUTE
         assert jobs.renew(session, lease, lease_for=MINUTE, now=late) == "running"
     with store.write() as session:
-        assert jobs.requeue_expired(session, NOW + 3 * MINUTE) == []
+        assert lost_jobs.requeue_expired(session, NOW + 3 * MINUTE) == []
         assert jobs.check(session, lease) == "running"
 
 
@@ -245,10 +246,10 @@ def test_silent_workers_lose_their_jobs(store: Store, dataset_id: str) -> None:
             jobs.request_cancel(session, cancelled, NOW, tenant_id=DEFAULT_TENANT) == "cancelling"
         )
     with store.write() as session:
-        assert jobs.requeue_expired(session, NOW + MINUTE) == []  # not yet
+        assert lost_jobs.requeue_expired(session, NOW + MINUTE) == []  # not yet
     with store.write() as session:
-        assert jobs.requeue_expired(session, NOW + 1.5 * MINUTE) == [again]
-        assert jobs.requeue_expired(session, NOW + 1.5 * MINUTE) == []
+        assert lost_jobs.requeue_expired(session, NOW + 1.5 * MINUTE) == [again]
+        assert lost_jobs.requeue_expired(session, NOW + 1.5 * MINUTE) == []
     states = [job(store, job_id).status for job_id in (again, last, cancelled, fine, waiting)]
     assert states == ["queued", "failed", "cancelled", "running", "queued"]
     error = job(store, last).error
@@ -264,7 +265,7 @@ def test_many_janitors_requeue_once(store: Store, dataset_id: str) -> None:
     def clean(_: int) -> list[str]:
         barrier.wait(timeout=10)
         with store.write() as session:
-            return jobs.requeue_expired(session, NOW + 2 * MINUTE)
+            return lost_jobs.requeue_expired(session, NOW + 2 * MINUTE)
 
     with ThreadPoolExecutor(4) as pool:
         assert [found for ids in pool.map(clean, range(4)) for found in ids] == [job_id]
@@ -280,10 +281,10 @@ def test_a_job_that_is_being_changed_holds_up_no_other(store: Store, dataset_id:
         jobs.record(middle, frozen, "phase", {"phase": "distilling"}, NOW)
         with store.write() as session:
             session.execute(text("SET LOCAL lock_timeout = 1"))
-            jobs.shorten_leases(session, NOW, longest=MINUTE / 2)
-            assert jobs.requeue_expired(session, NOW + 2 * MINUTE) == [silent.job_id]
+            lost_jobs.shorten_leases(session, NOW, longest=MINUTE / 2)
+            assert lost_jobs.requeue_expired(session, NOW + 2 * MINUTE) == [silent.job_id]
     with store.write() as session:
-        assert jobs.requeue_expired(session, NOW + 2 * MINUTE) == [frozen.job_id]
+        assert lost_jobs.requeue_expired(session, NOW + 2 * MINUTE) == [frozen.job_id]
 
 
 def test_a_clock_that_was_put_back_delays_nothing(store: Store, dataset_id: str) -> None:
@@ -295,12 +296,12 @@ def test_a_clock_that_was_put_back_delays_nothing(store: Store, dataset_id: str)
     fine = claim(store, make_job(store, dataset_id), NOW - MINUTE / 2)
     with store.write() as session:
         jobs.mark_published(session, waiting, NOW + hour)
-        jobs.shorten_leases(session, NOW, longest=MINUTE)
-        assert jobs.requeue_expired(session, NOW + MINUTE / 2) == []
-        assert jobs.unclaimed(session, older_than=MINUTE, now=NOW) == [waiting]
-        assert jobs.requeue_expired(session, NOW + 0.75 * MINUTE) == [fine.job_id]
+        lost_jobs.shorten_leases(session, NOW, longest=MINUTE)
+        assert lost_jobs.requeue_expired(session, NOW + MINUTE / 2) == []
+        assert lost_jobs.unclaimed(session, older_than=MINUTE, now=NOW) == [waiting]
+        assert lost_jobs.requeue_expired(session, NOW + 0.75 * MINUTE) == [fine.job_id]
         assert jobs.check(session, held) == "running"
-        assert jobs.requeue_expired(session, NOW + 1.5 * MINUTE) == [held.job_id]
+        assert lost_jobs.requeue_expired(session, NOW + 1.5 * MINUTE) == [held.job_id]
 
 
 # --- cancel --------------------------------------------------------------------------------------
@@ -410,10 +411,10 @@ def test_unclaimed(store: Store, dataset_id: str) -> None:
         jobs.mark_published(session, sent_long_ago, now - 2 * MINUTE)
         jobs.mark_published(session, just_sent, now - timedelta(seconds=30))
     with store.read() as session:
-        assert jobs.unclaimed(session, older_than=MINUTE, now=now) == sorted(
+        assert lost_jobs.unclaimed(session, older_than=MINUTE, now=now) == sorted(
             [never_sent, sent_long_ago]
         )
-        assert jobs.unclaimed(session, older_than=20 * MINUTE, now=now) == []
+        assert lost_jobs.unclaimed(session, older_than=20 * MINUTE, now=now) == []
 
 
 def test_a_job_is_removed_once_it_is_over(store: Store, dataset_id: str, tmp_path: Any) -> None:
@@ -432,9 +433,11 @@ def test_a_job_is_removed_once_it_is_over(store: Store, dataset_id: str, tmp_pat
     assert remove(job_id, tenant_id="other") == "missing"
     assert remove(job_id) == "removed"
     assert remove(job_id) == "missing"
-    assert blobs.sweep(store, older_than=timedelta(seconds=-1)) == 1  # the artifact, not the log
-    with pytest.raises(blobs.BlobError):
-        blobs.open_reader(store, sha256)
+    assert (
+        SqlBlobStore(store).sweep(older_than=timedelta(seconds=-1)) == 1
+    )  # the artifact, not the log
+    with pytest.raises(BlobError):
+        SqlBlobStore(store).open_reader(sha256)
 
 
 def test_lists_are_filtered_by_name_and_time(store: Store, dataset_id: str) -> None:

@@ -22,11 +22,11 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import delete, select
 
-from app.blobs import sql as blobs
-from app.store import jobs
+from app.blobs.sql import SqlBlobStore
+from app.store import jobs, lost_jobs
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, HELD, TERMINAL, Artifact, Job, JobEvent
-from tests.app.store.conftest import ERROR, NOW
+from tests.app.store.kit import ERROR, NOW
 
 LONGEST = 60  # seconds of a lease
 SECONDS = st.integers(1, 2 * LONGEST)
@@ -242,7 +242,7 @@ class JobMachine(RuleBasedStateMachine):
             for job_id, model in self.models.items()
             if model.expires and model.expires < self.now
         ]
-        requeued = self.call(jobs.requeue_expired, self.now)
+        requeued = self.call(lost_jobs.requeue_expired, self.now)
         for _, model in late:
             model.end_attempt(self.now)
         assert requeued == sorted(job_id for job_id, model in late if model.status == "queued")
@@ -251,13 +251,13 @@ class JobMachine(RuleBasedStateMachine):
         """The clock is put back, and a janitor comes by."""
         self.now -= timedelta(seconds=seconds)
         longest = timedelta(seconds=LONGEST)
-        self.call(jobs.shorten_leases, self.now, longest=longest)
+        self.call(lost_jobs.shorten_leases, self.now, longest=longest)
         for model in self.models.values():
             if model.expires:
                 model.expires = min(model.expires, self.now + longest)
 
     def unclaimed(self, seconds: int) -> None:
-        found = self.call(jobs.unclaimed, older_than=timedelta(seconds=seconds), now=self.now)
+        found = self.call(lost_jobs.unclaimed, older_than=timedelta(seconds=seconds), now=self.now)
         due = self.now - timedelta(seconds=seconds)
         assert found == sorted(
             job_id
@@ -296,7 +296,7 @@ def test_the_store_does_as_the_model(store: Store, dataset_id: str, tmp_path: Pa
     for content in ("one checkpoint", "another"):
         path = tmp_path / "checkpoint"
         path.write_text(content)
-        stored.append(blobs.put_file(store, path)[0])
+        stored.append(SqlBlobStore(store).put_file(path)[0])
     run_state_machine_as_test(
         lambda: JobMachine(store, dataset_id, stored),  # type: ignore[arg-type] # makes one
         settings=settings(max_examples=25, stateful_step_count=40, deadline=None),

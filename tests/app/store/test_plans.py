@@ -14,7 +14,7 @@ from app.store.engine import Store
 from app.store.ids import new_id
 from app.store.models import DEFAULT_TENANT, Job, JobStatus
 from app.store.statistics import read_statistics
-from tests.app.store.conftest import make_dataset, make_job
+from tests.app.store.kit import make_dataset, make_job
 
 MANY = 6000
 STATUSES: tuple[JobStatus, ...] = ("queued", "succeeded", "failed")

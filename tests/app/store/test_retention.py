@@ -1,23 +1,19 @@
 """What is old goes, what is in use stays; on both databases, also with others at work."""
 
-import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import func, select, update
 from sqlalchemy.exc import IntegrityError
 
-from app import gc
-from app.settings import Settings
-from app.store import datasets, job_reads, jobs, retention
+from app.store import job_reads, jobs, retention
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, Artifact, Base, Dataset, Job, JobEvent
-from app.store.retention import Ages, Collected, collect, what_would_go
-from tests.app.store.conftest import claim, history, make_dataset, make_job
+from app.store.retention import Ages, Collected, collect, preview
+from tests.app.store.kit import claim, finished_job, history, make_dataset, make_job
 
 DAY = timedelta(days=1)
 WEEK = Ages(jobs=7 * DAY, events=2 * DAY, datasets=7 * DAY)
@@ -26,22 +22,6 @@ WEEK = Ages(jobs=7 * DAY, events=2 * DAY, datasets=7 * DAY)
 def count(store: Store, table: type[Base]) -> int:
     with store.read() as session:
         return session.scalar(select(func.count()).select_from(table)) or 0
-
-
-def over(store: Store, dataset_id: str, *, days_ago: float) -> str:
-    """A job with an artifact and two progress events, that ended then."""
-    job_id = make_job(store, dataset_id)
-    lease = claim(store, job_id)
-    ended = datetime.now(UTC) - days_ago * DAY
-    with store.write() as session:
-        log = datasets.get(session, dataset_id, tenant_id=DEFAULT_TENANT)
-        assert log is not None
-        assert log.fingerprint is not None
-        for step in (1, 2):
-            jobs.record(session, lease, "progress", {"phase": "distilling", "step": step}, ended)
-        artifact = jobs.StoredArtifact("manifest.json", "application/json", 1, log.fingerprint)
-        assert jobs.succeed(session, lease, artifacts=[artifact], metrics={}, now=ended)
-    return job_id
 
 
 def last_used(store: Store, dataset_id: str, *, days_ago: float) -> None:
@@ -57,15 +37,15 @@ def left(store: Store) -> set[str]:
 
 def test_what_is_old_goes_and_the_rest_stays(store: Store, tmp_path: Path) -> None:
     used, unused, young = (make_dataset(store, tmp_path, name) for name in (b"1", b"2", b"3"))
-    old = over(store, unused, days_ago=8)
-    trimmed = over(store, used, days_ago=3)
-    fresh = over(store, used, days_ago=1)
+    old = finished_job(store, unused, days_ago=8)
+    trimmed = finished_job(store, used, days_ago=3)
+    fresh = finished_job(store, used, days_ago=1)
     waiting, running = make_job(store, used), make_job(store, used)
     claim(store, running)
     for dataset in (used, unused):
         last_used(store, dataset, days_ago=8)
     expected = Collected(jobs=1, events=4, datasets=1)
-    assert what_would_go(store, WEEK) == expected
+    assert preview(store, WEEK) == expected
     assert left(store) == {used, unused, young, old, trimmed, fresh, waiting, running}
     assert collect(store, WEEK) == expected
     assert left(store) == {used, young, trimmed, fresh, waiting, running}
@@ -74,7 +54,7 @@ def test_what_is_old_goes_and_the_rest_stays(store: Store, tmp_path: Path) -> No
     assert [event.data.get("status") for event in kept] == ["queued", "running", "succeeded"]
     assert kept[-1].sequence == 5  # as before: who resumes a stream is not told it twice
     assert history(store, fresh) == ["queued", "running", "progress", "progress", "succeeded"]
-    assert collect(store, WEEK) == what_would_go(store, WEEK) == Collected(0, 0, 0)
+    assert collect(store, WEEK) == preview(store, WEEK) == Collected(0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -90,9 +70,9 @@ def test_what_is_old_goes_and_the_rest_stays(store: Store, tmp_path: Path) -> No
 def test_each_age_is_for_itself(
     ages: Ages, expected: Collected, store: Store, dataset_id: str
 ) -> None:
-    over(store, dataset_id, days_ago=9)
+    finished_job(store, dataset_id, days_ago=9)
     last_used(store, dataset_id, days_ago=9)
-    assert what_would_go(store, ages) == expected
+    assert preview(store, ages) == expected
     assert collect(store, ages) == expected
 
 
@@ -115,7 +95,7 @@ def test_many_batches_leave_nothing(
     monkeypatch.setattr(retention, "EVENTS_AT_ONCE", 3)
     monkeypatch.setattr(retention, "ROWS_AT_ONCE", 2)
     for _ in range(5):
-        over(store, dataset_id, days_ago=9)
+        finished_job(store, dataset_id, days_ago=9)
     assert collect(store, WEEK) == Collected(jobs=5, events=10, datasets=0)
     assert count(store, JobEvent) == count(store, Artifact) == 0
 
@@ -126,7 +106,7 @@ def test_collectors_at_once_share_the_work(
     monkeypatch.setattr(retention, "ROWS_AT_ONCE", 2)
     made = [make_dataset(store, tmp_path, bytes([number])) for number in range(6)]
     for dataset in made:
-        over(store, dataset, days_ago=9)
+        finished_job(store, dataset, days_ago=9)
         last_used(store, dataset, days_ago=9)
     with ThreadPoolExecutor(3) as pool:
         done = list(pool.map(lambda _: collect(store, WEEK), range(3)))
@@ -168,35 +148,5 @@ def test_no_job_is_made_of_a_dataset_that_went(store: Store, dataset_id: str) ->
 
 def test_making_a_job_is_using_its_dataset(store: Store, dataset_id: str) -> None:
     last_used(store, dataset_id, days_ago=9)
-    over(store, dataset_id, days_ago=9)
+    finished_job(store, dataset_id, days_ago=9)
     assert collect(store, WEEK) == Collected(jobs=1, events=2, datasets=0)
-
-
-def test_the_command(
-    store: Store,
-    dataset_id: str,
-    database_url: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(
-        gc, "get_settings", lambda: Settings(database_url=database_url, retain_jobs_days=30)
-    )
-    over(store, dataset_id, days_ago=9)
-
-    def run(*arguments: str) -> dict[str, Any]:
-        assert gc.main(list(arguments)) == 0
-        answer: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return answer
-
-    nothing = {"jobs": 0, "events": 0, "datasets": 0}
-    one = {"jobs": 1, "events": 2, "datasets": 0}
-    assert run() == {"dry_run": False, **nothing}
-    assert run("--jobs-days", "7", "--dry-run") == {"dry_run": True, **one}
-    assert run("--jobs-days", "7") == {"dry_run": False, **one}
-    with pytest.raises(SystemExit):
-        gc.main(["--jobs-days", "-1"])
-    monkeypatch.setattr(gc, "get_settings", lambda: Settings(database_url=database_url))
-    with pytest.raises(SystemExit):
-        gc.main([])
-    assert "nothing is to go" in capsys.readouterr().err

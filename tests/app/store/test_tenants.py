@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from app.store import datasets, job_reads, jobs, tenants
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT
-from tests.app.store.conftest import NOW, claim, history, job, make_dataset, make_job
+from tests.app.store.kit import NOW, claim, history, job, make_dataset, make_job
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT, WebhookDelivery
 from app.store.retention import remove_job
 from app.store.webhooks import Message, Outcome
-from tests.app.store.conftest import ERROR, MINUTE, NOW, claim, make_dataset, make_job
+from tests.app.store.kit import ERROR, MINUTE, NOW, claim, make_dataset, make_job
 
 WEBHOOK = {"url": "https://example.com/hook", "secret": "whsec_x"}
 LATER = NOW + MINUTE

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from td3engine.data.normalised import read_normalised, write_normalised
-from td3engine.data.readers import blocks, collect, rows, text
+from td3engine.data.readers import blocks, collect, rows
 from td3engine.data.readers.text import read_text
 from td3engine.data.reading import read_log
 from td3engine.data.split import filter_statistics
@@ -47,7 +47,7 @@ def files(draw: st.DrawFn) -> bytes:
 def outcome(path: Path, *, quick: bool) -> object:
     """What a file is read as, in a form that can be compared."""
     try:
-        log = read_text(path, ",", ColumnNames(), LIMITS, quick=quick)
+        log = read_text(path, ColumnNames(), LIMITS, delimiter=",", quick=quick)
     except LogError as error:
         return (error.code, error.message, error.line, error.column)
     return as_lists(log)
@@ -143,7 +143,7 @@ def test_a_log_in_temporary_files_is_the_same_log(
     expected = read_log(path)
     small = sizes(RUN_ROWS=run, BUCKET_ROWS=bucket, RUNS_AT_ONCE=2)
     with small, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("td3engine.data.readers.parquet.BATCH_ROWS", 3)
+        patch.setattr("td3engine.data.readers.arrow.BATCH_ROWS", 3)
         found = read_log(path, limits=Limits(max_rows_in_memory=1), scratch=scratch)
     assert as_lists(found) == as_lists(expected)
     assert isinstance(found.times, np.memmap) == (len(log) > 1)
@@ -204,5 +204,5 @@ def test_the_filter_is_counted_as_by_hand(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_delimiter_and_header_of_a_file_are_not_taken_for_rows(tmp_path: Path) -> None:
     path = tmp_path / "log.tsv"
     path.write_bytes(b"user\titem\ttime\r\nu,1\ti|2\t3\r\n")
-    log = text.read_text(path, "\t", ColumnNames(), Limits())
+    log = read_text(path, ColumnNames(), Limits(), delimiter="\t")
     assert (log.user_ids, log.item_ids, log.times.tolist()) == (["u,1"], ["i|2"], [3])

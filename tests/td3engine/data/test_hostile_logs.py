@@ -17,20 +17,12 @@ from td3engine.data.readers import rows as rows_module
 from td3engine.data.reading import read_log
 from td3engine.data.types import ColumnNames, Limits, LogError
 from tests import hostile_parquet
+from tests.td3engine.data.kit import refusal
 
 HEADER = b"user_id,item_id,timestamp\n"
 GOOD = HEADER + b"u,i,1\n"
 MANY = HEADER + b"u,i,1\n" * 2000
 MIB = 2**20
-
-
-def refusal(folder: Path, content: bytes, name: str = "log.csv", **options: Any) -> LogError:
-    path = folder / name
-    path.write_bytes(content)
-    with pytest.raises(LogError) as caught:
-        read_log(path, **options)
-    assert caught.value.message == str(caught.value)
-    return caught.value
 
 
 @pytest.mark.parametrize(

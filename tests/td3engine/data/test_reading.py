@@ -18,25 +18,11 @@ from hypothesis import strategies as st
 
 from td3engine.data.normalised import read_normalised, write_normalised
 from td3engine.data.reading import format_of_name, read_log
-from td3engine.data.types import ColumnNames, Interactions, LogError, describe
+from td3engine.data.types import ColumnNames, LogError, describe
+from tests.td3engine.data.kit import Row, read_bytes, rows
 
-Row = tuple[str, str, int | float]
 CSV = b"user_id,item_id,timestamp\nu,i,1\nv,j,2\nu,k,0\n"
 PARSED = [("u", "k", 0), ("u", "i", 1), ("v", "j", 2)]
-
-
-def rows(log: Interactions) -> list[Row]:
-    """A log as plain rows, in its order."""
-    return [
-        (log.user_ids[user], log.item_ids[item], time)
-        for user, item, time in zip(log.user_codes, log.item_codes, log.times.tolist(), strict=True)
-    ]
-
-
-def read_bytes(folder: Path, content: bytes, name: str = "log.csv", **options: Any) -> Interactions:
-    path = folder / name
-    path.write_bytes(content)
-    return read_log(path, **options)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,21 @@
+"""Models of health checks."""
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class Health(BaseModel):
+    """The process is alive."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(BaseModel):
+    """Whether the service can serve requests, and if not, why."""
+
+    ready: bool
+    checks: dict[str, str] = Field(
+        description="`ok`, or what is wrong, for each of database, migrations, broker and disk.",
+        examples=[{"database": "ok", "migrations": "ok", "broker": "ok", "disk": "ok"}],
+    )
