@@ -33,7 +33,7 @@ def distill(
     Ctrl-C or SIGTERM stops the run after a checkpoint.
 
     Args:
-        log: a file's path, or a log from `read_log`.
+        log: the path of a file, a DataFrame or Arrow table, or the result of `read_log`.
         preset: how much work to put in: `fast`, `balanced`, `quality`, or `auto` (by the log).
         config: settings that override the preset, nested, e.g. `{"summary": {"users": 50}}`.
         seed: same seed, log, settings and machine: same bytes. None: the configuration's.

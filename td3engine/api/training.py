@@ -1,11 +1,12 @@
 """Train a model on a summary, and evaluate a model on a log."""
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from td3engine.config import BackboneName, DataConfig, Device, Mode
 from td3engine.config.presets import learner_of
+from td3engine.data.readers.tables import ArrowTable
 from td3engine.data.reading import read_log
 from td3engine.data.split import split_log
 from td3engine.data.types import Interactions
@@ -21,13 +22,13 @@ from td3engine.runtime.seeding import Purpose, generator
 from td3engine.runtime.torch_setup import configure, pick_device
 from td3engine.summary.bundle import Bundle
 
-Source = str | Path | Interactions
-"""A log: the path of a file, or the result of `read_log`."""
+Source = Interactions | str | os.PathLike[str] | ArrowTable
+"""A log: the result of `read_log`, or what it reads: the path of a file, or a table."""
 
 
 def as_log(source: Source) -> Interactions:
-    """The log; a path is read."""
-    return source if isinstance(source, Interactions) else read_log(Path(source))
+    """The log; a file or a table is read."""
+    return source if isinstance(source, Interactions) else read_log(source)
 
 
 def train(

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from td3engine.errors import UnusableError
@@ -74,19 +76,21 @@ def soft_top_k(
         "held_least": float(held_P.min()),
         "left_mean": float(1 - held_P.mean()),
     }
-    sequence = np.repeat(np.arange(users, dtype=np.int32), length * roles * k)
-    position = np.tile(np.repeat(np.arange(length, dtype=np.int32), roles * k), users)
-    target = np.tile(np.repeat(np.arange(roles) == 1, k), users * length)
-    table = pa.table(
-        {
-            "sequence": sequence,
-            "position": position,
-            "target": target,
-            "item_id": pa.array(item_ids, pa.string()).take(pa.array(items_PK.flatten().numpy())),
-            "probability": probability_PK.flatten().numpy(),
-        }
-    )
+    columns = _position_columns(users, length, roles, k) | {
+        "item_id": pa.array(item_ids, pa.string()).take(pa.array(items_PK.flatten().numpy())),
+        "probability": probability_PK.flatten().numpy(),
+    }
+    table = pa.table(columns)
     return table.replace_schema_metadata({"td3": json.dumps(metadata, sort_keys=True)})
+
+
+def _position_columns(users: int, length: int, roles: int, k: int) -> dict[str, NDArray[Any]]:
+    """The columns that say to which position, and to its input or target, each row belongs."""
+    return {
+        "sequence": np.repeat(np.arange(users, dtype=np.int32), length * roles * k),
+        "position": np.tile(np.repeat(np.arange(length, dtype=np.int32), roles * k), users),
+        "target": np.tile(np.repeat(np.arange(roles) == 1, k), users * length),
+    }
 
 
 def _top(scores_PN: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -69,6 +69,7 @@ class Recommender:
 
     @property
     def n_parameters(self) -> int:
+        """Size of theta, P."""
         return sum(self._sizes())
 
     def initial(self, generator: Generator) -> Tensor:
