@@ -26,8 +26,7 @@ from td3engine.config import BackboneName, DistillConfig, Mode
 from td3engine.data.split import Split
 from td3engine.data.windows import WindowIndex, training_windows
 from td3engine.evaluation.baselines import (
-    longest_histories,
-    most_recent,
+    learner_rows,
     popularity_rows,
     random_user_rows,
     real_user_rows,
@@ -35,10 +34,8 @@ from td3engine.evaluation.baselines import (
     teacher_rows,
     zero_step_rows,
 )
-from td3engine.evaluation.baselines import rows as rows_of
-from td3engine.evaluation.benchmark import (
-    Benchmark,
-)
+from td3engine.evaluation.benchmark import Benchmark
+from td3engine.evaluation.real_users import longest_histories, most_recent
 from td3engine.evaluation.table import Row, make_row
 from td3engine.export.sequences import COPIES
 from td3engine.export.soft_targets import TOP_K
@@ -280,7 +277,7 @@ class Study:
                     spent = f"{training.seconds:.0f} s"
                     self.say(f"{name}: epoch {training.epoch}, validation {best:.4f}, {spent}")
             _save(path, training.result().state())
-        return TrainedOnLog.of_state(self._load(path), self._recommender(config).backbone)
+        return TrainedOnLog.from_state(self._load(path), self._recommender(config).backbone)
 
     def _load(self, path: Path) -> Any:
         return torch.load(path, map_location=self.device, weights_only=True)
@@ -333,7 +330,7 @@ def soft_export_rows(
         )
 
     stored = 2 * top.values.numel() + (summary.V.numel() if mode == "shared-items" else 0)
-    return rows_of(
+    return learner_rows(
         benchmark,
         "soft-export",
         mode,
@@ -355,7 +352,7 @@ def hard_export_rows(
 
     sequences = COPIES * len(summary.U)
     stored = sequences * len(summary.T) + (summary.V.numel() if mode == "shared-items" else 0)
-    return rows_of(
+    return learner_rows(
         benchmark,
         "hard-export",
         mode,

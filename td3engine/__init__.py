@@ -1,4 +1,4 @@
-"""td3engine: distils an interaction log into a small summary that trains a sequential recommender.
+"""td3engine distils an interaction log into a small summary that trains sequential recommenders.
 
     import td3engine as td3
 
@@ -7,8 +7,7 @@
     model = td3.train(summary, backbone="gru4rec")
     model.recommend([["i3", "i5"]], k=10)
 
-Importing this package imports neither torch nor anything else of weight: each name below is loaded
-when it is first used.
+Importing this package does not import torch: each name below is loaded when it is first used.
 """
 
 from importlib import import_module
@@ -64,4 +63,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

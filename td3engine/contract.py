@@ -1,7 +1,6 @@
-"""What the engine, the worker and the client have agreed on: file names and exit codes.
+"""The contract between engine, worker and client: file names and exit codes. Imports no torch.
 
-Imports no torch. The events that the engine prints are `td3engine.events`; docs/contracts.md says
-the same in words.
+`td3engine.events` has the events that the engine prints; docs/contracts.md describes both.
 """
 
 FACTORS_FILE = "summary.safetensors"
@@ -14,7 +13,7 @@ SUMMARY_FILES = {
     ITEMS_FILE: "application/vnd.apache.parquet",
     MANIFEST_FILE: "application/json",
 }
-"""Media type of each file of a summary, by its name."""
+"""Media type of each file of a summary."""
 
 RESULT_MEDIA_TYPES = tuple(sorted(set(SUMMARY_FILES.values())))
 """Media types of artifacts, for the OpenAPI document: a worker stores whatever a run lists."""
@@ -26,7 +25,7 @@ ENGINE = ("-m", "td3engine.cli", "run")
 """Arguments of Python that run a job: `--data --config --out --checkpoint-seconds` follow."""
 
 EXIT_UNUSABLE = 65
-"""The log or the configuration cannot work: a retry cannot help (EX_DATAERR)."""
+"""Log or configuration cannot be used; a retry does not help (EX_DATAERR)."""
 
 EXIT_INTERRUPTED = 75
 """Stopped by a signal after writing a checkpoint (EX_TEMPFAIL)."""

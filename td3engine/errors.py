@@ -1,18 +1,18 @@
-"""What ends a run without being a fault of the program. Imports no torch."""
+"""Errors of the input, of other processes, and stops: no faults of the program. No torch."""
 
 
 class UnusableError(ValueError):
-    """Something that was handed in cannot be used; the message says what and why.
+    """The input cannot be used; the message says which part of it, and why.
 
     Attributes:
-        code: stable, for programs.
+        code: a stable name of the error, for programs.
     """
 
     code = "unusable"
 
 
 class BundleError(UnusableError):
-    """A summary's files are missing, damaged, or not a summary."""
+    """A folder holds no summary, or a damaged one."""
 
     code = "bad_bundle"
 
@@ -24,19 +24,19 @@ class CheckpointMismatchError(UnusableError):
 
 
 class WrongLogError(UnusableError):
-    """A log is not the one that a summary was made from."""
+    """The log is not the one that the summary or the model was made from."""
 
     code = "wrong_log"
 
 
 class OutputExistsError(UnusableError):
-    """The folder to write to holds a finished summary."""
+    """The output exists: a finished summary in the folder, or a file of that name."""
 
     code = "output_exists"
 
 
 class DeviceError(UnusableError):
-    """The configured device is not there."""
+    """The configured device does not exist on this machine."""
 
     code = "no_device"
 
@@ -48,7 +48,7 @@ class DivergedError(UnusableError):
 
 
 class RanksError(UnusableError):
-    """The processes of a run cannot distil together: too many of them, or not on the same job."""
+    """The processes of a run cannot distil together: they are too many, or their jobs differ."""
 
     code = "bad_ranks"
 
@@ -58,4 +58,4 @@ class PeerLostError(Exception):
 
 
 class Interrupted(Exception):
-    """The run was asked to stop; its state has been handed to the checkpoint."""
+    """The run was stopped from outside; its state is in the checkpoint."""

@@ -1,7 +1,7 @@
-"""What a run tells whoever watches it, defined once for engine, command line and worker.
+"""The events of a run, shared by engine, command line and worker. Imports no torch.
 
-Imports no torch. Inside a process a listener is called with the events themselves. Between
-processes each is a line of JSON whose field `event` names its type (docs/contracts.md).
+Within a process, a listener is called with event objects. Between processes an event is one line of
+JSON, whose field `event` is its type (docs/contracts.md).
 """
 
 import json
@@ -20,7 +20,7 @@ Count = Annotated[int, Field(ge=0)]
 
 @dataclass(frozen=True)
 class PhaseStarted:
-    """A new part of the work has begun."""
+    """A new phase of the run has begun."""
 
     phase: PhaseName
     event: Literal["phase"] = "phase"
@@ -28,13 +28,14 @@ class PhaseStarted:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a phase is.
+    """Progress within a phase.
 
     Attributes:
-        phase: the phase.
-        step, total: steps done, and in all.
-        seconds_left: an estimate; None where it is not known.
-        metrics: the best validation figures so far.
+        phase: the running phase.
+        step: steps completed.
+        total: steps of the phase.
+        seconds_left: estimated wall time to the end of the phase; None if unknown.
+        metrics: the best validation metrics so far, by name.
     """
 
     phase: PhaseName
@@ -47,7 +48,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Note:
-    """Something that a user should read."""
+    """A message for the user."""
 
     message: str
     level: Annotated[str, Field(max_length=20)] = "warning"
@@ -56,7 +57,7 @@ class Note:
 
 @dataclass(frozen=True)
 class CheckpointWritten:
-    """A file from which the work can go on is complete on disk."""
+    """A checkpoint, from which the run can be resumed, is complete on disk."""
 
     path: str
     phase: PhaseName
@@ -66,7 +67,7 @@ class CheckpointWritten:
 
 @dataclass(frozen=True)
 class ArtifactFile:
-    """A file that belongs to the result."""
+    """A file of the result."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$")]
     path: str
@@ -75,7 +76,7 @@ class ArtifactFile:
 
 @dataclass(frozen=True)
 class RunSucceeded:
-    """The last line of a success."""
+    """The run succeeded. The last event."""
 
     artifacts: list[ArtifactFile]
     metrics: dict[str, Any]
@@ -84,7 +85,7 @@ class RunSucceeded:
 
 @dataclass(frozen=True)
 class RunRefused:
-    """The last line of a failure that the engine understands."""
+    """The input cannot be used (`UnusableError`). The last event."""
 
     code: Annotated[str, Field(max_length=100)]
     message: str
@@ -92,10 +93,10 @@ class RunRefused:
 
 
 Event = PhaseStarted | Progress | Note
-"""What a listener is called with."""
+"""The events that a listener is called with."""
 
 EngineEvent = Event | CheckpointWritten | RunSucceeded | RunRefused
-"""What the engine's process prints."""
+"""The events that the engine's process prints."""
 
 Listener = Callable[[Event], None]
 
@@ -105,41 +106,41 @@ _ADAPTER: TypeAdapter[EngineEvent] = TypeAdapter(
 
 
 def to_line(event: EngineEvent) -> str:
-    """The event as one line of JSON, without its line end. Not-a-number becomes null."""
+    """The event as one line of JSON, without a line end. NaN becomes null."""
     return _ADAPTER.dump_json(event).decode()
 
 
 def parse_event(line: bytes) -> EngineEvent | None:
-    """The event on a line, or None where the line is something else (a library's output)."""
+    """The event on a line; None if the line is something else, such as a library's output."""
     try:
-        # NaN and infinities are not JSON, and PostgreSQL takes none: they become null.
+        # NaN and infinities are not JSON, and PostgreSQL refuses them: they become null.
         return _ADAPTER.validate_python(json.loads(line, parse_constant=lambda _: None))
     except (ValueError, RecursionError, ValidationError):
         return None
 
 
 def throttled(listener: Listener, every_seconds: float = 1.0) -> Listener:
-    """A listener that passes on at most one progress event in so many seconds, and all others.
+    """A listener that forwards at most one progress event in `every_seconds`, and all other events.
 
-    The last progress before another event always passes, so what is shown of a phase ends where the
-    phase did: early stopping may end a teacher at any epoch.
+    The last progress event before another event is always forwarded: the progress of a phase ends
+    where the phase does, also when early stopping ends a teacher.
     """
     last = -every_seconds
-    held: Progress | None = None
+    pending: Progress | None = None
 
     def listen(event: Event) -> None:
-        nonlocal last, held
+        nonlocal last, pending
         now = time.monotonic()
         if isinstance(event, Progress):
             if event.step < event.total and now - last < every_seconds:
-                held = event
+                pending = event
                 return
             last = now
         else:
-            if held is not None:
-                listener(held)
+            if pending is not None:
+                listener(pending)
             last = -every_seconds
-        held = None
+        pending = None
         listener(event)
 
     return listen

@@ -3,14 +3,15 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedRandom
 from pathlib import Path
-from typing import BinaryIO
+from uuid import uuid4
 
 from td3engine.errors import OutputExistsError, UnusableError
 
 
 def refuse_unwritable(out: Path) -> None:
-    """Say before a long computation that its file cannot be written.
+    """Check before a long computation that its file can be written.
 
     Raises:
         OutputExistsError: there is such a file already.
@@ -23,15 +24,32 @@ def refuse_unwritable(out: Path) -> None:
 
 
 @contextmanager
-def whole_file(out: Path) -> Iterator[BinaryIO]:
-    """A new file that gets its name once it is complete; no half of it stays behind."""
-    refuse_unwritable(out)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+def atomic_file(path: Path, part: Path | None = None) -> Iterator[BufferedRandom]:
+    """A binary file, open for writing and reading, that is renamed to `path` once it is complete.
+
+    It is synced before it is renamed, and replaces a file of that name. An exception in the block
+    removes it and leaves `path` as it was.
+
+    Args:
+        path: its name in the end.
+        part: its name until then, in the same folder; None: a hidden one of its own. A process that
+            is killed leaves this file behind. A fixed name lets the next process overwrite it, and
+            is for a path that one process writes at a time.
+    """
+    part = part or path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
-        with part.open("xb") as file:
+        with part.open("w+b") as file:
             yield file
-        with part.open("rb+") as written:  # the block may have closed its own
-            os.fsync(written.fileno())
-        part.replace(out)
+        with part.open("rb+") as complete:  # the block may have closed `file`
+            os.fsync(complete.fileno())
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BufferedRandom]:
+    """`atomic_file` for a path that must not exist yet; raises what `refuse_unwritable` does."""
+    refuse_unwritable(path)
+    with atomic_file(path) as file:
+        yield file

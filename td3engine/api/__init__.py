@@ -1,5 +1,4 @@
-"""The public API, which `import td3engine` offers lazily.
+"""The public API, which `import td3engine` loads lazily.
 
-Everything here is thin: the rooms below do the work, and the command line is built on the same
-functions.
+It is thin: the packages below do the work, and the command line calls the same functions.
 """

@@ -1,6 +1,6 @@
-"""A service as a library: `Client.distill` gives the same `Summary` as the local call.
+"""A service as a library: `Client.distill` returns the same `Summary` as the local call.
 
-Talking to a service needs no torch; only the summary in hand does, so it is imported last.
+Requests need no torch. The summary does, so its module is imported when it has arrived.
 """
 
 import tempfile
@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
 
 class JobFailedError(UnusableError):
-    """A job ended without a summary; the message has its status and its error."""
+    """A job ended without a summary; the message holds its status and error."""
 
     code = "job_failed"
 
 
 class Client(client.Client):
-    """A running service, by its URL; see `td3engine.client.Client` for every other call."""
+    """A client of a running service.
+
+    Besides `distill` it has one method for each call of the service: `create_job`, `job`, `events`,
+    `wait`, `download_summary` and others (`td3engine.client.Client`).
+    """
 
     def distill(
         self,
@@ -40,16 +44,19 @@ class Client(client.Client):
         name: str | None = None,
         progress: bool = False,
     ) -> "Summary":
-        """Upload a log, distil it there, and fetch the summary.
+        """Upload a log, distil it on the service, and download the summary.
 
         Args:
-            log: the file.
-            preset: how much work to put in.
-            config: settings over the preset, nested.
-            seed: of the run.
-            folder: where the summary's files go; None: a temporary folder.
+            log: path of the file.
+            preset: how much work to put in: `fast`, `balanced`, `quality`, or `auto` (by the log).
+            config: settings that override the preset, nested, e.g. `{"summary": {"users": 50}}`.
+            seed: of the run; None: the configuration's.
+            folder: where the summary's files are saved; None: they are not.
             name: of the job, shown in lists.
-            progress: show a bar a phase.
+            progress: whether to show progress bars.
+
+        Returns:
+            The summary.
 
         Raises:
             JobFailedError: the job failed or was cancelled.
@@ -67,7 +74,7 @@ class Client(client.Client):
             return Summary.load(target)
 
     def follow(self, job_id: str, console: Console) -> Job:
-        """Show a job's progress until it is over; the job as it is then."""
+        """Show a job's progress bars until it ends; returns the job as it is then."""
         with PhaseBars(console) as bars:
             for event in self.events(job_id):
                 bars.show_event(event.type, event.data)

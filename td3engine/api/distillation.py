@@ -30,21 +30,28 @@ def distill(
 ) -> Summary:
     """Distil a log into a summary.
 
+    Ctrl-C or SIGTERM stops the run after a checkpoint.
+
     Args:
-        log: a file's path, or a log that `read_log` gave.
-        preset: how much work to put in.
-        config: settings over the preset, nested, e.g. `{"summary": {"users": 50}}`.
-        seed: same seed, log and machine: same bytes.
-        folder: where the checkpoint lies while the run is on, and in the end the summary. A run
-            that was interrupted goes on from there when it is called again. None: a temporary one.
-        progress: True shows a bar a phase; a function is called with every event.
+        log: the path of a file, a DataFrame or Arrow table, or the result of `read_log`.
+        preset: how much work to put in: `fast`, `balanced`, `quality`, or `auto` (by the log).
+        config: settings that override the preset, nested, e.g. `{"summary": {"users": 50}}`.
+        seed: same seed, log, settings and machine: same bytes. None: the configuration's.
+        folder: for checkpoints while the run lasts, and in the end for the summary. The same call
+            resumes an interrupted run from there. None: nothing is saved.
+        progress: True shows progress bars; a function is called with every event
+            (`td3engine.events`).
+
+    Returns:
+        The summary.
 
     Raises:
         LogError: the log cannot be read, or too little of it is left after the filter.
         pydantic.ValidationError: an unknown setting, or a value outside its limits.
         OutputExistsError: the folder holds a summary.
-        CheckpointMismatchError: the folder's checkpoint is of another log or configuration.
-        Interrupted: a signal asked for a stop; the folder has a checkpoint.
+        CheckpointMismatchError: the folder's checkpoint belongs to another log or configuration.
+        DivergedError: training produced numbers that are not finite.
+        Interrupted: a signal stopped the run; the folder has a checkpoint.
     """
     overrides = dict(config or {})
     if seed is not None:

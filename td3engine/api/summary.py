@@ -1,4 +1,4 @@
-"""A summary in hand: what it holds, how good it is, and what can be done with it."""
+"""A distilled summary: its content, its quality, and what can be made from it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,13 +26,13 @@ from td3engine.summary.soft_sequences import expected_embeddings
 from td3engine.summary.tucker import TuckerSummary
 
 
-class Kept(NamedTuple):
+class Quality(NamedTuple):
     """NDCG@10 on test under protocol `full`.
 
     Attributes:
         summary: of learners on the summary.
         full_data: of the full-data model.
-        share: of the former in the latter.
+        share: summary / full_data.
     """
 
     summary: float
@@ -41,11 +41,16 @@ class Kept(NamedTuple):
 
 
 class SoftSequenceDataset(Dataset[dict[str, Tensor]]):
-    """The synthetic sequences one by one, for a training loop of one's own.
+    """The synthetic sequences as a map-style dataset, for a custom training loop.
 
-    Item i is `inputs` (zeta, d), the expected item embedding at each position, and `targets`
-    (zeta, n), the distribution over items that is to be predicted there from the positions before.
-    A causal model has nothing to read before the first position.
+    Element i is a dictionary:
+
+    - `inputs` (zeta, d), float32: the expected item embedding at each position.
+    - `targets` (zeta, n), float32: the distribution over items at each position, to be predicted
+      from the inputs before it. A causal model skips position 0, which has none.
+
+    Attributes:
+        item_embeddings: the item table V, (n, d).
     """
 
     def __init__(self, factors: TuckerSummary) -> None:
@@ -71,8 +76,10 @@ class SoftSequenceDataset(Dataset[dict[str, Tensor]]):
 class Summary(Bundle):
     """A distilled summary with its item ids and its manifest.
 
+    `len(summary)` is mu, the number of synthetic sequences.
+
     Attributes:
-        factors: U, T, G, Y and the item table V.
+        factors: U (mu, d1), T (zeta, d2), G (d1, d2, d), V (n, d), and Y (zeta, d2) or None.
         item_ids: the id of each row of V.
         manifest: how the summary was made and how good it is.
     """
@@ -81,14 +88,21 @@ class Summary(Bundle):
     def load(cls, folder: str | Path) -> "Summary":
         """Read a summary's folder and check it against its checksums.
 
+        Args:
+            folder: from `save`, `distill` or the service.
+
         Raises:
-            BundleError: naming the file that is missing or wrong.
+            BundleError: a file is missing, damaged, or does not fit the others; the message names
+                it.
         """
         bundle = load_bundle(Path(folder))
         return cls(bundle.factors, bundle.item_ids, bundle.manifest)
 
     def save(self, folder: str | Path) -> None:
-        """Write the summary's three files; the manifest comes last.
+        """Write the summary's three files, the manifest last.
+
+        Args:
+            folder: created if absent.
 
         Raises:
             OutputExistsError: the folder holds a summary.
@@ -100,12 +114,12 @@ class Summary(Bundle):
 
     @property
     def config(self) -> DistillConfig:
-        """All settings that it was made with."""
+        """All settings of the distillation."""
         return self.manifest.config
 
     @property
     def n_items(self) -> int:
-        """Items of the log after the filter."""
+        """Number of items, n."""
         return len(self.item_ids)
 
     @property
@@ -115,23 +129,23 @@ class Summary(Bundle):
 
     @property
     def bytes(self) -> int:
-        """Size of the factors and of the item table."""
+        """Size of the factors and the item table in bytes."""
         tensors = (*self.factors.learned, self.factors.V)
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     @property
-    def kept(self) -> Kept | None:
-        """How much of the full-data model's quality learners reach; None if not measured."""
-        figures = {
+    def quality(self) -> Quality | None:
+        """NDCG@10 of learners on the summary and of the full-data model; None if not measured."""
+        ndcg = {
             row["name"]: float(row["ndcg@10"])
             for row in self.manifest.results
             if row["protocol"] == "full"
         }
-        ours, full = figures.get("TD3 summary"), figures.get("full data")
-        return Kept(ours, full, ours / full) if ours is not None and full else None
+        summary, full = ndcg.get("TD3 summary"), ndcg.get("full data")
+        return Quality(summary, full, summary / full) if summary is not None and full else None
 
     def __len__(self) -> int:
-        """How many synthetic sequences there are, mu."""
+        """Number of synthetic sequences, mu."""
         return len(self.factors.U)
 
     def fit(
@@ -147,7 +161,7 @@ class Summary(Bundle):
         return train(self, backbone, mode, log=log, seed=seed, settings=settings)
 
     def torch_dataset(self) -> SoftSequenceDataset:
-        """The synthetic sequences as a map-style dataset of torch."""
+        """The synthetic sequences as a torch dataset, for a custom training loop."""
         return SoftSequenceDataset(self.factors)
 
     def sequences(
@@ -162,14 +176,18 @@ class Summary(Bundle):
         """Item sequences drawn from the summary, in the log's own ids (docs/exports.md).
 
         Args:
-            copies: sequences drawn from each synthetic one.
-            temperature: below 1 prefers probable items.
-            guidance: weight of a learner that helps to draw; None draws each position by itself.
-            repeats: whether an item may come twice in a sequence.
+            copies: sequences drawn from each synthetic sequence.
+            temperature: below 1 sharpens the distributions; towards 0 it is the argmax.
+            guidance: from 0 to 1, the weight of a learner's scores, which make an item depend on
+                those before; None: each position is drawn independently.
+            repeats: whether a sequence may hold an item twice.
             seed: same seed, machine and settings: same sequences.
 
+        Returns:
+            len(self) * copies lists of `length` item ids.
+
         Raises:
-            UnusableError: settings that cannot work.
+            UnusableError: an argument is out of range, or there are too few items for no repeats.
         """
         guide = None
         if guidance is not None:
@@ -185,7 +203,11 @@ class Summary(Bundle):
         return [[self.item_ids[item] for item in row] for row in rows.tolist()]
 
     def top_items(self, sequence: int, k: int = 5) -> list[list[tuple[str, float]]]:
-        """The k most probable items that are read at each position of one synthetic sequence.
+        """The k most probable items of the input at each position of one synthetic sequence.
+
+        Args:
+            sequence: index of the sequence, below `len(self)`.
+            k: how many items.
 
         Returns:
             For each position, (item id, probability) by falling probability.
@@ -201,7 +223,7 @@ class Summary(Bundle):
         return f"Summary({', '.join(f'{name}: {value}' for name, value in self._facts())})"
 
     def _repr_html_(self) -> str:
-        """A table for notebooks."""
+        """An HTML table, for notebooks."""
         rows = "".join(
             f"<tr><th style='text-align:left'>{escape(name)}</th><td>{escape(value)}</td></tr>"
             for name, value in self._facts()
@@ -217,7 +239,7 @@ class Summary(Bundle):
             ("distilled for", self.manifest.distilled_for),
             ("with", self.config.backbone.name),
         ]
-        if self.kept is not None:
-            ours, full, share = self.kept
-            facts.append(("NDCG@10", f"{ours:.4f}, {share:.0%} of full data ({full:.4f})"))
+        if self.quality is not None:
+            summary, full, share = self.quality
+            facts.append(("NDCG@10", f"{summary:.4f}, {share:.0%} of full data ({full:.4f})"))
         return facts

@@ -1,10 +1,11 @@
-"""Train a model on a summary, and measure a model on a log."""
+"""Train a model on a summary, and evaluate a model on a log."""
 
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from td3engine.config import BackboneName, DataConfig, Device, Mode
+from td3engine.data.readers.tables import ArrowTable
 from td3engine.data.reading import read_log
 from td3engine.data.split import split_log
 from td3engine.data.types import Interactions
@@ -20,13 +21,13 @@ from td3engine.runtime.seeding import Purpose, generator
 from td3engine.runtime.torch_setup import configure, pick_device
 from td3engine.summary.bundle import Bundle
 
-Source = str | Path | Interactions
-"""A log: a file's path, or one that has been read."""
+Source = Interactions | str | os.PathLike[str] | ArrowTable
+"""A log: the result of `read_log`, or what it reads: the path of a file, or a table."""
 
 
 def as_log(source: Source) -> Interactions:
-    """The log, read where it is not yet."""
-    return source if isinstance(source, Interactions) else read_log(Path(source))
+    """The log; a file or a table is read."""
+    return source if isinstance(source, Interactions) else read_log(source)
 
 
 def train(
@@ -39,23 +40,26 @@ def train(
     settings: Mapping[str, Any] | None = None,
     device: Device = "auto",
 ) -> TrainedModel:
-    """Train a fresh model on a summary.
+    """Train a new model on a summary.
 
     Args:
-        summary: what `distill` or `load_summary` gave.
-        backbone: of the model; None is the one that the summary was distilled with.
-        mode: `shared-items` starts from the summary's item table, `from-scratch` from nothing.
-        log: if given, the best state by its validation events is returned; else the last state.
+        summary: from `distill` or `load_summary`.
+        backbone: `sasrec`, `gru4rec`, `narm` or `bert4rec`; None: the one that the summary was
+            distilled with.
+        mode: `shared-items` uses the summary's item table; `from-scratch` trains one.
+        log: the log of the summary. With it the best state by validation is returned, without it
+            the last one.
         seed: of the initial weights, dropout and augmentation.
-        settings: `learner` settings over the summary's own, e.g. `{"steps": 600}`.
+        settings: `learner` settings that override the summary's, e.g. `{"steps": 600}`.
         device: where to train.
 
     Returns:
-        The model, on the CPU. It knows its items' ids and its configuration.
+        The model, on the CPU, with its item ids and configuration.
 
     Raises:
         pydantic.ValidationError: an unknown backbone or setting, or a value outside its limits.
         WrongLogError: `log` is not the log that the summary was made from.
+        DeviceError: the device does not exist on this machine.
         DivergedError: training produced numbers that are not finite.
     """
     config = learner_of(summary.manifest.config, backbone, dict(settings or {}))
@@ -72,7 +76,7 @@ def train(
         generator(seed, Purpose.LEARNER, device=where.type),
         validate,
     )
-    model = learner.model.described(summary.item_ids, config.data, config.learner_history)
+    model = learner.model.with_metadata(summary.item_ids, config.data, config.learner_history)
     return model.to(pick_device("cpu"))
 
 
@@ -81,11 +85,12 @@ def evaluate(model: TrainedModel, log: Source) -> dict[Protocol, Metrics]:
 
     Args:
         model: from `train` or `load_model`.
-        log: the log that its summary was made from; filtered as for that.
+        log: the log that the model's summary was made from; the same filter is applied.
 
     Returns:
-        HR@k, NDCG@k and MRR@k (k = 5, 10, 20) under each protocol: `full` ranks among all items
-        that the user has not met, `sampled-100` among 100 drawn ones, where the catalogue has them.
+        By protocol, "hr@k", "ndcg@k" and "mrr@k" for k = 5, 10, 20. `full` ranks the event among
+        all items that the user has not seen. `sampled-100` ranks it among 100 random ones of them;
+        it is absent if a user has fewer.
 
     Raises:
         WrongLogError: after the filter the log's items are not those of the model.

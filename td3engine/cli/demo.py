@@ -1,7 +1,7 @@
-"""`td3 demo`: the main job, end to end, as its users meet it.
+"""`td3 demo`: the main job, end to end, as a user does it.
 
-A real service in a fresh folder, a real log through `POST /jobs`, its events as a progress bar,
-the summary downloaded, and fresh learners trained on it with the library, beside every baseline.
+It starts a service in a fresh folder, submits a log to `POST /jobs`, shows the job's events as
+progress bars, downloads the summary, trains learners on it, and compares them with all baselines.
 """
 
 import json
@@ -34,7 +34,7 @@ Result = TypeVar("Result")
 
 
 class DemoError(UnusableError):
-    """The demo could not do its work; the message says what failed."""
+    """A step of the demo failed; the message says which."""
 
     code = "demo_failed"
 
@@ -60,10 +60,10 @@ def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Conso
     """Run the whole demo in a new folder below `out`.
 
     Raises:
-        DemoError: the service did not start, the log could not be had, or the job failed.
+        DemoError: the service did not start, the download of the log failed, or the job failed.
         LogError: the log cannot be used.
     """
-    from td3engine.cli.tables import print_results
+    from td3engine.evaluation.table import results_table
     from td3engine.summary.bundle import load_bundle
 
     folder = _new_folder(out)
@@ -72,7 +72,7 @@ def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Conso
     with _service(folder / "service", seconds) as url:
         console.print(f"[bold]2[/] the log goes to {url}/jobs")
         log = data or _timed(seconds, "fetching the log", _movielens)
-        # Not the key of some other service that the environment may have.
+        # An empty key, since the environment may have one of another service.
         with Client(url, api_key="") as client:
             job = _timed(seconds, "job", lambda: _follow(client, log, config, console))
             files = client.download_summary(job.id, folder / "summary")
@@ -82,8 +82,8 @@ def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Conso
     rows = _timed(
         seconds, "measuring rows", lambda: _rows(folder / "summary", log, metrics, console)
     )
-    seconds |= {f"job: {phase}": spent for phase, spent in metrics["seconds"].items()}
-    print_results(rows, console)
+    seconds |= {f"job: {phase}": value for phase, value in metrics["seconds"].items()}
+    console.print(results_table(rows))
     result = folder / "result.json"
     manifest = load_bundle(folder / "summary").manifest
     content = {
@@ -97,7 +97,7 @@ def run_demo(data: Path | None, out: Path, config: DistillConfig, console: Conso
 
 
 def _follow(client: Client, log: Path, config: DistillConfig, console: Console) -> Job:
-    """POST the log, show the job's events as they come, return the job once it has succeeded."""
+    """Submit the log, show the job's events, and return the job once it has succeeded."""
     job = client.create_job(file=log, config=config.model_dump(mode="json"), name="demo")
     job = client.follow(job.id, console)
     if job.status != "succeeded":
@@ -106,7 +106,7 @@ def _follow(client: Client, log: Path, config: DistillConfig, console: Console) 
 
 
 def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Console) -> "list[Row]":
-    """Every row of the demo's table: what needs the teacher from the job, the rest trained here."""
+    """All rows of the table: from the job if they need the teacher, else trained here."""
     from td3engine.evaluation.baselines import random_user_rows, summary_rows, zero_step_rows
     from td3engine.evaluation.benchmark import benchmark_for
     from td3engine.pipeline.run import RESULT_SEEDS
@@ -115,19 +115,19 @@ def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Consol
 
     bundle = load_bundle(summary)
     config = bundle.manifest.config
-    device = pick_device(config.device)  # on this machine, as it was asked for
+    device = pick_device(config.device)  # of this machine
     configure(device)
     benchmark = benchmark_for(bundle, read_log(log), device)
     distilled = bundle.factors.to(device)
-    of_job: list[Row] = job_metrics["rows"]
-    rows = [row for row in of_job if row["name"] in ("full data", "popularity")]
+    job_rows: list[Row] = job_metrics["rows"]
+    rows = [row for row in job_rows if row["name"] in ("full data", "popularity")]
     with console.status("zero steps") as status:
         rows += zero_step_rows(benchmark, distilled.V, RESULT_SEEDS)
         for mode in MODES:
             status.update(f"random users, {mode}")
             rows += random_user_rows(benchmark, mode, distilled.V, RESULT_SEEDS)
-            at = "initial summary", mode
-            rows += [row for row in of_job if (row["name"], row["mode"]) == at]
+            initial = "initial summary", mode
+            rows += [row for row in job_rows if (row["name"], row["mode"]) == initial]
             status.update(f"TD3 summary, {mode}")
             rows += summary_rows(benchmark, "TD3 summary", distilled, mode, RESULT_SEEDS)
     return rows
@@ -135,7 +135,7 @@ def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Consol
 
 @contextmanager
 def _service(folder: Path, seconds: dict[str, float]) -> Iterator[str]:
-    """A service with embedded defaults for the duration of the block; gives its URL."""
+    """Run a service with embedded defaults for the duration of the block; yields its URL."""
     began = time.perf_counter()
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "td3engine.cli", "serve", "--data-dir", str(folder)]
@@ -146,21 +146,20 @@ def _service(folder: Path, seconds: dict[str, float]) -> Iterator[str]:
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
-            # A group of its own: Ctrl-C reaches this process alone, which then stops the service
-            # in order.
+            # A session of its own: Ctrl-C reaches this process only, which then stops the service.
             start_new_session=True,
-            # A service of its own, whatever TD3_ settings another one has in this shell.
+            # Without the TD3_ settings of other services in this shell.
             env={name: value for name, value in os.environ.items() if not name.startswith("TD3_")},
         )
         try:
-            url = _listening(process, log)
+            url = _wait_for_url(process, log)
             seconds["starting the service"] = time.perf_counter() - began
             yield url
         finally:
             _stop(process)
 
 
-def _listening(process: subprocess.Popen[str], log: Path) -> str:
+def _wait_for_url(process: subprocess.Popen[str], log: Path) -> str:
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("listening on "):

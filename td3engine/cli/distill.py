@@ -37,7 +37,7 @@ def distill(
     read = log_reader(columns or [], limits or [])
 
     def work() -> None:
-        from td3engine.cli.tables import print_results
+        from td3engine.evaluation.table import results_table
         from td3engine.pipeline.distil import distil
         from td3engine.pipeline.progress_bar import PhaseBars
         from td3engine.pipeline.run import Control
@@ -46,7 +46,7 @@ def distill(
         with PhaseBars(console) as bars, stop_signals() as stop:
             outcome = distil(lambda: read(log), config, out, Control(bars.listen, stop))
         if outcome is not None:
-            print_results(outcome.rows, console)
+            console.print(results_table(outcome.rows))
             console.print(f"summary: {out}", soft_wrap=True)
 
     exit_on_error(work)

@@ -1,4 +1,4 @@
-"""`td3 export`: a summary in a form that other trainers read."""
+"""`td3 export`: a summary in a format that other trainers read."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -47,7 +47,7 @@ def export(
     ] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Write SUMMARY in a form that other trainers read (docs/exports.md)."""
+    """Write SUMMARY in a format that other trainers read (docs/exports.md)."""
 
     options = ExportOptions(
         top_k=top_k,

@@ -10,7 +10,7 @@ from td3engine.cli.demo import demo
 from td3engine.cli.distill import distill
 from td3engine.cli.export import export
 from td3engine.cli.options import console
-from td3engine.cli.service import PASSED_ON, gc, keys, serve
+from td3engine.cli.service import FORWARD_ARGUMENTS, gc, keys, serve
 from td3engine.cli.train import train
 
 app = typer.Typer(
@@ -25,7 +25,7 @@ app = typer.Typer(
 for command in (distill, train, export, demo):
     app.command()(command)
 for service_command in (serve, gc, keys):
-    app.command(context_settings=PASSED_ON, add_help_option=False)(service_command)
+    app.command(context_settings=FORWARD_ARGUMENTS, add_help_option=False)(service_command)
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def run(
     out: Annotated[Path, typer.Option(help="Work folder.")],
     checkpoint_seconds: Annotated[float, typer.Option(min=0)] = 60.0,
 ) -> None:
-    """One job for a worker: events as JSON lines on stdout (docs/contracts.md)."""
+    """One job for a worker; events are JSON lines on stdout (docs/contracts.md)."""
     from td3engine.cli.run import run_job
 
     raise typer.Exit(run_job(data, config, out, checkpoint_seconds))

@@ -1,4 +1,4 @@
-"""What several commands share: options, parsing of settings, and errors as one line."""
+"""Shared by several commands: options, parsing of settings, and errors as one line."""
 
 from collections.abc import Callable
 from functools import partial
@@ -52,6 +52,7 @@ SettingsOption = Annotated[
 
 
 def config_of(preset: Preset, settings: list[str], seed: int) -> DistillConfig:
+    """The configuration of a preset with `--set` settings; exits with an error if one is wrong."""
     try:
         return build_config(preset, overrides_of(settings, seed=seed))
     except ValidationError as error:
@@ -59,7 +60,7 @@ def config_of(preset: Preset, settings: list[str], seed: int) -> DistillConfig:
 
 
 def log_reader(columns: list[str], limits: list[str]) -> Callable[[Path], Interactions]:
-    """`read_log` with what the command line says of the log."""
+    """`read_log` with `--columns` and `--limits`; exits with an error if one is wrong."""
     try:
         return partial(
             read_log,
@@ -70,19 +71,22 @@ def log_reader(columns: list[str], limits: list[str]) -> Callable[[Path], Intera
         refuse(error)
 
 
-def _pairs(option: str, given: list[str]) -> dict[str, str]:
-    found = {}
-    for each in given:
-        name, equals, value = each.partition("=")
+def _pairs(option: str, arguments: list[str]) -> dict[str, str]:
+    pairs = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
         if not equals:
-            fail(f"--{option} {each}: expected NAME=VALUE")
-        found[name] = value
-    return found
+            fail(f"--{option} {argument}: expected NAME=VALUE")
+        pairs[name] = value
+    return pairs
 
 
-def overrides_of(settings: list[str], **given: Any) -> dict[str, Any]:
-    """KEY=VALUE, KEY with dots, as nested dictionaries, over what is given; `null` is no value."""
-    overrides = dict(given)
+def overrides_of(settings: list[str], **defaults: Any) -> dict[str, Any]:
+    """`--set` settings (KEY=VALUE, KEY with dots) as nested dictionaries, laid over the defaults.
+
+    The value `null` is None.
+    """
+    overrides = dict(defaults)
     for setting in settings:
         path, equals, value = setting.partition("=")
         if not equals or not path:
@@ -98,7 +102,7 @@ def overrides_of(settings: list[str], **given: Any) -> dict[str, Any]:
 
 
 def refuse(error: ValidationError, group: str = "") -> NoReturn:
-    """Name each setting that is wrong."""
+    """Exit with code 2 and one line for each wrong setting, its key after `group`."""
     lines = [
         f"{group}{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}"
         for e in error.errors()
@@ -107,12 +111,15 @@ def refuse(error: ValidationError, group: str = "") -> NoReturn:
 
 
 def exit_on_error(command: Callable[[], None]) -> None:
-    """Turn what a user can mend into one line and exit code 65, and an interrupt into 130."""
+    """Run a command; errors become one line and an exit code (docs/contracts.md).
+
+    65: the user can correct it. 130: interrupted after a checkpoint. 1: another process failed.
+    """
     try:
         command()
     except ModuleNotFoundError as error:
         fail(f"{error.name} is missing: pip install 'td3engine[engine,service,embedded]'", 65)
-    except ValidationError as error:  # what `auto` makes of a log
+    except ValidationError as error:  # of `auto` settings, which depend on the log
         refuse(error)
     except (LogError, UnusableError, ServiceError, httpx.TransportError, OSError) as error:
         fail(str(error), 65)
@@ -123,5 +130,6 @@ def exit_on_error(command: Callable[[], None]) -> None:
 
 
 def fail(message: str, code: int = 2) -> NoReturn:
+    """Print an error and exit."""
     errors.print(f"[red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
     raise typer.Exit(code)

@@ -1,6 +1,6 @@
 """`python -m td3engine.cli run`: the engine as a worker's child process.
 
-It prints events as JSON lines and tells by its exit code how it ended (docs/contracts.md).
+Events are JSON lines on stdout; the exit code is the outcome (docs/contracts.md).
 """
 
 import signal
@@ -34,7 +34,14 @@ from td3engine.pipeline.run import Control, Outcome, Run
 
 
 def run_job(data: Path, config: Path, out: Path, checkpoint_seconds: float) -> int:
-    """Run one job and return the exit code. SIGTERM asks for a checkpoint and an early end."""
+    """Run one job; returns the exit code. SIGTERM ends it early, after a checkpoint.
+
+    Args:
+        data: a normalised log.
+        config: a DistillConfig as JSON.
+        out: work folder, for the checkpoint and in the end for the summary.
+        checkpoint_seconds: least time between two checkpoints.
+    """
     stop_requested = False
 
     def request_stop(*_: object) -> None:
@@ -45,7 +52,7 @@ def run_job(data: Path, config: Path, out: Path, checkpoint_seconds: float) -> i
     control = Control(
         listener=throttled(_print_event),
         stop=lambda: stop_requested,
-        checkpointed=_print_checkpoint,
+        on_checkpoint=_print_checkpoint,
         checkpoint_seconds=checkpoint_seconds,
     )
     try:
@@ -55,7 +62,7 @@ def run_job(data: Path, config: Path, out: Path, checkpoint_seconds: float) -> i
         try:
             outcome = Run(log, fingerprint, settings, out, control).run()
         except CheckpointMismatchError as mismatch:
-            # Written by another release, whose configuration has other fields: begin anew.
+            # Another release, whose configuration has other fields, wrote it.
             _print_event(Note(f"{mismatch}; starting anew"))
             (out / CHECKPOINT_FILE).unlink()
             outcome = Run(log, fingerprint, settings, out, control).run()

@@ -47,19 +47,19 @@ def train(
 ) -> None:
     """Train learners on SUMMARY and measure them on the test events of LOG."""
     modes = MODES if mode == "both" else (mode,)
-    over = _learner_settings(settings or [])
+    overrides = _learner_overrides(settings or [])
     read = log_reader(columns or [], limits or [])
 
     def work() -> None:
         try:
-            _train(summary, read, log, modes, backbone, over, seeds, save)
+            _train(summary, read, log, modes, backbone, overrides, seeds, save)
         except ValidationError as error:
             refuse(error, "learner.")
 
     exit_on_error(work)
 
 
-def _learner_settings(settings: list[str]) -> dict[str, Any]:
+def _learner_overrides(settings: list[str]) -> dict[str, Any]:
     overrides = overrides_of(settings)
     learner = overrides.pop("learner", {})
     if overrides or not isinstance(learner, dict):
@@ -73,15 +73,15 @@ def _train(
     log: Path,
     modes: Sequence[Mode],
     backbone: BackboneName | None,
-    over: dict[str, Any],
+    overrides: dict[str, Any],
     seeds: int,
     save: Path | None,
 ) -> None:
-    """Train learners on a summary, print their test figures, and save the first one."""
+    """Train learners on a summary, print their test metrics, and save the first one."""
     from td3engine.api.training import train as train_model
-    from td3engine.cli.tables import print_results
     from td3engine.evaluation.baselines import summary_rows
     from td3engine.evaluation.benchmark import benchmark_for
+    from td3engine.evaluation.table import results_table
     from td3engine.files import refuse_unwritable
     from td3engine.models.registry import learner_of
     from td3engine.runtime.torch_setup import configure, pick_device
@@ -90,7 +90,7 @@ def _train(
     if save is not None:
         refuse_unwritable(save)
     bundle = load_bundle(folder)
-    config = learner_of(bundle.manifest.config, backbone, over)
+    config = learner_of(bundle.manifest.config, backbone, overrides)
     device = pick_device()
     configure(device)
     interactions = read(log)
@@ -100,8 +100,8 @@ def _train(
     for mode in modes:
         with console.status(f"training {seeds} learners, {mode}"):
             rows += summary_rows(benchmark, "TD3 summary", factors, mode, range(1, seeds + 1))
-    print_results(rows, console)
+    console.print(results_table(rows))
     if save is not None:
-        model = train_model(bundle, backbone, modes[0], log=interactions, settings=over)
+        model = train_model(bundle, backbone, modes[0], log=interactions, settings=overrides)
         model.save(save)
         console.print(f"model: {save}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a distillation can be told: the settings and the presets over them. Imports no torch."""
+"""The settings of a distillation, and the presets. Imports no torch."""
 
 from td3engine.config.schema import (
     AUTO_KNOBS,

@@ -1,13 +1,13 @@
-"""How a configuration comes about: a preset, a request over it, the log's size.
+"""How a configuration is built: a preset, overrides, the size of the log, the learner's backbone.
 
-Imports no torch, as `td3engine.config.schema` does not.
+Imports no torch.
 """
 
 from typing import Any
 
 from td3engine.config import AUTO_KNOBS, AutoKnob, DistillConfig, Preset
 
-TEACHER_STEPS = 16_000  # of a teacher whose epochs are set by the log
+TEACHER_STEPS = 16_000  # of a teacher whose number of epochs is `auto`
 
 PRESETS: dict[Preset, dict[str, Any]] = {
     "fast": {
@@ -25,15 +25,16 @@ PRESETS: dict[Preset, dict[str, Any]] = {
 def build_config(
     preset: Preset = "balanced", overrides: dict[str, Any] | None = None
 ) -> DistillConfig:
-    """Preset with overrides (nested dictionaries) laid over it.
+    """The configuration of a preset with overrides (nested dictionaries) laid over it.
+
+    A setting among the overrides is not `auto`, unless `overrides["auto"]` lists it.
 
     Raises:
         pydantic.ValidationError: an unknown key or a value outside its limits, with its path.
     """
-    asked = overrides or {}
-    left = [knob for knob in PRESETS[preset].get("auto", ()) if not _has(asked, knob)]
-    given = merge(PRESETS[preset], {"auto": left} | asked)
-    return DistillConfig.model_validate(given)
+    overrides = overrides or {}
+    auto = [knob for knob in PRESETS[preset].get("auto", ()) if not _has(overrides, knob)]
+    return DistillConfig.model_validate(merge(PRESETS[preset], {"auto": auto} | overrides))
 
 
 def sized_by_data(
@@ -41,25 +42,35 @@ def sized_by_data(
 ) -> DistillConfig:
     """The configuration with its `auto` knobs set for a log of this size (after the filter).
 
-    Sequences grow with the fourth root of the interactions, from 30 at 100 thousand; a sequence
-    is three times as long as a training history is on average, within 20 and what a model reads;
-    a learner's step takes half of the sequences; larger logs get more outer steps. A teacher's
-    epoch is at most about a thousand steps long, until a step takes 1,024 windows, and it takes
-    no more than some 16 thousand steps in all.
+    | knob | value |
+    |---|---|
+    | `summary.users` | 30 at 100,000 interactions, by the fourth root of them; 20 to 100 |
+    | `summary.length` | three times the mean training history; 20 to 50, and what a model reads |
+    | `learner.batch` | half of `summary.users` |
+    | `outer.steps` | by the fourth root of the interactions; 100 to twice the preset's |
+    | `teacher.batch` | an epoch of about 1,000 steps; 64 to 1,024 windows |
+    | `teacher.max_epochs` | about 16,000 steps in all; at most the preset's epochs |
+
+    Args:
+        config: the configuration; without `auto` knobs it is returned as it is.
+        users, interactions, training_interactions: counts of the log.
+
+    Raises:
+        pydantic.ValidationError: the settings cannot work with a log of this size.
     """
     if not config.auto:
         return config
     growth = (interactions / 100_000) ** 0.25
-    found = config.model_dump()
-    found["auto"] = ()
+    settings = config.model_dump()
+    settings["auto"] = ()
     longest = config.data.max_history + 1
     outer = config.outer
-    # A user's last window is short: most users have one more than their events fill.
+    # A user's last window is short: most users have one more than their events would fill.
     windows = users + (training_interactions - users) / config.data.max_history
     batch = min(max(64, round(windows / 1000)), 1024)
-    taken = batch if "teacher.batch" in config.auto else config.teacher.batch
-    epochs = max(config.teacher.validate_every, round(TEACHER_STEPS * taken / windows))
-    # From scratch, at least as many steps of its own as shared ones.
+    teacher_batch = batch if "teacher.batch" in config.auto else config.teacher.batch
+    epochs = max(config.teacher.validate_every, round(TEACHER_STEPS * teacher_batch / windows))
+    # At least half of the steps distil for `from-scratch` if that is the mode.
     fewest = max(100, 2 * outer.shared_steps if config.mode == "from-scratch" else 0)
     sized: dict[AutoKnob, int] = {
         "summary.users": min(max(round(30 * growth), 20), 100),
@@ -70,10 +81,10 @@ def sized_by_data(
     }
     for knob in config.auto:
         if knob in sized:
-            _set(found, knob, sized[knob])
+            _set(settings, knob, sized[knob])
     if "learner.batch" in config.auto:
-        _set(found, "learner.batch", -(-found["summary"]["users"] // 2))
-    return DistillConfig.model_validate(found)
+        _set(settings, "learner.batch", -(-settings["summary"]["users"] // 2))
+    return DistillConfig.model_validate(settings)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

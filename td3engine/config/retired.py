@@ -1,7 +1,8 @@
-"""Settings that earlier releases had and this one has not. Imports no torch.
+"""Settings of earlier releases that have been removed. Imports no torch.
 
-Configurations outlive releases: in manifests, in queued jobs, in users' scripts. Those that name a
-retired setting are still read. The setting has no effect, and `DistillConfig.ignored` lists it.
+Configurations outlive releases: in manifests, in queued jobs, in users' scripts. A configuration
+with a removed setting is still valid. The setting has no effect, and `DistillConfig.ignored` lists
+it.
 """
 
 from dataclasses import dataclass
@@ -12,11 +13,11 @@ RetiredSetting = Literal["outer.compiled", "outer.vectorised"]
 
 @dataclass(frozen=True)
 class Retirement:
-    """Why a setting is gone.
+    """Why a setting was removed.
 
     Attributes:
-        default: its value where nobody had set it; that value needs no note.
-        reason: for a user who had set it.
+        default: its former default; a configuration with this value needs no note.
+        reason: for a user who has set it to another value.
     """
 
     default: Any
@@ -39,10 +40,10 @@ def drop_retired(settings: dict[str, Any]) -> dict[str, Any]:
     """A configuration's settings without the retired ones; the argument is not changed.
 
     Args:
-        settings: nested dictionaries, as a configuration is parsed from JSON.
+        settings: nested dictionaries, as parsed from JSON.
 
     Returns:
-        The settings; `ignored` names those retired ones that had another value than their default.
+        The settings. `ignored` lists the retired ones whose value was not their default.
     """
     remaining, ignored = dict(settings), list(settings.get("ignored", ()))
     for setting, retirement in RETIRED.items():
@@ -57,5 +58,5 @@ def drop_retired(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def retired_note(setting: RetiredSetting) -> str:
-    """What a user is told whose configuration names this setting."""
+    """The note for a user whose configuration has this setting."""
     return f"{setting} is ignored: {RETIRED[setting].reason}"

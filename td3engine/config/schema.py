@@ -1,8 +1,7 @@
-"""What a distillation can be told: every knob, its default, its limits. Imports no torch.
+"""The settings of a distillation, with their defaults and limits. Imports no torch.
 
 The API validates job requests with these models, the engine runs on them, and the manifest of a
-summary carries them, so a summary always says how it was made. Section numbers refer to the method
-(docs/method.md).
+summary holds them. Section numbers refer to docs/method.md.
 """
 
 import pkgutil
@@ -42,12 +41,11 @@ AutoKnob = Literal[
     "teacher.max_epochs",
 ]
 AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
-# The bound only keeps a slip of the keyboard from becoming an allocation; none of these knobs has a
-# use anywhere near it.
+# The bound keeps a typing error from becoming an allocation. It is far above any useful value.
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
 Softmax = Literal["auto", "full", "sampled"]
 Device = Literal["auto", "cpu", "cuda"]
-SAMPLED_FROM = 50_000  # items; a step over all of more is slower than many over samples
+SAMPLED_FROM = 50_000  # items, from which on `auto` samples: a step over all is slow
 Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -58,10 +56,10 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def softmax_over(n_items: int, asked: Softmax) -> Literal["full", "sampled"]:
-    """What a softmax is for a catalogue of this size."""
-    if asked != "auto":
-        return asked
+def softmax_over(n_items: int, setting: Softmax) -> Literal["full", "sampled"]:
+    """The softmax that a setting stands for with this many items."""
+    if setting != "auto":
+        return setting
     return "sampled" if n_items >= SAMPLED_FROM else "full"
 
 
@@ -78,10 +76,10 @@ class DataConfig(_Part):
     )
     validation_users: PositiveInt = Field(
         default=5000,
-        description="Most users that a look at validation asks, drawn once for a log.",
+        description="Most users of the validation set, drawn once for a log.",
     )
     test_users: PositiveInt = Field(
-        default=25_000, description="Most users behind a test figure, drawn once for a log."
+        default=25_000, description="Most users of the test set, drawn once for a log."
     )
 
 
@@ -152,18 +150,18 @@ class SummaryConfig(_Part):
     time_rank: Rank = Field(default=16, description="d2")
     targets: Literal["own", "next"] = Field(
         default="own",
-        description="What learners are to predict at a position: a distribution of its own, or, as "
-        "in the paper, what they read there next.",
+        description="Targets of learners: distributions of their own (a temporal factor Y), or, as "
+        "in the paper, the next input.",
     )
     start: Literal["users", "random"] = Field(
         default="users",
-        description="Before distilling: histories of some users, as near as the ranks allow, or "
-        "noise.",
+        description="The summary before distilling: histories of some users, as near as the ranks "
+        "allow, or noise.",
     )
     sharpness: Annotated[float, Field(ge=-20, le=20)] = Field(
         default=1.5,
-        description="How plainly a start from users points at its events' items, in nats above "
-        "the weight of all others together.",
+        description="With start `users`: how far, in nats, the weight of an event's item exceeds "
+        "that of all other items together.",
     )
     initial_std: PositiveFloat = Field(
         default=0.5, description="Standard deviation of U and T before distilling."

@@ -1,18 +1,14 @@
 """The normalised log: a Parquet file of indexed users, items and times. Imports no torch."""
 
 import hashlib
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from td3engine.data.types import (
-    Interactions,
-    LogError,
-)
+from td3engine.data.types import Interactions, LogError
+from td3engine.files import atomic_file
 
 NORMALISED_NAMES = ["user_id", "item_id", "timestamp"]
 ROW_GROUP_ROWS = 2**20
@@ -36,33 +32,24 @@ def write_normalised(log: Interactions, path: Path) -> str:
     # Every row group has the whole dictionary, so one of more ids than rows only makes it longer.
     ids = {"user_id": log.user_ids, "item_id": log.item_ids}
     columns_of_few_ids = [name for name, texts in ids.items() if len(texts) <= ROW_GROUP_ROWS]
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "w+b") as file:
-            # Everything that shapes the bytes is said, so that a new default cannot change them.
-            pq.write_table(
-                table,
-                file,
-                row_group_size=ROW_GROUP_ROWS,
-                version="2.6",
-                data_page_version="1.0",
-                use_dictionary=columns_of_few_ids,
-                compression="zstd",
-                compression_level=3,
-                write_statistics=False,
-                data_page_size=2**20,
-                dictionary_pagesize_limit=2**20,
-                store_schema=True,
-            )
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return digest
+    with atomic_file(path) as file:
+        # Every setting that shapes the bytes is explicit, so that a new default cannot change them.
+        pq.write_table(
+            table,
+            file,
+            row_group_size=ROW_GROUP_ROWS,
+            version="2.6",
+            data_page_version="1.0",
+            use_dictionary=columns_of_few_ids,
+            compression="zstd",
+            compression_level=3,
+            write_statistics=False,
+            data_page_size=2**20,
+            dictionary_pagesize_limit=2**20,
+            store_schema=True,
+        )
+        file.seek(0)
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_normalised(path: Path) -> Interactions:

@@ -1,76 +1,38 @@
-"""How good is it: learners trained on a summary, or on the baselines, measured on test.
+"""The rows of every table of results: learners on a summary, and what they are compared with.
 
-Every row follows one rule, so that none is tuned harder than another: fresh learners, up to
-`learner.steps` steps (`scratch_steps` where they train an item table), the best state by
-validation NDCG@10 (`full`), figures on test, mean and standard deviation over learner seeds.
+All rows with a learner follow one rule, so that none is tuned more than another: fresh learners of
+up to `learner.steps` steps (`scratch_steps` if they train an item table), the best state by
+validation NDCG@10 (`full`), metrics on test, mean and standard deviation over learner seeds
+(method, section 8).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from td3engine.config import DistillConfig, LearnerConfig, Mode, TeacherConfig
-from td3engine.data.split import Split, training_counts
+from td3engine.config import Mode
+from td3engine.data.split import training_counts
 from td3engine.data.windows import WindowIndex
 from td3engine.evaluation.benchmark import Benchmark
-from td3engine.evaluation.table import Row, make_row
+from td3engine.evaluation.real_users import random_users, train_on_windows
+from td3engine.evaluation.table import Row, make_rows
 from td3engine.inner_loop.learner import TrainedLearner, learn, recommender
 from td3engine.models.trained_model import TrainedModel
 from td3engine.ranking.metrics import evaluate
-from td3engine.runtime.seeding import Purpose, generator, numpy_generator
+from td3engine.runtime.seeding import Purpose, generator
 from td3engine.summary.tucker import TuckerSummary
-from td3engine.teacher.training import LogTraining, TrainedOnLog
+from td3engine.teacher.training import TrainedOnLog
 
-TrainOne = Callable[[int], TrainedLearner]
-RANDOM_USER_EPOCHS_A_LOOK = 10
-REAL_USER_RATES = (1.0, 0.5, 0.25)  # of learner.lr
-
-
-def rows(
-    benchmark: Benchmark,
-    name: str,
-    mode: Mode,
-    train_one: TrainOne,
-    seeds: Sequence[int],
-    *,
-    numbers_stored: int,
-    sequences: int,
-) -> list[Row]:
-    """One row a protocol: train a learner a seed, measure each on test.
-
-    Args:
-        benchmark: the log and its questions.
-        name: of the row.
-        mode: of the learners.
-        train_one: gives a trained learner for a seed.
-        seeds: one learner each.
-        numbers_stored: what the training data consist of, in numbers (of real rows, interactions).
-        sequences: how many rows of training data there are.
-    """
-    learned = [train_one(seed) for seed in seeds]
-    measured = [benchmark.measure(one.model) for one in learned]
-    seconds = float(np.mean([one.seconds for one in learned]))
-    return [
-        make_row(
-            name,
-            mode,
-            protocol,
-            [m[protocol] for m in measured],
-            train_seconds=seconds,
-            numbers_stored=numbers_stored,
-            sequences=sequences,
-        )
-        for protocol in benchmark.protocols
-    ]
+TrainLearner = Callable[[int], TrainedLearner]
+"""seed -> a trained learner."""
 
 
 @dataclass(frozen=True)
 class Popularity:
-    """The same ranking for everyone, by an item's training interactions.
+    """A model that ranks items by their training interactions, the same for every user.
 
     Attributes:
         table: the interactions of each item, (n, 1).
@@ -84,41 +46,35 @@ class Popularity:
 
 
 def popularity_rows(benchmark: Benchmark) -> list[Row]:
-    """The most popular items for everybody; trains nothing."""
+    """The most popular items; no training."""
     model = Popularity(torch.from_numpy(training_counts(benchmark.split)).float()[:, None])
-    return [
-        make_row(
-            "popularity",
-            "from-scratch",
-            protocol,
-            [metrics],
-            train_seconds=0.0,
-            numbers_stored=len(model.table),
-            sequences=0,
-        )
-        for protocol, metrics in benchmark.measure(model).items()
-    ]
+    return make_rows(
+        "popularity",
+        "from-scratch",
+        [benchmark.measure(model)],
+        train_seconds=0.0,
+        numbers_stored=len(model.table),
+        sequences=0,
+    )
 
 
 def teacher_rows(benchmark: Benchmark, teachers: Sequence[TrainedOnLog]) -> list[Row]:
-    """The full-data models alone: read `max_history` events, trained on every interaction."""
-    split = benchmark.split
+    """Full-data models, which read `max_history` events and train on every interaction."""
     holdout = benchmark.holdouts.test(benchmark.config.data.max_history)
-    rows = []
-    for protocol in benchmark.protocols:
-        measured = [evaluate(teacher.model, holdout, protocol) for teacher in teachers]
-        rows.append(
-            make_row(
-                "full data",
-                "from-scratch",
-                protocol,
-                measured,
-                train_seconds=float(np.mean([teacher.seconds for teacher in teachers])),
-                numbers_stored=len(split.histories),
-                sequences=split.n_users,
-            )
-        )
-    return rows
+    return make_rows(
+        "full data",
+        "from-scratch",
+        [
+            {
+                protocol: evaluate(teacher.model, holdout, protocol)
+                for protocol in benchmark.protocols
+            }
+            for teacher in teachers
+        ],
+        train_seconds=float(np.mean([teacher.seconds for teacher in teachers])),
+        numbers_stored=len(benchmark.split.histories),
+        sequences=benchmark.split.n_users,
+    )
 
 
 def summary_rows(
@@ -126,16 +82,16 @@ def summary_rows(
 ) -> list[Row]:
     """Learners trained on a summary."""
 
-    def train_one(seed: int) -> TrainedLearner:
+    def train_learner(seed: int) -> TrainedLearner:
         draw = generator(seed, Purpose.LEARNER, device=benchmark.device.type)
-        learner = benchmark.config.learner
-        return learn(summary, benchmark.backbone, learner, mode, draw, benchmark.validate)
+        config = benchmark.config.learner
+        return learn(summary, benchmark.backbone, config, mode, draw, benchmark.validate)
 
-    return rows(
+    return learner_rows(
         benchmark,
         name,
         mode,
-        train_one,
+        train_learner,
         seeds,
         numbers_stored=summary.numbers_stored,
         sequences=len(summary.U),
@@ -143,18 +99,18 @@ def summary_rows(
 
 
 def zero_step_rows(benchmark: Benchmark, V_ND: Tensor, seeds: Sequence[int]) -> list[Row]:
-    """The trained item table under an encoder that was never trained."""
+    """The trained item table V (n, d) under an untrained encoder."""
 
-    def train_one(seed: int) -> TrainedLearner:
+    def train_learner(seed: int) -> TrainedLearner:
         draw = generator(seed, Purpose.LEARNER, device=benchmark.device.type)
         model = recommender(benchmark.backbone, V_ND, "shared-items")
         return TrainedLearner(TrainedModel(model.backbone, *model.parts(model.initial(draw))), 0.0)
 
-    return rows(
+    return learner_rows(
         benchmark,
         "zero steps",
         "shared-items",
-        train_one,
+        train_learner,
         seeds,
         numbers_stored=V_ND.numel(),
         sequences=0,
@@ -164,112 +120,61 @@ def zero_step_rows(benchmark: Benchmark, V_ND: Tensor, seeds: Sequence[int]) -> 
 def random_user_rows(
     benchmark: Benchmark, mode: Mode, V_ND: Tensor, seeds: Sequence[int]
 ) -> list[Row]:
-    """As many real users as the summary has sequences, a new draw of users a seed."""
-    split, config = benchmark.split, benchmark.config
-    return real_user_rows(
-        benchmark,
-        "random users",
-        mode,
-        V_ND,
-        {seed: random_users(split, config, seed) for seed in seeds},
-    )
+    """Learners trained on as many real users as the summary has sequences, drawn for each seed."""
+    windows = {seed: random_users(benchmark.split, benchmark.config, seed) for seed in seeds}
+    return real_user_rows(benchmark, "random users", mode, V_ND, windows)
 
 
 def real_user_rows(
-    benchmark: Benchmark, name: str, mode: Mode, V_ND: Tensor, chosen: dict[int, WindowIndex]
+    benchmark: Benchmark,
+    name: str,
+    mode: Mode,
+    V_ND: Tensor,
+    windows: Mapping[int, WindowIndex],
 ) -> list[Row]:
-    """Learners trained on some real windows, those of each seed.
+    """Learners trained on real windows; `windows` maps each seed to its own.
 
-    They have a summary's budget: as many steps of as many sequences. Its learning rate is tuned for
-    summaries, so smaller ones are tried here as well, and validation chooses. `shared-items` gives
-    them the trained item table.
+    Under `shared-items` they have the trained item table V (n, d).
     """
-
-    def train_one(seed: int) -> TrainedLearner:
-        windows = chosen[seed]
-        tried = [_train_on(benchmark, windows, mode, V_ND, seed, rate) for rate in REAL_USER_RATES]
-        best = max(tried, key=lambda one: one.validation)
-        return TrainedLearner(best.model, best.seconds)
-
-    events = float(np.mean([(w.end - w.start).sum() for w in chosen.values()]))
-    return rows(
+    events = float(np.mean([(index.end - index.start).sum() for index in windows.values()]))
+    return learner_rows(
         benchmark,
         name,
         mode,
-        train_one,
-        list(chosen),
+        lambda seed: train_on_windows(benchmark, windows[seed], mode, V_ND, seed),
+        list(windows),
         numbers_stored=round(events) + (V_ND.numel() if mode == "shared-items" else 0),
-        sequences=max(len(windows) for windows in chosen.values()),
+        sequences=max(len(index) for index in windows.values()),
     )
 
 
-def _train_on(
-    benchmark: Benchmark, windows: WindowIndex, mode: Mode, V_ND: Tensor, seed: int, rate: float
-) -> TrainedOnLog:
-    """A model of these windows alone, at a part of the learner's rate."""
-    learner = benchmark.config.learner
-    training = LogTraining(
-        benchmark.split,
-        recommender(benchmark.backbone, V_ND, mode),
-        _as_epochs(learner.model_copy(update={"lr": rate * learner.lr}), mode, len(windows)),
-        lambda _: windows,
-        benchmark.validation,
-        seed=seed,
-        device=benchmark.device,
-    )
-    for _ in training.epochs():
-        benchmark.on_step()
-    return training.result()
+def learner_rows(
+    benchmark: Benchmark,
+    name: str,
+    mode: Mode,
+    train_learner: TrainLearner,
+    seeds: Sequence[int],
+    *,
+    numbers_stored: int,
+    sequences: int,
+) -> list[Row]:
+    """Train one learner a seed and measure each on test: one row a protocol.
 
-
-def random_users(split: Split, config: DistillConfig, seed: int) -> WindowIndex:
-    """The last `summary.length` training events of `summary.users` uniform users."""
-    able = _trainable(split)
-    rng = numpy_generator(seed, Purpose.BASELINE_USERS)
-    return _last_events(
-        split, config, rng.choice(able, min(config.summary.users, len(able)), replace=False)
-    )
-
-
-def longest_histories(split: Split, config: DistillConfig) -> WindowIndex:
-    """The same of the users with the most training events; ties go to the first."""
-    able = _trainable(split)
-    most = np.argsort(-(split.training_ends - split.offsets[:-1])[able], kind="stable")
-    return _last_events(split, config, able[most[: config.summary.users]])
-
-
-def most_recent(split: Split, config: DistillConfig) -> WindowIndex:
-    """The same of the users whose last training event is latest; ties go to the first."""
-    able = _trainable(split)
-    latest = split.times[split.training_ends[able] - 1]
-    return _last_events(
-        split, config, able[np.argsort(-latest, kind="stable")[: config.summary.users]]
-    )
-
-
-def _trainable(split: Split) -> NDArray[np.int64]:
-    """Users with a transition to train on."""
-    return np.flatnonzero(split.training_ends - split.offsets[:-1] >= 2)
-
-
-def _last_events(split: Split, config: DistillConfig, users: NDArray[np.int64]) -> WindowIndex:
-    ends = split.training_ends[users]
-    start = np.maximum(split.offsets[:-1][users], ends - config.summary.length)
-    return WindowIndex(start, ends)
-
-
-def _as_epochs(learner: LearnerConfig, mode: Mode, windows: int) -> TeacherConfig:
-    """The inner loop's budget (steps, batch, Adam) said in epochs over so many real windows."""
-    steps = learner.steps_in(mode)
-    epochs = max(1, steps * min(learner.batch, windows) // windows)  # a step has whole windows
-    look = max(1, min(RANDOM_USER_EPOCHS_A_LOOK, epochs))
-    return TeacherConfig(
-        max_epochs=epochs,
-        batch=learner.batch,
-        lr=learner.lr,
-        weight_decay=learner.weight_decay,
-        beta2=learner.beta2,
-        patience=epochs,
-        validate_every=look,
-        softmax="full",  # as learners on a summary have it
+    Args:
+        benchmark: the log and its holdout sets.
+        name: of the row.
+        mode: of the learners.
+        train_learner: trains the learner of a seed.
+        seeds: one learner each.
+        numbers_stored: size of the training data, in numbers (of real events, interactions).
+        sequences: how many rows of training data there are.
+    """
+    learners = [train_learner(seed) for seed in seeds]
+    return make_rows(
+        name,
+        mode,
+        [benchmark.measure(learner.model) for learner in learners],
+        train_seconds=float(np.mean([learner.seconds for learner in learners])),
+        numbers_stored=numbers_stored,
+        sequences=sequences,
     )

@@ -1,4 +1,4 @@
-"""A split log, ready to ask questions of learners."""
+"""A log's holdout sets, and the learners' metrics on them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,18 @@ from td3engine.summary.bundle import Bundle
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A split log, ready to ask questions of learners."""
+    """A split log on which learners are validated and measured.
+
+    Attributes:
+        split: the log.
+        config: settings of the learners.
+        backbone: of the learners, untrained.
+        holdouts: the log's holdout sets.
+        validation, test: those of models with the learners' longest history.
+        protocols: those that the log has enough items for.
+        device: where learners train.
+        on_step: called every few steps of a learner.
+    """
 
     split: Split
     config: DistillConfig
@@ -40,14 +51,14 @@ class Benchmark:
         on_step: Callable[[], None] = lambda: None,
         holdouts: Holdouts | None = None,
     ) -> "Benchmark":
-        """For learners, which read as many events as a summary's sequences train them to.
+        """A benchmark for learners, whose longest history is `config.learner_history`.
 
         Args:
             split: the log.
-            config: of learners.
+            config: settings of the learners.
             device: where they train.
-            on_step: called every few steps of a learner; may raise, to end the work early.
-            holdouts: of the log, where they have been made.
+            on_step: called every few steps of a learner; an exception ends the training.
+            holdouts: the log's holdout sets; None: they are built here.
         """
         holdouts = holdouts or Holdouts(split, config.data)
         test = holdouts.test(config.learner_history)
@@ -64,7 +75,7 @@ class Benchmark:
         )
 
     def validate(self, model: TrainedModel) -> float:
-        """Validation NDCG@10 under `full`."""
+        """Validation NDCG@10 under `full`; calls `on_step`."""
         self.on_step()
         return evaluate(model, self.validation, "full")["ndcg@10"]
 
@@ -79,7 +90,13 @@ def benchmark_for(
     device: torch.device,
     config: DistillConfig | None = None,
 ) -> Benchmark:
-    """The log as a benchmark for learners of this summary, by its own settings or by others.
+    """The benchmark for learners on this summary.
+
+    Args:
+        bundle: the summary.
+        log: the log that it was made from.
+        device: where learners train.
+        config: settings of the learners; None: those of the summary.
 
     Raises:
         WrongLogError: after the filter the log's items are not those of the summary.

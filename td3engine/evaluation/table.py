@@ -1,10 +1,11 @@
-"""Rows of results: made in one place, shown as a table, written as JSON."""
+"""Rows of results, and the tables that show them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict, cast
 
 import numpy as np
 from rich import box
+from rich.console import Group
 from rich.table import Table
 
 from td3engine.config import Mode
@@ -46,23 +47,33 @@ def make_row(
     name: str,
     mode: Mode,
     protocol: Protocol,
-    measured: Sequence[Metrics],
+    results: Sequence[Metrics],
     *,
     train_seconds: float,
     numbers_stored: int,
     sequences: int,
 ) -> Row:
-    """Mean and standard deviation (n - 1; 0 for one seed) of measurements, one a seed."""
+    """Mean and sample standard deviation of each metric; 0 for one seed.
+
+    Args:
+        name: of the model or its training data.
+        mode: of the learners.
+        protocol: of the ranking.
+        results: the metrics of each seed.
+        train_seconds: wall time of one training, up to its best state.
+        numbers_stored: size of the training data, in numbers (of real events, interactions).
+        sequences: how many rows of training data there are.
+    """
     figures: Metrics = {}
-    for metric in measured[0]:
-        values = [one[metric] for one in measured]
+    for metric in results[0]:
+        values = [result[metric] for result in results]
         figures[metric] = float(np.mean(values))
         figures[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     row = {
         "name": name,
         "mode": mode,
         "protocol": protocol,
-        "seeds": len(measured),
+        "seeds": len(results),
         **figures,
         "train_seconds": train_seconds,
         "numbers_stored": numbers_stored,
@@ -71,16 +82,42 @@ def make_row(
     return cast(Row, row)
 
 
-def results_tables(rows: Sequence[Row]) -> list[Table]:
-    """One table a protocol, narrow enough for a terminal of 80 columns.
-
-    `train s` is wall time of one learner up to its best state, `stored` the numbers (or, of real
-    sequences, the interactions) that its training data consist of.
-    """
+def make_rows(
+    name: str,
+    mode: Mode,
+    results: Sequence[Mapping[Protocol, Metrics]],
+    *,
+    train_seconds: float,
+    numbers_stored: int,
+    sequences: int,
+) -> list[Row]:
+    """`make_row` for each protocol of the results, which are the metrics of each seed."""
     return [
-        _table(protocol, [row for row in rows if row["protocol"] == protocol])
-        for protocol in dict.fromkeys(row["protocol"] for row in rows)
+        make_row(
+            name,
+            mode,
+            protocol,
+            [result[protocol] for result in results],
+            train_seconds=train_seconds,
+            numbers_stored=numbers_stored,
+            sequences=sequences,
+        )
+        for protocol in results[0]
     ]
+
+
+def results_table(rows: Sequence[Row]) -> Group:
+    """One table a protocol, at most 80 columns wide.
+
+    `train s` is the wall time of one training up to its best state. `stored` is the size of the
+    training data, in numbers, or for real sequences in interactions.
+    """
+    return Group(
+        *(
+            _table(protocol, [row for row in rows if row["protocol"] == protocol])
+            for protocol in dict.fromkeys(row["protocol"] for row in rows)
+        )
+    )
 
 
 def _table(protocol: Protocol, rows: Sequence[Row]) -> Table:

@@ -1,4 +1,4 @@
-"""The files that exports are written to, whole or not at all."""
+"""Sampled sequences as text files: CSV and RecBole's `.inter`."""
 
 import csv
 import io
@@ -11,12 +11,12 @@ from torch import Tensor
 from td3engine.errors import UnusableError
 from td3engine.export.registry import ExportOptions
 from td3engine.export.sequences import sample_sequences, train_guide
-from td3engine.files import whole_file
+from td3engine.files import new_file
 from td3engine.summary.bundle import Bundle
 
 CSV_HEADER = ("user_id", "item_id", "timestamp")
 INTER_HEADER = ("user_id:token", "item_id:token", "timestamp:float")
-# What pandas, and so RecBole, reads as "no value" where it stands alone in a field.
+# Fields that pandas, and so RecBole, reads as a missing value.
 MISSING_VALUES = frozenset(
     {"#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"}
     | {"<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
@@ -26,8 +26,8 @@ MISSING_VALUES = frozenset(
 def write_csv(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out: Path) -> None:
     """Write sampled sequences as a log, `user_id,item_id,timestamp`, whole or not at all.
 
-    User `s3-17` is the 17th sequence (from 0) of synthetic user 3; the time is the position.
-    Fields are quoted where they must be (RFC 4180); a NUL, which no CSV reader agrees on, is not.
+    User `s3-17` is sequence 17 (from 0) of synthetic user 3. The timestamp is the position. Fields
+    are quoted by RFC 4180. CSV readers disagree about NUL, so an id with one is refused.
 
     Args:
         sequences_RT: item indices, int64 (users * copies, zeta).
@@ -40,7 +40,7 @@ def write_csv(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out: P
         UnusableError: an item id holds a NUL.
     """
     _refuse_ids(item_ids, "a CSV file", lambda item_id: "\0" in item_id)
-    with whole_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+    with new_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         writer = csv.writer(text)
         writer.writerow(CSV_HEADER)
         writer.writerows(_events(sequences_RT, item_ids, copies))
@@ -53,12 +53,12 @@ def write_inter(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out:
 
     Raises:
         OutputExistsError: there is such a file already.
-        UnusableError: an item id that the format cannot hold: RecBole reads it with pandas, which
-            takes tabs and line ends apart, a quotation mark as the start of a quoted field, and
-            words such as `NA` for no value.
+        UnusableError: an item id that the format cannot hold. RecBole reads it with pandas, to
+            which tabs and line ends are separators, a quotation mark starts a quoted field, and
+            words such as `NA` are missing values.
     """
     _refuse_ids(item_ids, "a .inter file", _not_for_inter)
-    with whole_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
+    with new_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         text.write("\t".join(INTER_HEADER) + "\n")
         for user, item, time in _events(sequences_RT, item_ids, copies):
             text.write(f"{user}\t{item}\t{time}\n")
@@ -67,7 +67,7 @@ def write_inter(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out:
 def _events(
     sequences_RT: Tensor, item_ids: Sequence[str], copies: int
 ) -> Iterator[tuple[str, str, int]]:
-    """User, item and time of every event."""
+    """User, item and timestamp of each event."""
     for row, items in enumerate(sequences_RT.tolist()):
         user = "s{}-{}".format(*divmod(row, copies))
         for time, item in enumerate(items):
@@ -83,8 +83,8 @@ def _not_for_inter(item_id: str) -> bool:
 
 
 def _refuse_ids(item_ids: Sequence[str], where: str, refused: Callable[[str], bool]) -> None:
-    """Refuse ids before anything is written; also those that no sampled sequence holds, so that
-    whether an export works does not hang on its seed."""
+    """Refuse ids before anything is written. Items that no sequence holds count as well: whether
+    an export works must not depend on its seed."""
     for item_id in item_ids:
         if refused(item_id):
             raise UnusableError(f"{where} cannot hold the item id {item_id!r}; take another format")

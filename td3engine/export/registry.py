@@ -1,6 +1,6 @@
-"""The forms that a summary can be exported to. Imports no torch.
+"""The formats that a summary can be exported to. Imports no torch.
 
-A new form is a function in a file of its own and a line in `FORMATS`.
+A new format is one file with a function, and one line in `FORMATS`.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What an export can be told; each form reads what concerns it.
+    """Options of all formats; each format reads its own.
 
     Attributes:
-        top_k, renormalise: of soft targets: items a position, and whether these sum to one.
-        copies, temperature, guidance, repeats, seed: of sampled sequences (`sample_sequences`).
+        top_k: `soft`: items a position.
+        renormalise: `soft`: whether their probabilities sum to one.
+        copies, temperature, repeats, seed: sampled sequences: see `sample_sequences`.
+        guidance: sampled sequences: weight of the guide (`train_guide`); None: no guide.
     """
 
     top_k: int
@@ -34,12 +36,12 @@ class ExportOptions:
 
 
 Export = Callable[["Bundle", Path, ExportOptions, "torch.device"], str]
-"""(summary, file, options, device) -> a line that says what was written."""
+"""(summary, file, options, device) -> one line about what was written."""
 
 
 @dataclass(frozen=True)
 class Format:
-    """A form: what it is for, and where its function is, as `module:function`."""
+    """A format: a help text, and its function as `module:function`."""
 
     help: str
     function: str
@@ -57,11 +59,11 @@ FORMATS = {
 def export_to(
     name: str, bundle: "Bundle", out: Path, options: ExportOptions, device: "torch.device"
 ) -> str:
-    """Write a summary in one of `FORMATS`; a line that says what was written.
+    """Write a summary in one of `FORMATS`; returns one line about what was written.
 
     Raises:
         OutputExistsError: there is such a file already.
-        UnusableError: options that cannot work, or an item id that the form cannot hold.
+        UnusableError: an option is out of range, or the format cannot hold an item id.
     """
     module, function = FORMATS[name].function.split(":")
     export: Export = getattr(import_module(module), function)

@@ -1,8 +1,6 @@
-"""A summary for other trainers: soft targets as Parquet, or sampled item sequences as text.
+"""Item sequences sampled from a summary, for trainers that read ordinary logs.
 
-A trainer that knows nothing of the method cannot read factors. It can read, for each synthetic
-position, the k most probable items (`soft_top_k`), or ordinary item sequences drawn from the
-summary (`sample_sequences`), in the files that it reads anyway. docs/exports.md has the formulas.
+docs/exports.md has the formulas.
 """
 
 from dataclasses import dataclass
@@ -26,11 +24,11 @@ GUIDANCE = 1.0
 
 @dataclass(frozen=True)
 class Guide:
-    """A learner that was trained on the summary and now helps to draw from it.
+    """A learner on the summary, whose scores are mixed with the summary's when items are drawn.
 
     Attributes:
         model: the learner.
-        weight: g in the mix (1 - g) summary + g learner.
+        weight: g, in (1 - g) summary + g learner.
     """
 
     model: TrainedModel
@@ -40,11 +38,17 @@ class Guide:
 def train_guide(
     summary: TuckerSummary, config: DistillConfig, *, weight: float = GUIDANCE, seed: int = 0
 ) -> Guide:
-    """A learner for guided sampling, trained on nothing but the summary (`shared-items`).
+    """Train the learner of guided sampling, on the summary alone (`shared-items`).
+
+    Args:
+        summary: the factors.
+        config: the summary's settings.
+        weight: g, from 0 to 1.
+        seed: of the learner.
 
     Raises:
         UnusableError: the weight is not within [0, 1].
-        DivergedError: the learner's training produced numbers that are not finite.
+        DivergedError: the learner's parameters are no longer finite.
     """
     if not 0 <= weight <= 1:
         raise UnusableError(f"guidance must be from 0 to 1, not {weight}")
@@ -66,21 +70,22 @@ def sample_sequences(
 ) -> Tensor:
     """Item sequences drawn from the summary, int64 (users * copies, zeta), on the CPU.
 
-    Row u * copies + c is the c-th sequence of synthetic user u. Position t of it is drawn from
-    softmax(z / temperature) with the scores z = C_ut V^T, and with a guide
-    z = (1 - g) C_ut V^T + g (its scores after the items drawn before t) from position 1 on. C_ut is
-    the query of what is to be predicted there.
+    Row u * copies + c is sequence c of synthetic user u. Its position t is drawn from
+    softmax(z / temperature). Scores are z = C_ut V^T, where C_ut is the query of the target there.
+    With a guide, from position 1 on, z = (1 - g) C_ut V^T + g z', where z' are the guide's scores
+    after the items drawn before t.
 
     Args:
         summary: the factors.
         copies: sequences a synthetic user.
-        temperature: below 1 prefers probable items more than S does; towards 0 it is the argmax.
-        guide: None draws every position by itself, from S alone.
-        repeats: whether an item may come twice in a sequence.
+        temperature: below 1 sharpens the distribution; towards 0 it is the argmax.
+        guide: None: each position is drawn from S alone, independently of the others.
+        repeats: whether a sequence may hold an item twice.
         seed: same seed, machine and settings: same sequences.
 
     Raises:
-        UnusableError: settings that cannot work, or fewer items than positions without repeats.
+        UnusableError: copies or temperature are not positive, or there are fewer items than
+            positions and no repeats.
     """
     if copies < 1 or not 0 < temperature < float("inf"):
         raise UnusableError(
@@ -93,7 +98,7 @@ def sample_sequences(
         raise UnusableError(
             f"{n_items} items cannot fill {length} positions without repeats: allow them"
         )
-    # One number a draw, all drawn here: how the rows are cut into chunks changes nothing.
+    # One uniform number a draw, all here: the result does not depend on the chunks.
     draw = generator(seed, Purpose.EXPORT)
     uniform_RT = torch.rand(users * copies, length, generator=draw, dtype=torch.float64)
     owner_R = torch.arange(users).repeat_interleave(copies)
@@ -125,25 +130,26 @@ def _sample_rows(
         scores_RN = scores_RN.double()
         if not repeats:
             scores_RN.scatter_(1, items_RT[:, :t], -torch.inf)
-        # The peak goes first: a small temperature would carry scores beyond any float.
+        # The maximum is subtracted first: a small temperature could overflow otherwise.
         scores_RN = (scores_RN - scores_RN.amax(-1, keepdim=True)) / temperature
         items_RT[:, t] = _draw(scores_RN.softmax(-1), uniform_RT[:, t].to(C_RTD.device))
     return items_RT.cpu()
 
 
 def _scores_after(guide: Guide, items_RT: Tensor) -> Tensor:
-    """The guide's scores of every item after these prefixes, (R, n)."""
+    """The guide's scores of all items after these prefixes, (R, n)."""
     lengths = torch.full((len(items_RT),), items_RT.shape[1], device=items_RT.device)
     return guide.model.states(items_RT, lengths) @ guide.model.table.T
 
 
 def _draw(probability_RN: Tensor, uniform_R: Tensor) -> Tensor:
-    """One item a row, int64 (R): the first whose cumulated probability passes the uniform number.
+    """One item a row, int64 (R), by inverse transform: the first item whose cumulated probability
+    exceeds the uniform number.
 
-    An item of probability zero is never drawn: it does not raise the sum, and a number that
-    rounds up to the whole sum gives the item at which that sum is first reached.
+    An item of probability zero is never drawn: it does not raise the sum, and a number that rounds
+    up to the total gives the item at which the sum first reaches the total.
     """
     sums_RN = probability_RN.cumsum(-1)
-    whole_R1 = sums_RN[:, -1:].contiguous()
-    drawn = torch.searchsorted(sums_RN, uniform_R[:, None] * whole_R1, right=True)
-    return torch.minimum(drawn, torch.searchsorted(sums_RN, whole_R1)).squeeze(-1)
+    total_R1 = sums_RN[:, -1:].contiguous()
+    items_R1 = torch.searchsorted(sums_RN, uniform_R[:, None] * total_R1, right=True)
+    return torch.minimum(items_R1, torch.searchsorted(sums_RN, total_R1)).squeeze(-1)

@@ -1,12 +1,17 @@
-"""The file of a trained model: one safetensors file that says what it is (docs/model-format.md).
+"""The file of a trained model: safetensors that describe themselves (docs/model-format.md).
 
-Tensors: `encoder.NAME` for each of the backbone's parameters, `items` (n, d), `item_bias` (n) where
-the backbone has one, and the item ids as UTF-8 text one after another (`item_ids`, uint8) with the
-end of each (`item_id_ends`, int64). The header's metadata holds `format` and `model`, JSON of a
-`ModelDescription`. Nothing in it is code, and everything is checked before it is used.
+| tensor | content |
+|---|---|
+| `encoder.NAME` | each of the backbone's parameters, float32 |
+| `items` | item table, float32 (n, d) |
+| `item_bias` | item bias, float32 (n), if the backbone has one |
+| `item_ids` | all item ids as UTF-8 text without separators, uint8 |
+| `item_id_ends` | end of each id within `item_ids`, int64 (n) |
+
+The header's metadata holds `format` and `model`, the JSON of a `ModelDescription`. A file holds no
+code. Every tensor is validated before it is used.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -21,6 +26,7 @@ from torch import Tensor
 
 from td3engine.config import BackboneConfig, DataConfig
 from td3engine.errors import UnusableError
+from td3engine.files import atomic_file
 from td3engine.models.registry import build_backbone
 
 FORMAT = "td3-model-1"
@@ -29,19 +35,19 @@ ITEMS, BIAS, ENCODER = "items", "item_bias", "encoder."
 
 
 class ModelFileError(UnusableError):
-    """A file is not a model's, is damaged, or is of a format that this release does not know."""
+    """A file holds no model, is damaged, or has a format that this release does not know."""
 
     code = "bad_model"
 
 
 class ModelDescription(BaseModel):
-    """What a model's file says of it besides its weights.
+    """A model's metadata.
 
     Attributes:
         backbone: kind and sizes of the encoder.
-        history: most events that its positions allow.
-        reads: most events that it was trained to read.
-        data: filter of the log that it was made from.
+        history: longest history that the encoder has positions for.
+        reads: longest history that the model was trained to read.
+        data: filter of the log that it was made from; None if unknown.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,8 +59,14 @@ class ModelDescription(BaseModel):
 
 
 class ModelContent(NamedTuple):
-    """All that a model's file holds: description, flat encoder parameters (P), scoring table F
-    (n, f), and the id of each item."""
+    """The content of a model's file.
+
+    Attributes:
+        description: the metadata.
+        parameters: flat encoder parameters, (P).
+        table: scoring table F, (n, f).
+        item_ids: the id of each row of F.
+    """
 
     description: ModelDescription
     parameters: Tensor
@@ -63,7 +75,7 @@ class ModelContent(NamedTuple):
 
 
 def write_model(path: Path, content: ModelContent) -> None:
-    """Write the file under another name, sync it, and rename it."""
+    """Write the file whole or not at all; a file of that name is replaced."""
     config = content.description.backbone
     backbone = build_backbone(config, content.description.history)
     tensors = {
@@ -72,24 +84,17 @@ def write_model(path: Path, content: ModelContent) -> None:
     tensors[ITEMS] = content.table[:, : config.hidden]
     if backbone.biased:
         tensors[BIAS] = content.table[:, config.hidden]
-    tensors[IDS], tensors[ENDS] = _packed(content.item_ids)
+    tensors[IDS], tensors[ENDS] = _pack_ids(content.item_ids)
     data = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         {"format": FORMAT, "model": content.description.model_dump_json()},
     )
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        file.write(data)
 
 
 def read_model(path: Path) -> ModelContent:
-    """Read a file that `write_model` wrote, on the CPU, and check all of it.
+    """Read a file that `write_model` wrote, on the CPU, and validate all of it.
 
     Raises:
         ModelFileError: the file is something else, damaged, or of another format.
@@ -108,11 +113,13 @@ def read_model(path: Path) -> ModelContent:
         raise
     except (SafetensorError, OSError, ValidationError) as error:
         raise ModelFileError(f"{path} does not hold a model: {error}") from error
-    return _checked(path, description, tensors)
+    return _validated(path, description, tensors)
 
 
-def _checked(path: Path, description: ModelDescription, tensors: dict[str, Tensor]) -> ModelContent:
-    """The content, once every tensor has the name, shape, type and values that it must have."""
+def _validated(
+    path: Path, description: ModelDescription, tensors: dict[str, Tensor]
+) -> ModelContent:
+    """The content, if every tensor has the name, shape, type and values that it must have."""
     config = description.backbone
     if description.reads > description.history:
         raise ModelFileError(
@@ -143,25 +150,25 @@ def _checked(path: Path, description: ModelDescription, tensors: dict[str, Tenso
     table_NF = weights[ITEMS]
     if backbone.biased:
         table_NF = torch.cat([table_NF, weights[BIAS][:, None]], 1)
-    item_ids = _unpacked(path, tensors, n_items)
+    item_ids = _unpack_ids(path, tensors, n_items)
     return ModelContent(description, torch.cat(parameters), table_NF, item_ids)
 
 
-def _packed(item_ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The ids' bytes one after another, uint8, and the end of each, int64 (n)."""
+def _pack_ids(item_ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The ids' bytes without separators, uint8, and the end of each, int64 (n)."""
     texts = [item_id.encode() for item_id in item_ids]
     ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
     content = np.frombuffer(b"".join(texts), np.uint8)
     return torch.from_numpy(content.copy()), torch.from_numpy(ends)
 
 
-def _unpacked(path: Path, tensors: dict[str, Tensor], n_items: int) -> tuple[str, ...]:
+def _unpack_ids(path: Path, tensors: dict[str, Tensor], n_items: int) -> tuple[str, ...]:
     ids, ends = tensors.get(IDS), tensors.get(ENDS)
     if ids is None or ends is None or ids.dtype != torch.uint8 or ends.dtype != torch.int64:
         raise ModelFileError(f"{path}: it has no item ids")
     starts = torch.cat([ends.new_zeros(1), ends[:-1]]) if ends.dim() == 1 else ends
-    orderly = ends.dim() == 1 and ids.dim() == 1 and bool((starts <= ends).all())
-    if not orderly or len(ends) != n_items or int(starts[0]) != 0 or int(ends[-1]) != len(ids):
+    ordered = ends.dim() == 1 and ids.dim() == 1 and bool((starts <= ends).all())
+    if not ordered or len(ends) != n_items or int(starts[0]) != 0 or int(ends[-1]) != len(ids):
         raise ModelFileError(f"{path}: its item ids are not those of {n_items:,} items")
     content = ids.numpy().tobytes()
     try:

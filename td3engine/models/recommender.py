@@ -1,10 +1,12 @@
-"""A recommender whole: backbone, item table, item bias, in one flat vector theta.
+"""A recommender: backbone, item table and item bias, trained as one flat vector theta.
 
-Who owns the item table depends on the mode. In `shared-items` it is the summary's V, frozen, and
-theta holds the encoder; in `from-scratch` theta holds a table E of its own as well. An item bias b
-(BERT4Rec) is always trained. Bias and table are one *scoring table* F = [E | b], (n, d + 1), and a
-hidden state h scores as [h | 1] F^T; so S F gives expected embedding and expected bias together,
-the extra value column of identity I-2, and no loss or ranking needs to know of a bias.
+The mode decides who owns the item table. In `shared-items` it is the summary's V, frozen, and theta
+holds the encoder. In `from-scratch` theta also holds a table E. An item bias b (BERT4Rec) is always
+trained.
+
+Table and bias form one *scoring table* F = [E | b], (n, d + 1). A hidden state h scores items by
+[h | 1] F^T, and S F gives expected embeddings and expected biases together: the extra value column
+of identity I-2. No loss and no ranking treats a bias apart. Shapes end in f, which is d or d + 1.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,12 @@ TABLE_STD = 0.02
 
 @dataclass(frozen=True)
 class StepRandomness:
-    """Random draws of one training pass: which events it predicts, and its dropout masks."""
+    """The random draws of one training pass.
+
+    Attributes:
+        targets: the positions that it predicts.
+        dropout: its dropout masks; None without dropout.
+    """
 
     targets: TargetPositions
     dropout: Tensor | None
@@ -33,8 +40,9 @@ class Recommender:
     Attributes:
         backbone: the encoder.
         n_items, width: n and d of the item table.
-        frozen: the item table (n, d) if it is given and not trained.
-        log_weight: added to items' scores in a loss (n), where the table is a sample of one.
+        frozen: the item table (n, d) if it is not trained; None: theta holds one.
+        log_weight: added to the items' scores in a loss, (n), if the table is a sample of a larger
+            one.
     """
 
     backbone: Backbone
@@ -45,7 +53,7 @@ class Recommender:
 
     @classmethod
     def sharing(cls, backbone: Backbone, V_ND: Tensor) -> "Recommender":
-        """With the summary's item table, frozen."""
+        """A recommender over the summary's item table V (n, d), frozen."""
         n_items, width = V_ND.shape
         return cls(backbone, n_items, width, V_ND)
 
@@ -56,19 +64,20 @@ class Recommender:
 
     @property
     def has_analytic_grad(self) -> bool:
-        """Whether a step's derivatives are written out (`inner.AnalyticGradient`)."""
+        """Whether a step's derivatives need no autograd (`inner_loop.analytic`)."""
         return self.backbone.has_analytic_grad and not self.backbone.biased
 
     @property
     def n_parameters(self) -> int:
+        """Size of theta, P."""
         return sum(self._sizes())
 
     def initial(self, generator: Generator) -> Tensor:
-        """Fresh theta: the backbone's own start, E from N(0, 0.02^2), b zero."""
+        """Fresh theta: the backbone's initial weights, E from N(0, 0.02^2), b zero."""
         return self.with_table(self.backbone.initial(generator), generator)
 
     def with_table(self, encoder_P: Tensor, generator: Generator) -> Tensor:
-        """Theta of a given encoder, with a fresh table and bias where those are trained."""
+        """Theta of these encoder parameters (P), with a fresh table and bias if it has them."""
         _, table, bias = self._sizes()
         drawn = torch.randn(table, generator=generator, device=generator.device) * TABLE_STD
         return torch.cat([encoder_P, drawn, encoder_P.new_zeros(bias)])
@@ -82,8 +91,10 @@ class Recommender:
         return encoder_P, torch.cat([table_ND, bias_N[:, None]], 1)
 
     def entries_of(self, items_R: Tensor) -> Tensor:
-        """Where in theta the encoder and these items' rows and biases lie: theta[...] is a theta of
-        the same recommender over these items alone. Int64; for a recommender that owns its table.
+        """Indices into theta, int64, of the encoder and of these items' rows and biases.
+
+        `theta[indices]` is theta of the same recommender over these items alone. The recommender
+        must own its table.
         """
         encoder, table, bias = self._sizes()
         device = items_R.device
@@ -94,7 +105,17 @@ class Recommender:
     def states(
         self, encoder_P: Tensor, events_BLF: Tensor, lengths_B: Tensor, randomness: StepRandomness
     ) -> Tensor:
-        """What predicts the asked events, as scored against F: (K, d) or (K, d + 1)."""
+        """States that predict the target positions, to be scored against F.
+
+        Args:
+            encoder_P: the encoder's parameters.
+            events_BLF: embedded events, right-padded, (B, L, f).
+            lengths_B: events in each row, int64 (B).
+            randomness: target positions and dropout.
+
+        Returns:
+            (K, f), one state a target position.
+        """
         events_BLD = events_BLF[..., : self.width]
         hidden = self.backbone.predict(
             encoder_P, events_BLD, lengths_B, randomness.targets, randomness.dropout
@@ -102,12 +123,12 @@ class Recommender:
         return self._scoring(hidden)
 
     def last(self, encoder_P: Tensor, events_BLF: Tensor, lengths_B: Tensor) -> Tensor:
-        """What predicts the event after each row, as scored against F: (B, d) or (B, d + 1)."""
+        """States that predict the event after each row, to be scored against F: (B, f)."""
         events_BLD = events_BLF[..., : self.width]
         return self._scoring(self.backbone.last(encoder_P, events_BLD, lengths_B))
 
     def sample_randomness(self, lengths_B: Tensor, generator: Generator) -> StepRandomness:
-        """Draws of a training pass over real rows, padded to the longest of them."""
+        """The draws of a training pass over real rows, padded to the longest of them."""
         targets = self.backbone.draw_targets(lengths_B, generator)
         longest = int(lengths_B.max())
         return StepRandomness(targets, self.backbone.dropout(len(lengths_B), longest, generator))

@@ -1,4 +1,4 @@
-"""A model with its weights: what every training here ends in, and what a summary's user keeps."""
+"""A model with its weights: the result of every training, and what a user saves and serves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +17,13 @@ from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
 
 ENCODED_AT_ONCE = 1024
-ATTENDED_AT_ONCE = 2**24  # pairs of positions; histories up to 128 events are not cut by it
+ATTENDED_AT_ONCE = 2**24  # pairs of positions; reached by histories of more than 128 events
 
 Unknown = Literal["raise", "drop"]
 
 
 class UnknownItemError(UnusableError):
-    """A history holds an item that the model does not know, or nothing that it knows."""
+    """A history holds an unknown item, or no known one."""
 
     code = "unknown_item"
 
@@ -36,9 +36,9 @@ class TrainedModel:
         backbone: the encoder, which knows its own configuration.
         parameters: the encoder's flat parameters (P).
         table: the scoring table F, (n, d), or (n, d + 1) with the item bias last.
-        reads: most events of a history that it reads; earlier ones are left out.
-        item_ids: the id of each row of the table; empty where nobody has told it.
-        data: how the log that it was made from was filtered; None where nobody has told it.
+        reads: longest history that it reads; only the last `reads` events count.
+        item_ids: the id of each row of the table; empty if unknown.
+        data: filter of the log that it was made from; None if unknown.
     """
 
     backbone: Backbone
@@ -64,8 +64,10 @@ class TrainedModel:
         """How many items it scores."""
         return len(self.table)
 
-    def described(self, item_ids: Sequence[str], data: DataConfig, reads: int) -> "TrainedModel":
-        """The same model, told of its items, of the log's filter and of how much it reads."""
+    def with_metadata(
+        self, item_ids: Sequence[str], data: DataConfig, reads: int
+    ) -> "TrainedModel":
+        """The same model with its item ids, its log's filter and the longest history it reads."""
         return replace(self, item_ids=item_ids, data=data, reads=reads)
 
     def to(self, device: torch.device) -> "TrainedModel":
@@ -74,7 +76,7 @@ class TrainedModel:
 
     @torch.no_grad()
     def states(self, items_BL: Tensor, lengths_B: Tensor) -> Tensor:
-        """States after histories, as scored against F.
+        """States after histories, to be scored against F.
 
         Args:
             items_BL: item indices, right-padded, int64 (B, L).
@@ -101,18 +103,18 @@ class TrainedModel:
         exclude_seen: bool = True,
         unknown: Unknown = "raise",
     ) -> list[list[str]]:
-        """The k items that each history is most likely to go on with, best first.
+        """The k most probable next items of each history, best first.
 
         Args:
             histories: item ids of each user, oldest first.
-            k: how many items; fewer where a user has met nearly all.
-            exclude_seen: leave out what the history holds.
-            unknown: what to do with ids that the model does not know: `raise`, or `drop` them.
+            k: how many items; fewer if a user has seen nearly all.
+            exclude_seen: leave out the items of the history.
+            unknown: `raise` on ids that the model does not know, or `drop` them.
 
         Raises:
             UnknownItemError: an unknown id under `raise`, or a history without any known item; with
                 the position of the history.
-            UnusableError: the model has not been told its item ids, or k is not positive.
+            UnusableError: the model has no item ids, or k is not positive.
         """
         if k < 1:
             raise UnusableError(f"k must be positive, not {k}")
@@ -137,9 +139,10 @@ class TrainedModel:
         """Write the model as one file, whole or not at all (docs/model-format.md).
 
         Raises:
-            UnusableError: the model has not been told its item ids.
+            UnusableError: the model has no item ids.
+            FileNotFoundError: the folder does not exist.
         """
-        self._demand_ids()
+        self._require_item_ids()
         description = ModelDescription(
             backbone=self.backbone.config,
             history=self.backbone.history,
@@ -171,20 +174,20 @@ class TrainedModel:
     def _index(self) -> dict[str, int]:
         return {item_id: index for index, item_id in enumerate(self.item_ids)}
 
-    def _demand_ids(self) -> None:
+    def _require_item_ids(self) -> None:
         if len(self.item_ids) != len(self.table):
-            raise UnusableError("this model has not been told the ids of its items")
+            raise UnusableError("this model has no item ids")
 
     def _indices(self, nth: int, history: Sequence[str], unknown: Unknown) -> list[int]:
-        self._demand_ids()
+        self._require_item_ids()
         if isinstance(history, str):
             raise UnusableError(f"history {nth} is one text, not a list of item ids: {history!r}")
         indices = [self._index.get(item_id) for item_id in history]
         known = [index for index in indices if index is not None]
         if len(known) < len(indices) and unknown == "raise":
-            stranger = history[indices.index(None)]
+            first_unknown = history[indices.index(None)]
             raise UnknownItemError(
-                f"history {nth} holds {stranger!r}, which is none of the model's "
+                f"history {nth} holds {first_unknown!r}, which is none of the model's "
                 f"{self.n_items:,} items (unknown='drop' leaves such items out)"
             )
         if not known:

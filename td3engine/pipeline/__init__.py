@@ -1,1 +1,1 @@
-"""A whole distillation: log in, summary out."""
+"""A whole run: from a log to a summary, with progress and checkpoints."""

@@ -1,6 +1,5 @@
-"""The checkpoint of a run: one file, written whole or not at all, and not too often."""
+"""The checkpoint of a run: one file, written whole or not at all, at limited cost."""
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,21 +9,23 @@ import torch
 
 from td3engine.contract import CHECKPOINT_FILE
 from td3engine.errors import CheckpointMismatchError
+from td3engine.files import atomic_file
 from td3engine.runtime.distributed import ProcessGroup
 
-CHECKPOINT_SHARE = 0.01  # of the running time, at most, goes into checkpoints
+CHECKPOINT_SHARE = 0.01  # largest share of the running time that is spent on checkpoints
 
 State = Callable[[], dict[str, Any]]
+"""Collects all that the next step depends on; every process must call it."""
 
 
 class Checkpoint:
-    """A run's checkpoint file. The main process reads and writes it; all call the methods.
+    """A run's checkpoint file. All processes call the methods; the main process does the I/O.
 
     Args:
         folder: of the run.
-        identity: what the run is of; a file with another identity is refused.
-        least_seconds: least time between two checkpoints. Where one takes long to write the time is
-            more, so that at most `CHECKPOINT_SHARE` is spent on them. Zero: after each step.
+        identity: identifies log and configuration; a file with another identity is refused.
+        min_seconds: least time between two checkpoints; 0: one after each step. The time is longer
+            if writing is slow, so that at most `CHECKPOINT_SHARE` is spent on it.
         group: the processes of the run.
         device: where tensors are loaded to.
     """
@@ -33,21 +34,21 @@ class Checkpoint:
         self,
         folder: Path,
         identity: dict[str, str],
-        least_seconds: float,
+        min_seconds: float,
         group: ProcessGroup,
         device: torch.device,
     ) -> None:
         self.path = folder / CHECKPOINT_FILE
-        self.identity, self.least_seconds = identity, least_seconds
+        self.identity, self.min_seconds = identity, min_seconds
         self.group, self.device = group, device
         self._last = time.monotonic()
         self._duration = 0.0
 
     def read(self) -> dict[str, Any]:
-        """What the file holds, in every process; empty where there is none.
+        """The content of the file, in every process; empty if there is no file.
 
         Raises:
-            CheckpointMismatchError: it belongs to another log or configuration.
+            CheckpointMismatchError: the file belongs to another log or configuration.
         """
         on_main: dict[str, Any] = {}
         if self.group.is_main and self.path.exists():
@@ -59,35 +60,35 @@ class Checkpoint:
 
     @property
     def is_due(self) -> bool:
-        """Whether enough time has passed since the last one."""
-        least = self.least_seconds
+        """Whether enough time has passed since the last checkpoint."""
+        least = self.min_seconds
         wait = max(least, self._duration / CHECKPOINT_SHARE) if least else 0.0
         return time.monotonic() - self._last >= wait
 
     def write(
-        self, state: State, seconds: Callable[[], dict[str, float]], written: Callable[[Path], None]
+        self,
+        state: State,
+        seconds: Callable[[], dict[str, float]],
+        on_written: Callable[[Path], None],
     ) -> None:
-        """Write the file: under another name, synced, then renamed.
+        """Write the file, in the main process.
 
         Args:
-            state: collects what the next step depends on; every process has a part in it.
-            seconds: gives the wall time by phase.
-            written: called with the path once the file is complete, in the main process.
+            state: collects the content; called in every process.
+            seconds: returns the wall time by phase; called once the content is complete.
+            on_written: called with the path once the file is complete.
         """
         began = time.monotonic()
-        whole = state()
+        content = state()
         if not self.group.is_main:
             return
-        part = self.path.with_suffix(".part")
-        with part.open("wb") as file:
-            torch.save({**self.identity, "seconds": seconds(), **whole}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self.path)
-        written(self.path)
+        # A fixed name, since the file is large: a killed process leaves at most one behind.
+        with atomic_file(self.path, self.path.with_suffix(".part")) as file:
+            torch.save({**self.identity, "seconds": seconds(), **content}, file)
+        on_written(self.path)
         self._last = time.monotonic()
         self._duration = self._last - began
 
     def remove(self) -> None:
-        """Delete the file: the run is over."""
+        """Delete the file, at the end of the run."""
         self.path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Distil a log into a folder, by this process or together with those that a launcher started."""
+"""Distil a log into a folder, in one process or in all that a launcher has started."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,17 +19,18 @@ def distil(
     """Run one distillation.
 
     Args:
-        read: gives the log; called once the folder is known to be free.
+        read: returns the log; called once the folder has turned out to be free.
         config: all settings.
-        folder: for the checkpoint, from which the same call goes on, and in the end the summary.
-        control: how the run is watched and stopped.
+        folder: for the checkpoint, from which the same call resumes, and in the end the summary.
+        control: how the run is observed and stopped.
 
     Returns:
-        What the run made; None in a process that only assisted the main one.
+        The outcome; None in a process that only assists the main one.
 
     Raises:
         OutputExistsError: the folder holds a summary.
-        (and what `Run.run` raises)
+        LogError, CheckpointMismatchError, RanksError, PeerLostError, DivergedError, Interrupted: as
+            `Run.run`.
     """
     group = join(pick_device(config.device))
     if any(group.any(group.is_main and (folder / MANIFEST_FILE).exists())):
@@ -37,7 +38,7 @@ def distil(
     log = read()
     if group.is_main:
         return Run(log, log.fingerprint(), config, folder, control, group).run()
-    # A stop is the main process's to tell. A launcher would kill it, were this one to fail.
+    # The main process reports a stop. If this one failed, the launcher would kill the main process.
     silent = Control(listener=lambda _: None, stop=control.stop)
     with suppress(Interrupted):
         Run(log, log.fingerprint(), config, folder, silent, group).assist()

@@ -1,4 +1,4 @@
-"""How a run is watched: phases with their wall time, and steps with the time that is left."""
+"""Progress of a run: phases with their wall time, and steps with an estimate of the time left."""
 
 import time
 from collections.abc import Callable
@@ -10,11 +10,11 @@ Report = Callable[[int, float], None]
 
 
 class PhaseClock:
-    """Names the running phase, adds up each phase's wall time, and tells the listener.
+    """Wall time by phase; announces each phase to a listener.
 
     Attributes:
         phase: the running phase.
-        seconds: wall time by phase, of earlier processes of the same run too.
+        seconds: wall time by phase, including earlier processes of the same run.
     """
 
     def __init__(self, listener: Listener) -> None:
@@ -30,26 +30,26 @@ class PhaseClock:
         self.listener(PhaseStarted(phase))
 
     def update(self) -> dict[str, float]:
-        """Count the running phase's time up to now; the seconds by phase."""
+        """Add the running phase's time up to now; returns the seconds by phase."""
         now = time.perf_counter()
         self.seconds[self.phase] = self.seconds.get(self.phase, 0.0) + now - self._began
         self._began = now
         return self.seconds
 
     def reporter(self, total: int, already: int, *, may_end_early: bool = False) -> Report:
-        """Reports the running phase's steps.
+        """A function that reports the running phase's steps.
 
         Args:
             total: steps of the phase.
-            already: steps that an earlier process took: the time left goes by this process's own.
-            may_end_early: whether early stopping may end the phase, so no time left is known.
+            already: steps of earlier processes, which do not count in the estimate of time left.
+            may_end_early: whether early stopping may end the phase: the time left is unknown then.
         """
         began, phase = time.perf_counter(), self.phase
 
         def report(step: int, best: float) -> None:
             spent = time.perf_counter() - began
             left = None if may_end_early else spent / (step - already) * (total - step)
-            # Before the first validation no figure is known.
+            # Before the first validation there is no metric.
             metrics = {"ndcg@10": best} if best > 0 else {}
             self.listener(Progress(phase, step, total, left, metrics))
 

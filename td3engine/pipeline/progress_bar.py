@@ -1,4 +1,4 @@
-"""A run's progress on a terminal or in a notebook: one bar a phase."""
+"""Progress bars of a run, on a terminal or in a notebook: one bar a phase."""
 
 from types import TracebackType
 from typing import Any, Self
@@ -18,9 +18,9 @@ PHASE_NAMES = {
 
 
 class PhaseBars:
-    """One progress bar a phase: step, best validation NDCG@10 so far, time spent and left.
+    """One bar a phase, with step, best validation NDCG@10 so far, time spent and time left.
 
-    A context manager: the bars appear with the first event, and stop at the end of the block.
+    A context manager. The bars appear with the first event and stop at the end of the block.
     """
 
     def __init__(self, console: Console) -> None:
@@ -50,10 +50,10 @@ class PhaseBars:
         self.progress.stop()
 
     def enter(self, phase: str) -> None:
-        """Begin a phase; the one before is complete. A phase begun again goes on in its bar."""
+        """Begin a phase and complete the one before; one that begins again keeps its bar."""
         if phase == self.current:
             return
-        self.progress.start()  # with the first event: a process that only assists has none
+        self.progress.start()  # at the first event: a process that only assists has none
         self.finish()
         self.current = phase
         if phase not in self.tasks:
@@ -65,7 +65,7 @@ class PhaseBars:
     def show(
         self, phase: str, step: int, total: int, left: float | None, metrics: dict[str, float]
     ) -> None:
-        """Where a phase is."""
+        """Update a phase's bar."""
         self.enter(phase)
         best = metrics.get("ndcg@10")
         self.progress.update(
@@ -81,14 +81,14 @@ class PhaseBars:
         """Complete the running phase's bar."""
         if self.current is not None:
             task = self.tasks[self.current]
-            # Early stopping ends the teacher before its last epoch: complete is what it did.
+            # Early stopping ends the teacher before its last epoch: that epoch completes the bar.
             done = self.progress.tasks[self.progress.task_ids.index(task)].completed or 1
             self.progress.update(task, total=done, completed=done, left="")
             self.progress.stop_task(task)
             self.current = None
 
     def listen(self, event: events.Event) -> None:
-        """Follow a run in this process."""
+        """Show an event of a run in this process."""
         match event:
             case events.PhaseStarted(phase):
                 self.enter(phase)
@@ -98,7 +98,7 @@ class PhaseBars:
                 self.progress.console.print(f"note: {message}", markup=False)
 
     def show_event(self, kind: str, data: dict[str, Any]) -> None:
-        """Follow a job of a service, event by event."""
+        """Show an event of a service's job."""
         if kind == "phase":
             self.enter(data["phase"])
         elif kind == "progress":

@@ -1,6 +1,6 @@
-"""A whole distillation: log in, summary out, with progress, checkpoints and a way to stop.
+"""A whole run: teacher, distillation, evaluation and bundle, with progress and checkpoints.
 
-The command `td3 distill`, `td3engine.distill` and the worker's engine process share it.
+`td3 distill`, `td3engine.distill` and the worker's engine process share it.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,7 @@ from typing import Any
 
 import torch
 
-from td3engine.config import DistillConfig, softmax_over
-from td3engine.config.presets import sized_by_data
+from td3engine.config import DistillConfig
 from td3engine.config.retired import retired_note
 from td3engine.data.split import Split, split_log
 from td3engine.data.types import Interactions, LogError
@@ -26,6 +25,7 @@ from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.pipeline.checkpoint import Checkpoint, State
 from td3engine.pipeline.progress import PhaseClock
+from td3engine.pipeline.settings import settled_for
 from td3engine.ranking.holdout import Holdouts
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.torch_setup import configure, cpu_contention, pick_device
@@ -33,46 +33,54 @@ from td3engine.summary.bundle import Manifest, save_bundle
 from td3engine.summary.tucker import TuckerSummary
 from td3engine.teacher.training import LogTraining, TrainedOnLog
 
-RESULT_SEEDS = (1, 2, 3)  # learners behind the figures that a manifest carries
+RESULT_SEEDS = (1, 2, 3)  # of the learners whose test metrics the manifest holds
 
 
 @dataclass(frozen=True)
 class Control:
-    """How a run is watched and stopped.
+    """How a run is observed and stopped.
 
     Attributes:
-        listener: told of every event.
+        listener: called with every event.
         stop: called between steps; True ends the run after a checkpoint.
-        checkpointed: told the path after each checkpoint, with phase and step.
+        on_checkpoint: called after each checkpoint with its path, phase and step.
         checkpoint_seconds: least time between two checkpoints (`Checkpoint`).
     """
 
     listener: Listener
     stop: Callable[[], bool] = field(default=lambda: False)
-    checkpointed: Callable[[Path, Phase, int], None] = field(default=lambda *_: None)
+    on_checkpoint: Callable[[Path, Phase, int], None] = field(default=lambda *_: None)
     checkpoint_seconds: float = 60.0
 
 
 @dataclass(frozen=True)
 class Distilled:
-    """What distilling gave.
+    """The result of the phases before evaluation.
 
     Attributes:
         teacher: trained on the whole log.
-        start: the summary before distilling.
-        summary: the best one by validation.
-        choice: {"ndcg@10", "step"} of that choice.
+        initial: the summary before distilling.
+        summary: the best summary by validation.
+        choice: validation "ndcg@10" and outer "step" of the best summary.
+        state: of the checkpoint from which evaluation can start again.
     """
 
     teacher: TrainedOnLog
-    start: TuckerSummary
+    initial: TuckerSummary
     summary: TuckerSummary
     choice: dict[str, float]
+    state: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run made: the manifest, its rows with seconds, and seconds by phase."""
+    """The result of a run.
+
+    Attributes:
+        manifest: of the summary in the folder.
+        rows: test metrics, with wall times.
+        seconds: wall time by phase.
+    """
 
     manifest: Manifest
     rows: list[Row]
@@ -80,15 +88,15 @@ class Outcome:
 
 
 class Run:
-    """One distillation of one log in one folder, by one process or by several together.
+    """One run on one log in one folder, in one process or several.
 
     Args:
         log: the log.
-        fingerprint: of the log; a checkpoint of another log is refused by it.
+        fingerprint: sha256 of the normalised log, which identifies it in the checkpoint.
         config: all settings.
         folder: for the checkpoint, and in the end for the summary.
-        control: how the run is watched and stopped.
-        group: the processes that distil together.
+        control: how the run is observed and stopped.
+        group: the processes of the run; None: this one alone.
     """
 
     def __init__(
@@ -105,7 +113,7 @@ class Run:
         self.device = pick_device(config.device)
         self.backbone = build_backbone(config.backbone, config.data.max_history)
         self.clock = PhaseClock(control.listener)
-        # The configuration before `auto` is settled by the log: a resumed run starts from the same.
+        # The identity has the configuration as requested: a resumed run starts from the same.
         self.checkpoint = Checkpoint(
             folder,
             {"fingerprint": fingerprint, "config": config.model_dump_json()},
@@ -115,22 +123,23 @@ class Run:
         )
 
     def run(self) -> Outcome:
-        """Distil, measure, write the bundle into the folder: all of it, or as the main process.
+        """Distil, evaluate and write the bundle, as the only or the main process.
 
         Raises:
-            LogError: too little is left of the log after the filter.
-            CheckpointMismatchError: the folder's checkpoint is of another run.
+            LogError: too little of the log is left after the filter.
+            CheckpointMismatchError: the folder's checkpoint is of another log or configuration.
             RanksError: the processes cannot distil together.
             PeerLostError: another process has failed.
-            Interrupted: `control.stop` said so, here or in another process; a checkpoint has been
-                written.
+            DivergedError: training produced numbers that are not finite.
+            Interrupted: `control.stop` returned True, here or in another process; a checkpoint has
+                been written.
         """
         outcome = self._evaluate(self._distilled())
         self.checkpoint.remove()
         return outcome
 
     def assist(self) -> None:
-        """Help the main process of several to distil; raises what `run` does."""
+        """Distil together with the main process; raises what `run` does."""
         self._distilled()
 
     def _distilled(self) -> Distilled:
@@ -138,52 +147,30 @@ class Run:
         return self._distil(self._pretrain(saved), saved)
 
     def _prepare(self) -> dict[str, Any]:
-        """Settle machine, log and configuration; what the checkpoint holds."""
+        """Set up torch, split the log, settle the configuration; returns the checkpoint."""
         configure(self.device)
-        self._refuse_unlike_ranks()
+        self._refuse_mismatched_ranks()
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self.clock.enter("preparing")
         for setting in self.config.ignored:
             self._note(retired_note(setting))
-        if self.device.type == "cpu" and (why := cpu_contention()):
-            self._note(why)
+        if self.device.type == "cpu" and (contention := cpu_contention()):
+            self._note(contention)
         if self.group.is_main:
             self.folder.mkdir(parents=True, exist_ok=True)
         saved = self.checkpoint.read()
         self.clock.seconds = dict(saved.get("seconds", {}))
         self.split = split_log(self.log, self.config.data)
-        _refuse_nothing_to_train_on(self.split)
+        _refuse_too_little_data(self.split)
         self.holdouts = Holdouts(self.split, self.config.data)
-        statistics = self.split.statistics()
-        self.config = sized_by_data(
-            self.config,
-            users=statistics.users,
-            interactions=statistics.interactions,
-            training_interactions=statistics.training_interactions,
-        )
-        self._settle_softmax()
+        self.config, notes = settled_for(self.config, self.split, biased=self.backbone.biased)
+        for note in notes:
+            self._note(note)
         return saved
 
-    def _settle_softmax(self) -> None:
-        """Settle what targets compete with, and say so; the manifest will, too."""
-        items, config = self.split.n_items, self.config
-        # Learners that train a part of the scoring table have all items in it.
-        shares = config.mode == "shared-items" or config.outer.shared_steps > 0
-        may_sample = {"teacher": True, "outer": shares and not self.backbone.biased}
-        for part, may in may_sample.items():
-            requested = getattr(config, part)
-            softmax = softmax_over(items, requested.softmax) if may else "full"
-            settled = requested.model_copy(update={"softmax": softmax})
-            self.config = self.config.model_copy(update={part: settled})
-            if softmax == "sampled":
-                drawn = f"{settled.negatives:,} of {items:,} items"
-                self._note(f"{part}: a sampled softmax, {drawn} a step")
-            elif requested.softmax == "sampled":
-                why = "these learners train a part of the scoring table"
-                self._note(f"{part}: a softmax over all items, since {why}")
-
-    def _refuse_unlike_ranks(self) -> None:
+    def _refuse_mismatched_ranks(self) -> None:
+        """Raise RanksError unless all processes have the same job, and each has learners."""
         learners = self.config.outer.learners
         if self.group.size > learners:
             raise RanksError(
@@ -191,8 +178,8 @@ class Run:
                 f"--set outer.learners={self.group.size} (or more) gives each of them one"
             )
         identity = self.checkpoint.identity
-        of_main = self.group.broadcast(identity, self.device)
-        if any(self.group.any(identity != of_main)):
+        main_identity = self.group.broadcast(identity, self.device)
+        if any(self.group.any(identity != main_identity)):
             raise RanksError("the processes of this run have different logs or configurations")
 
     def _pretrain(self, saved: dict[str, Any]) -> TrainedOnLog:
@@ -200,7 +187,7 @@ class Run:
         history, width = self.config.data.max_history, self.config.backbone.hidden
         backbone = build_backbone(self.config.teacher_backbone, history)
         if "trained" in saved:
-            return TrainedOnLog.of_state(saved["trained"], backbone)
+            return TrainedOnLog.from_state(saved["trained"], backbone)
         training = LogTraining(
             self.split,
             Recommender(backbone, self.split.n_items, width),
@@ -218,7 +205,7 @@ class Run:
             report(training.epoch, best)
             self._between_steps(training.epoch, lambda: {"teacher": training.state()})
         state = training.result().state() if self.group.is_main else {}
-        return TrainedOnLog.of_state(self.group.broadcast(state, self.device), backbone)
+        return TrainedOnLog.from_state(self.group.broadcast(state, self.device), backbone)
 
     def _distil(self, teacher: TrainedOnLog, saved: dict[str, Any]) -> Distilled:
         self.clock.enter("distilling")
@@ -233,7 +220,7 @@ class Run:
         )
         if "distillation" in saved:
             distillation.restore(saved["distillation"])
-        # The teacher's optimizer is most of its state, and is not needed any more.
+        # Without the teacher's optimizer, which is most of its state.
         trained = teacher.state()
 
         def state() -> dict[str, Any]:
@@ -244,12 +231,11 @@ class Run:
             report(distillation.done, best)
             self._between_steps(distillation.done, state)
         final = state()
-        self._final_state: State = lambda: final
-        self._write_checkpoint(distillation.done, self._final_state)
-        # Measuring is the main process's alone: little is left to do.
+        self._write_checkpoint(distillation.done, lambda: final)
+        # The main process evaluates alone.
         self.group.close()
         self.group = self.checkpoint.group = ProcessGroup()
-        return Distilled(teacher, distillation.summary, *distillation.result())
+        return Distilled(teacher, distillation.summary, *distillation.result(), state=final)
 
     def _evaluate(self, distilled: Distilled) -> Outcome:
         self.clock.enter("evaluating")
@@ -257,16 +243,16 @@ class Run:
             self.split,
             self.config,
             self.device,
-            on_step=lambda: self._between_steps(self.config.outer.steps, self._final_state),
+            on_step=lambda: self._between_steps(self.config.outer.steps, lambda: distilled.state),
             holdouts=self.holdouts,
         )
         if "sampled-100" not in benchmark.protocols:
             self._note("too few items for 100 negatives a user: no `sampled-100` figures")
-        tested, users = len(benchmark.test.targets), len(self.split.evaluated)
-        if tested < users:
-            self._note(f"test figures are of {tested:,} of {users:,} users")
+        cases, users = len(benchmark.test.targets), len(self.split.evaluated)
+        if cases < users:
+            self._note(f"test figures are of {cases:,} of {users:,} users")
         rows = teacher_rows(benchmark, [distilled.teacher]) + popularity_rows(benchmark)
-        rows += self._start_rows(benchmark, distilled.start)
+        rows += self._initial_summary_rows(benchmark, distilled.initial)
         rows += summary_rows(
             benchmark, "TD3 summary", distilled.summary, self.config.mode, RESULT_SEEDS
         )
@@ -290,17 +276,18 @@ class Run:
                 "summary_ndcg@10": choice["ndcg@10"],
                 "outer_step": choice["step"],
             },
-            # Seconds differ from run to run; the bundle's bytes must not.
+            # Wall times differ from run to run; the bundle's bytes must not.
             results=[
                 {key: value for key, value in row.items() if key != "train_seconds"} for row in rows
             ],
             numbers_stored={"learned": summary.numbers_learned, "V": summary.V.numel()},
         )
 
-    def _start_rows(self, benchmark: Benchmark, start: TuckerSummary) -> list[Row]:
-        """What distilling has to beat; a start on which learners diverge spoils no job."""
+    def _initial_summary_rows(self, benchmark: Benchmark, summary: TuckerSummary) -> list[Row]:
+        """The baseline of the summary before distilling; none if learners diverge on it."""
+        mode = self.config.mode
         try:
-            return summary_rows(benchmark, "initial summary", start, self.config.mode, RESULT_SEEDS)
+            return summary_rows(benchmark, "initial summary", summary, mode, RESULT_SEEDS)
         except DivergedError as error:
             self._note(f"no figures of the summary at initialisation: {error}")
             return []
@@ -309,7 +296,7 @@ class Run:
         self.control.listener(Note(message))
 
     def _between_steps(self, step: int, state: State) -> None:
-        """Write a checkpoint where one is due, and stop where somebody says so."""
+        """Write a checkpoint if one is due; raise Interrupted if a process is to stop."""
         due = self.group.is_main and self.checkpoint.is_due
         stop, due = self.group.any(self.control.stop(), due)
         if stop or due:
@@ -320,13 +307,13 @@ class Run:
     def _write_checkpoint(self, step: int, state: State) -> None:
         phase = self.clock.phase
         self.checkpoint.write(
-            state, self.clock.update, lambda path: self.control.checkpointed(path, phase, step)
+            state, self.clock.update, lambda path: self.control.on_checkpoint(path, phase, step)
         )
 
 
-def _refuse_nothing_to_train_on(data: Split) -> None:
-    """LogError `too_little_data` where nobody has two events that are not held out."""
-    if (data.training_ends - data.offsets[:-1]).max() < 2:
+def _refuse_too_little_data(split: Split) -> None:
+    """Raise LogError `too_little_data` if no user has two training events."""
+    if (split.training_ends - split.offsets[:-1]).max() < 2:
         raise LogError(
             "too_little_data",
             "there is nothing to train on: with the last two events of each user held out, no "

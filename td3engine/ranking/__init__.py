@@ -1,1 +1,1 @@
-"""Held-out questions of a log, ranks of their targets, and metrics."""
+"""Holdout sets of a log, ranks of their targets, and metrics."""

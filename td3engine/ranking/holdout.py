@@ -1,4 +1,4 @@
-"""The leave-one-out questions of a log."""
+"""The holdout sets of a log: leave-one-out cases (method, section 1)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,14 +17,16 @@ Role = Literal["validation", "test"]
 
 @dataclass(frozen=True)
 class HoldoutSet:
-    """One ranking question a user: what comes after this history?
+    """One case a user: the held-out item after a history. Q cases.
 
     Attributes:
-        items: the last events before the target, int64 (Q, L), right-padded with 0.
+        items: item indices of the last events before the target, int64 (Q, L), right-padded with 0.
         lengths: events in each row, int64 (Q).
         targets: the held-out item, int64 (Q).
-        seen_rows, seen_items: pairs (question, item) of everything the user met before the target.
-        user_rows, user_items: the same with the held-out items too, for drawing negatives.
+        seen_rows, seen_items: pairs (case, item) of all events before the target, int64, sorted by
+            case.
+        user_rows, user_items: the same of all the user's events, for drawing negatives.
+        n_items: items of the log, n.
     """
 
     items: Tensor
@@ -38,10 +40,13 @@ class HoldoutSet:
 
 
 def holdout_set(split: Split, role: Role, history: int, at_most: int | None = None) -> HoldoutSet:
-    """The leave-one-out questions of all users that have one (at least three events).
+    """The leave-one-out cases of all users with at least three events.
 
-    With `at_most`, of that many users, drawn once and for all: a sample that every model of a log
-    is compared on.
+    Args:
+        split: the log.
+        role: `test` holds out a user's last event, `validation` the one before.
+        history: L, the longest history.
+        at_most: a sample of this many users, the same for every model of a log; None: all.
     """
     users = split.evaluated
     if at_most is not None and at_most < len(users):
@@ -72,11 +77,11 @@ def _pairs(split: Split, first: NDArray[np.int64], end: NDArray[np.int64]) -> tu
 
 
 class Holdouts:
-    """A log's held-out sets, each made once.
+    """The holdout sets of a log, each built once.
 
     Args:
         split: the log.
-        config: how many users a set has at most.
+        config: the largest number of users of a set.
     """
 
     def __init__(self, split: Split, config: DataConfig) -> None:
@@ -84,11 +89,11 @@ class Holdouts:
         self._sets: dict[tuple[Role, int], HoldoutSet] = {}
 
     def validation(self, history: int) -> HoldoutSet:
-        """The validation set of models that read at most `history` events."""
+        """The validation set of models with this longest history."""
         return self._set("validation", history, self.config.validation_users)
 
     def test(self, history: int) -> HoldoutSet:
-        """The test set of models that read at most `history` events."""
+        """The test set of models with this longest history."""
         return self._set("test", history, self.config.test_users)
 
     def _set(self, role: Role, history: int, at_most: int) -> HoldoutSet:

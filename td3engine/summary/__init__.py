@@ -1,1 +1,1 @@
-"""The Tucker-factored summary: its form, how it is read, how it is stored."""
+"""The Tucker-factored summary: factors, soft sequences, and files."""

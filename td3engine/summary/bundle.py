@@ -1,13 +1,14 @@
-"""The summary as it is stored and handed on: three files, the same bytes for the same seed.
+"""The files of a summary: the same seed gives the same bytes.
 
-`summary.safetensors` holds the factors U, T, G, V, and Y if the summary's targets have a temporal
-factor of their own (format 2); `items.parquet` the item ids by index;
-`manifest.json` how the summary was made, how good it is, and the checksums of the other two.
+| file | content |
+|---|---|
+| `summary.safetensors` | factors U, T, G, V, and Y if targets have a temporal factor (format 2) |
+| `items.parquet` | item ids by index |
+| `manifest.json` | settings, quality, and the checksums of the other two |
 """
 
 import hashlib
 import json
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,21 +28,26 @@ from td3engine.config import DistillConfig, Mode
 from td3engine.config.presets import merge
 from td3engine.contract import FACTORS_FILE, ITEMS_FILE, MANIFEST_FILE
 from td3engine.errors import BundleError
+from td3engine.files import atomic_file
 from td3engine.summary.tucker import TuckerSummary
 
 FACTORS = ("U", "T", "G", "V", "Y")
 
 
 class Manifest(BaseModel):
-    """What `manifest.json` says of a summary.
+    """The content of `manifest.json`.
 
     Attributes:
+        format: version of the file layout.
+        config: all settings.
         fingerprint: sha256 of the normalised log.
-        statistics: of the log after the filter.
-        distilled_for: the mode of the learners that it was distilled with.
+        statistics: counts of users, items and interactions of the log, after the filter.
+        distilled_for: mode of the learners that the summary was distilled with.
         validation: best validation NDCG@10 (`full`) of teacher and summary, and the outer step.
-        results: test figures, rows as in `report.Row` without their seconds.
-        numbers_stored: of the learned factors U, T, G (and Y), and of V.
+        results: test metrics, as `evaluation.table.Row` without wall times.
+        numbers_stored: sizes of the trained factors U, T, G (and Y), and of V.
+        checksums: sha256 of the other files, by name.
+        versions: of this package and of what it computes with.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -59,20 +65,26 @@ class Manifest(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _settings_of_earlier_releases(cls, said: Any) -> Any:
-        """What earlier ones had no setting for was so; it is not today's default."""
-        config = said.get("config") if isinstance(said, dict) else None
+    def _fill_defaults_of_earlier_releases(cls, content: Any) -> Any:
+        """Settings that an earlier release did not have get the value that it computed with."""
+        config = content.get("config") if isinstance(content, dict) else None
         if not isinstance(config, dict):
-            return said
-        before: dict[str, Any] = {"learner": {"beta2": 0.999}}
-        if said.get("format") == 1:
-            before["summary"] = {"targets": "next"}
-        return said | {"config": merge(before, config)}
+            return content
+        implied: dict[str, Any] = {"learner": {"beta2": 0.999}}
+        if content.get("format") == 1:
+            implied["summary"] = {"targets": "next"}
+        return content | {"config": merge(implied, config)}
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A summary with its items (id of each index) and its manifest."""
+    """A summary with its item ids and its manifest.
+
+    Attributes:
+        factors: U, T, G, V, and Y if there is one.
+        item_ids: the id of each row of V.
+        manifest: how the summary was made and how good it is.
+    """
 
     factors: TuckerSummary
     item_ids: list[str]
@@ -82,15 +94,25 @@ class Bundle:
 def save_bundle(
     folder: Path, summary: TuckerSummary, item_ids: list[str], manifest: Manifest
 ) -> Manifest:
-    """Write the three files and return the manifest with checksums and versions filled in."""
+    """Write the three files, each whole or not at all; returns the manifest as written.
+
+    Args:
+        folder: created if absent.
+        summary: the factors.
+        item_ids: the id of each row of V.
+        manifest: without checksums and versions, which are filled in.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    found = {name: getattr(summary, name) for name in FACTORS}
-    factors = {name: each.cpu().contiguous() for name, each in found.items() if each is not None}
-    (folder / FACTORS_FILE).write_bytes(
-        safetensors.torch.save(factors, {"format": f"td3-summary-{manifest.format}"})
-    )
+    factors = {
+        name: factor.cpu().contiguous()
+        for name in FACTORS
+        if (factor := getattr(summary, name)) is not None
+    }
+    with atomic_file(folder / FACTORS_FILE) as file:
+        file.write(safetensors.torch.save(factors, {"format": f"td3-summary-{manifest.format}"}))
     items = pa.table({"index": np.arange(len(item_ids), dtype=np.int32), "item_id": item_ids})
-    pq.write_table(items, folder / ITEMS_FILE, compression="zstd")
+    with atomic_file(folder / ITEMS_FILE) as file:
+        pq.write_table(items, file, compression="zstd")
     complete = manifest.model_copy(
         update={
             "checksums": {name: _sha256(folder / name) for name in (FACTORS_FILE, ITEMS_FILE)},
@@ -104,21 +126,21 @@ def save_bundle(
         }
     )
     text = json.dumps(complete.model_dump(mode="json"), indent=2, sort_keys=True)
-    # Whole or not at all: a folder with a manifest holds a finished summary.
-    part = folder / f"{MANIFEST_FILE}.part"
-    with part.open("w") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(folder / MANIFEST_FILE)
+    # The manifest comes last: a folder that has one holds a finished summary.
+    with atomic_file(folder / MANIFEST_FILE) as file:
+        file.write(f"{text}\n".encode())
     return complete
 
 
 def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
-    """Read a summary and check it against its own checksums.
+    """Read a summary's folder and check it against its checksums.
+
+    Args:
+        folder: of the summary.
+        device: where the factors go; None: the CPU.
 
     Raises:
-        BundleError: naming the file that is missing or wrong.
+        BundleError: a file is missing, damaged, or does not fit the others; the message names it.
     """
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
@@ -129,8 +151,8 @@ def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
                 raise BundleError(f"{folder / name} is not the file that its manifest describes")
         factors = safetensors.torch.load_file(folder / FACTORS_FILE)
         item_ids = pq.read_table(folder / ITEMS_FILE).column("item_id").to_pylist()
-        given = {name: factors[name] for name in ("U", "T", "G", "V")}
-        summary = TuckerSummary(**given, Y=factors.get("Y"))
+        U, T, G, V = (factors[name] for name in FACTORS[:4])
+        summary = TuckerSummary(U, T, G, V, factors.get("Y"))
     except FileNotFoundError as error:
         raise BundleError(f"{error.filename} is missing: not a summary's folder") from error
     except (ValidationError, SafetensorError, pa.ArrowException, KeyError) as error:

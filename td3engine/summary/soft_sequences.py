@@ -1,15 +1,16 @@
-"""How a learner reads a summary: X = softmax(C V^T) F, with derivatives, for any size of catalogue.
+"""Embeddings of soft sequences: X = softmax(C V^T) F, with derivatives, for any number of items.
 
-Three ways, by what a batch of the summary is cut from (the *leaf*):
+Implementations differ by the *synthetic* tensor that batches are cut from, which is also what the
+unrolled inner loop is differentiated by:
 
-- `Precomputed`: the scoring table is fixed, and X is computed once (I-1).
-- `DenseProbs`: the table is trained, and the probabilities S are few enough to be stored.
-- `ChunkedQueries`: the table is trained and S would be too large; the queries C are kept, and S is
-  computed in chunks of positions, again each time that it is needed.
+| class | scoring table F | synthetic | why |
+|---|---|---|---|
+| `Precomputed` | fixed | X (mu, zeta, d) | X is computed once (I-1) |
+| `DenseProbs` | trained | S (mu, zeta, n) | S fits in memory |
+| `ChunkedQueries` | trained | C (mu, zeta, d) | S does not fit; it is recomputed in chunks |
 
-Positions are all that a summary has queries of: where shapes say zeta, that is 2 zeta with targets
-of their own. Each way reads a batch for autograd (`read`), or gives the passes of
-`backbones.analytic` (`passes`).
+If targets have a temporal factor Y, zeta in these shapes is 2 zeta: inputs, then targets. Each
+class reads a batch for autograd (`read`) and by analytic derivatives (`passes`).
 """
 
 from collections.abc import Iterator
@@ -36,7 +37,11 @@ def expected_embeddings(C_UTD: Tensor, V_ND: Tensor, E_ND: Tensor) -> Tensor:
 
 
 class EmbeddingPasses(Protocol):
-    """Reading one batch, each pass once and in this order. None: the table is not trained."""
+    """Analytic derivatives of one batch's embeddings; each pass once, in this order.
+
+    `to_X` is the gradient of the loss by X, (B, zeta, d). None stands for the table's gradient or
+    tangent if the table is not trained.
+    """
 
     def forward(self) -> Tensor:
         """X, (B, zeta, d)."""
@@ -45,37 +50,37 @@ class EmbeddingPasses(Protocol):
         """Gradient of the table, (n, d)."""
 
     def jvp(self, table_ND: Tensor) -> Tensor | None:
-        """Change of X along a direction of the table."""
+        """Tangent of X along a direction of the table, (B, zeta, d)."""
 
     def backward_jvp(self, to_X: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Change of the table's gradient along that direction, given that of X's; and the
-        derivative of (gradient . direction) to the batch."""
+        """Tangent of the table's gradient along that direction, and the derivative of
+        (gradient . direction) by the batch. `to_X` is the tangent of the gradient by X."""
 
 
 class SoftEmbedding(Protocol):
-    """One of the ways."""
+    """Embeds the soft sequences of a summary."""
 
     def synthetic(self, C_UTD: Tensor) -> Tensor:
-        """What batches are cut from, differentiable in the queries: (mu, zeta, .)."""
+        """The tensor that batches are cut from, (mu, zeta, .), differentiable in the queries."""
 
     def read(self, batch: Tensor, table_NF: Tensor) -> Tensor:
-        """A batch's expected rows of the table, (B, zeta, f)."""
+        """Expected rows of the table for a batch, (B, zeta, f)."""
 
     def passes(self, batch: Tensor, table_ND: Tensor) -> EmbeddingPasses:
-        """The same with its derivatives written out."""
+        """The same with analytic derivatives."""
 
 
 def soft_embedding_for(
     V_ND: Tensor, positions: int, *, fixed: bool, twice_by_autograd: bool = False
 ) -> SoftEmbedding:
-    """The way to read a summary.
+    """The implementation for a summary.
 
     Args:
         V_ND: its item factor.
         positions: how many queries it has.
         fixed: whether the scoring table is V, not trained.
-        twice_by_autograd: whether autograd must differentiate the reading twice, which for
-            attention it cannot: S is stored then, however large.
+        twice_by_autograd: whether autograd must differentiate the embedding twice. Fused attention
+            has no second derivative, so S is stored then, however large.
     """
     if fixed:
         return Precomputed(V_ND)
@@ -86,7 +91,7 @@ def soft_embedding_for(
 
 @dataclass(frozen=True)
 class Precomputed:
-    """The leaf is X (mu, zeta, d)."""
+    """Synthetic tensor: X (mu, zeta, d)."""
 
     V: Tensor
 
@@ -97,11 +102,11 @@ class Precomputed:
         return batch
 
     def passes(self, batch: Tensor, _table_ND: Tensor) -> EmbeddingPasses:
-        return _Ready(batch)
+        return _PrecomputedPasses(batch)
 
 
 @dataclass(frozen=True)
-class _Ready:
+class _PrecomputedPasses:
     X: Tensor
 
     def forward(self) -> Tensor:
@@ -119,7 +124,7 @@ class _Ready:
 
 @dataclass(frozen=True)
 class DenseProbs:
-    """The leaf is S (mu, zeta, n)."""
+    """Synthetic tensor: S (mu, zeta, n)."""
 
     V: Tensor
 
@@ -130,10 +135,10 @@ class DenseProbs:
         return batch @ table_NF
 
     def passes(self, batch: Tensor, table_ND: Tensor) -> EmbeddingPasses:
-        return _Dense(batch, table_ND)
+        return _DensePasses(batch, table_ND)
 
 
-class _Dense:
+class _DensePasses:
     def __init__(self, S_BTN: Tensor, table_ND: Tensor) -> None:
         self.S, self.table = S_BTN, table_ND
 
@@ -157,7 +162,7 @@ class _Dense:
 
 @dataclass(frozen=True)
 class ChunkedQueries:
-    """The leaf is C (mu, zeta, d)."""
+    """Synthetic tensor: C (mu, zeta, d)."""
 
     V: Tensor
 
@@ -165,14 +170,14 @@ class ChunkedQueries:
         return C_UTD
 
     def read(self, batch: Tensor, table_NF: Tensor) -> Tensor:
-        """Once differentiable."""
+        """Expected rows, (B, zeta, f); once differentiable."""
         return expected_embeddings(batch, self.V, table_NF)
 
     def passes(self, batch: Tensor, table_ND: Tensor) -> EmbeddingPasses:
-        return _Queries(batch, self.V, table_ND)
+        return _ChunkedPasses(batch, self.V, table_ND)
 
 
-class _Queries:
+class _ChunkedPasses:
     def __init__(self, C_BTD: Tensor, V_ND: Tensor, table_ND: Tensor) -> None:
         self.shape, self.C_KD = C_BTD.shape, C_BTD.flatten(0, 1)
         self.V, self.table = V_ND, table_ND
@@ -206,10 +211,10 @@ class _Queries:
         return X_KD.view(self.shape)
 
     def _to_table(self, to_X_KD: Tensor) -> Tensor:
-        found = torch.zeros_like(self.table)
+        to_table_ND = torch.zeros_like(self.table)
         for rows, S in self._probabilities():
-            found.addmm_(S.t(), to_X_KD[rows])
-        return found
+            to_table_ND.addmm_(S.t(), to_X_KD[rows])
+        return to_table_ND
 
     def _probabilities(self) -> Iterator[tuple[slice, Tensor]]:
         at_once = max(1, softmax.SCORES_AT_ONCE // len(self.V))

@@ -1,12 +1,11 @@
-"""The Tucker-factored summary (method, section 3): factors, soft sequences, scores.
+"""The Tucker-factored summary: factors and queries (method, sections 2 and 3).
 
-S = softmax_over_items(G x1 U x2 T x3 V) need not be built: `query` gives C = G x1 U x2 T, and a
-soft sequence is attention with query C, key V and value E (identity I-1).
+S = softmax_over_items(G x1 U x2 T x3 V) is never built. `query` computes C = G x1 U x2 T, and the
+embedding of a soft sequence is attention with query C, key V and value E (identity I-1).
 
-In the paper a position is what a learner reads there and what it is to predict there. The two want
-different things: what is read should be as plain as real events are, what is to be predicted as
-broad as what may come next. With a temporal factor Y of their own the targets are
-softmax_over_items(G x1 U x2 Y x3 V), and nothing else changes.
+In the paper one distribution at a position is both input and target. The two have different needs:
+an input should be as sharp as a real event, a target as broad as what may come next. So targets can
+have a temporal factor Y: they are softmax_over_items(G x1 U x2 Y x3 V), and nothing else changes.
 """
 
 from dataclasses import dataclass, replace
@@ -26,10 +25,9 @@ class TuckerSummary:
         U: synthetic user factor, (mu, d1).
         T: temporal factor, (zeta, d2).
         G: relation core, (d1, d2, d).
-        V: shared item factor, (n, d): the teacher's item table, never trained here.
-        Y: temporal factor of the targets, (zeta, d2); None: what is to be predicted at a position
-            is what is read there. Nothing comes before the first position, and nothing after the
-            last: there Y's and T's rows are not used (`query`).
+        V: shared item factor, (n, d): the teacher's item table, not trained.
+        Y: temporal factor of the targets, (zeta, d2); None: the target of a position is its input.
+            The first row of Y and the last row of T are not used (`query`).
     """
 
     U: Tensor
@@ -42,9 +40,9 @@ class TuckerSummary:
     def initial(cls, config: SummaryConfig, V_ND: Tensor, generator: Generator) -> Self:
         """Untrained factors: U and T from N(0, initial_std^2), G by Kaiming's normal rule.
 
-        The paper's 0.02 starts all synthetic positions at nearly the same, uniform distribution,
-        which distilling must first undo; a wider start saves it that (docs/decisions.md). Targets
-        of their own begin as what is read.
+        The paper's standard deviation, 0.02, starts all positions near the uniform distribution,
+        which distilling must first undo; a larger one avoids that (docs/decisions.md). Y starts as
+        a copy of T.
         """
 
         def normal(*shape: int, std: float) -> Tensor:
@@ -59,30 +57,33 @@ class TuckerSummary:
 
     @property
     def learned(self) -> tuple[Tensor, ...]:
-        """(U, T, G), and Y if there is one: what distilling trains."""
+        """The factors that distilling trains: (U, T, G), and Y if there is one."""
         return (self.U, self.T, self.G) if self.Y is None else (self.U, self.T, self.G, self.Y)
 
     @property
     def positions(self) -> int:
-        """How many queries there are: mu x zeta, with targets of their own twice as many."""
+        """How many queries there are: mu x zeta, or 2 mu x zeta with Y."""
         return len(self.U) * len(self.T) * (1 if self.Y is None else 2)
 
     @property
     def numbers_learned(self) -> int:
+        """Size of the trained factors."""
         return sum(factor.numel() for factor in self.learned)
 
     @property
     def numbers_stored(self) -> int:
+        """Size of all factors, V included."""
         return self.numbers_learned + self.V.numel()
 
     def with_learned(
         self, U: Tensor, T: Tensor, G: Tensor, Y: Tensor | None = None
     ) -> "TuckerSummary":
-        """The same with other learned factors, as many as there are."""
+        """The same summary with other trained factors, as many as it has."""
         assert (Y is None) == (self.Y is None)
         return replace(self, U=U, T=T, G=G, Y=Y)
 
     def to(self, device: torch.device) -> "TuckerSummary":
+        """The same summary on another device."""
         moved = self.with_learned(*(factor.to(device) for factor in self.learned))
         return replace(moved, V=self.V.to(device))
 
@@ -93,13 +94,13 @@ class TuckerSummary:
 
 @dataclass(frozen=True)
 class SoftSequences:
-    """Synthetic sequences: what learners read at each position, and what they predict there.
+    """Inputs and targets of synthetic sequences, two views of one tensor.
 
-    Two views of one tensor. Where targets are what is read next, both are the same.
+    Without a factor Y they are the same view.
 
     Attributes:
-        stacked: (mu, zeta, .), or (mu, 2 zeta, .) with the targets behind the inputs. The last
-            dimension is what a batch is cut from: queries, embeddings or probabilities.
+        stacked: (mu, zeta, .), or (mu, 2 zeta, .): inputs, then targets. The last dimension
+            holds queries, embeddings or probabilities.
         length: zeta.
     """
 
@@ -108,22 +109,22 @@ class SoftSequences:
 
     @property
     def inputs(self) -> Tensor:
-        """What is read, (mu, zeta, .)."""
+        """Inputs, (mu, zeta, .)."""
         return self.stacked[:, : self.length]
 
     @property
     def targets(self) -> Tensor:
-        """What is to be predicted at each position, (mu, zeta, .)."""
+        """Targets, (mu, zeta, .): to be predicted at each position from the positions before."""
         return self.stacked[:, -self.length :]
 
 
 def query(U_UA: Tensor, T_TB: Tensor, G_ABD: Tensor, Y_TB: Tensor | None = None) -> Tensor:
     """C = G x1 U x2 T: the query of each synthetic position, (mu, zeta, d).
 
-    With Y (mu, 2 zeta, d): behind the queries of what is read those of what is to be predicted. A
-    causal learner is never asked for the first event and reads the last one for nothing, so no
-    gradient would reach these two. They are what the position's other query is: others are not
-    causal, and learn from sequences that SASRec distilled.
+    With Y, (mu, 2 zeta, d): queries of inputs, then of targets. A causal learner has no target at
+    the first position and no use for the last input, so these two would get no gradient. Each takes
+    the other query of its position instead, because learners that are not causal (BERT4Rec) read
+    both.
     """
     time = T_TB if Y_TB is None else torch.cat([T_TB[:-1], Y_TB[-1:], T_TB[:1], Y_TB[1:]])
     return torch.einsum("ua,tb,abd->utd", U_UA, time, G_ABD)

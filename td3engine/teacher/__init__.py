@@ -1,1 +1,1 @@
-"""Training on real sequences: the full-data model, and baselines on a part of the log."""
+"""Training on real sequences: the teacher on the whole log, baselines on a part of it."""

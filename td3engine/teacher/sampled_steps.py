@@ -1,4 +1,4 @@
-"""Training steps of a recommender that owns its item table, on samples of the catalogue."""
+"""Training steps with a sampled softmax, for logs of many items."""
 
 from dataclasses import replace
 from typing import Any
@@ -16,10 +16,20 @@ from td3engine.models.recommender import Recommender, StepRandomness
 
 
 class SampledSteps:
-    """Training steps of a recommender that owns its item table, on samples of the catalogue.
+    """Training steps with a sampled softmax; the recommender must own its item table.
+
+    A step reads and updates the rows of its own items and negatives only. Adam's moments of other
+    rows are left as they are, so its cost does not grow with the number of items.
+
+    Args:
+        split: the log, by whose item counts negatives are drawn.
+        model: backbone and item table.
+        config: Adam's settings and the number of negatives.
+        theta_P: all parameters, (P).
 
     Attributes:
-        theta: all parameters, (P); changed in place.
+        theta: all parameters, (P); updated in place.
+        age: how many steps have been made.
     """
 
     def __init__(
@@ -29,7 +39,7 @@ class SampledSteps:
         self.schedule = LearnerAdam(config.lr, config.weight_decay, beta2=config.beta2)
         self.negatives = NegativeSampler(split, min(config.negatives, model.n_items))
         self.first, self.second = torch.zeros_like(theta_P), torch.zeros_like(theta_P)
-        self.taken = 0
+        self.age = 0
 
     def step(
         self,
@@ -40,11 +50,12 @@ class SampledSteps:
     ) -> None:
         """One step of Adam on a batch of rows, right-padded."""
         negatives_M, log_weight_M = (part.to(items_BL.device) for part in self.negatives.draw(rng))
-        given = torch.cat([items_BL.flatten(), negatives_M])
-        touched_R, local = given.unique(return_inverse=True)
+        # Indices among the R distinct items of this step.
+        all_items = torch.cat([items_BL.flatten(), negatives_M])
+        items_R, local = all_items.unique(return_inverse=True)
         items = local[: items_BL.numel()].view_as(items_BL)
-        where = self.model.entries_of(touched_R)
-        part = replace(self.model, n_items=len(touched_R))
+        where = self.model.entries_of(items_R)
+        part = replace(self.model, n_items=len(items_R))
 
         theta = self.theta[where].requires_grad_()
         encoder_P, table_RF = part.parts(theta)
@@ -54,17 +65,17 @@ class SampledSteps:
         loss_K = sampled_cross_entropy(hidden_KF, targets_K, table_RF, negatives, log_weight_M)
         (gradient,) = torch.autograd.grad(loss_K.mean(), theta)
 
-        before = LearnerState(theta.detach(), self.first[where], self.second[where], self.taken)
+        before = LearnerState(theta.detach(), self.first[where], self.second[where], self.age)
         after = adam(before, gradient, self.schedule)
         self.theta[where] = after.parameters
         self.first[where], self.second[where] = after.first, after.second
-        self.taken = after.age
+        self.age = after.age
 
     def state(self) -> dict[str, Any]:
-        """What the next step depends on, besides theta."""
-        return {"first": self.first, "second": self.second, "taken": self.taken}
+        """All that the next step depends on besides theta, for a checkpoint."""
+        return {"first": self.first, "second": self.second, "taken": self.age}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Continue from `state()`."""
         self.first, self.second = state["first"], state["second"]
-        self.taken = state["taken"]
+        self.age = state["taken"]

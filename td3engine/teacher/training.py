@@ -1,9 +1,9 @@
-"""Train a backbone on real sequences: the teacher on the whole log, baselines on a part of it.
+"""Training of a backbone on real sequences, an epoch at a time.
 
-All positions of a window are targets at once (a window of L events gives L-1 of them), which is
-an order of magnitude cheaper per target than the paper's one-target prefix rows; training stops
-early on validation NDCG@10 under the `full` protocol (section 1). Over a large catalogue a step
-takes a sample of the items (td3engine/sampled.py).
+All positions of a window are targets at once: a window of L events has L - 1 targets. Per target
+this is an order of magnitude cheaper than the paper's prefix rows, which have one target each.
+Training stops early on validation NDCG@10 under the `full` protocol (method, section 1). Logs of
+many items use a sampled softmax (`sampled_steps`).
 """
 
 import time
@@ -31,18 +31,20 @@ from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.teacher.sampled_steps import SampledSteps
 
 WindowsOfEpoch = Callable[[np.random.Generator], WindowIndex]
-EARLY_EPOCHS = 30  # the teacher's first epochs, whose encoders learners may start from (section 5)
+"""An epoch's random numbers -> the windows that it trains on."""
+
+EARLY_EPOCHS = 30  # first epochs whose encoders learners may start from (method, section 5)
 
 
 @dataclass(frozen=True)
 class TrainedOnLog:
-    """A model that was trained on real sequences.
+    """A model trained on real sequences.
 
     Attributes:
-        model: at its best epoch by validation.
+        model: of the best epoch by validation.
         early: encoder parameters after each of the first epochs, (epochs, P).
         validation: best validation NDCG@10.
-        seconds: wall time of training up to the best epoch, validation not counted.
+        seconds: wall time of training up to the best epoch, without validation.
     """
 
     model: TrainedModel
@@ -51,7 +53,7 @@ class TrainedOnLog:
     seconds: float
 
     def state(self) -> dict[str, Any]:
-        """All of it, for a checkpoint."""
+        """All fields, for a checkpoint."""
         return {
             "parameters": self.model.parameters,
             "table": self.model.table,
@@ -61,17 +63,17 @@ class TrainedOnLog:
         }
 
     @classmethod
-    def of_state(cls, state: dict[str, Any], backbone: Backbone) -> "TrainedOnLog":
-        """What `state()` gave, of a model with this backbone."""
+    def from_state(cls, state: dict[str, Any], backbone: Backbone) -> "TrainedOnLog":
+        """The inverse of `state()`, for a model with this backbone."""
         model = TrainedModel(backbone, state["parameters"], state["table"])
         return cls(model, state["early"], state["validation"], state["seconds"])
 
 
 class FullSteps:
-    """Training steps over the whole catalogue.
+    """Training steps with a softmax over all items.
 
     Attributes:
-        theta: all parameters, (P); changed in place.
+        theta: all parameters, (P); updated in place.
     """
 
     def __init__(self, model: Recommender, config: TeacherConfig, theta_P: Tensor) -> None:
@@ -97,7 +99,7 @@ class FullSteps:
         self.optimizer.step()
 
     def state(self) -> dict[str, Any]:
-        """What the next step depends on, besides theta."""
+        """All that the next step depends on besides theta, for a checkpoint."""
         return self.optimizer.state_dict()
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -106,14 +108,14 @@ class FullSteps:
 
 
 class LogTraining:
-    """Training on real sequences, an epoch at a time, so that it can be stopped and resumed.
+    """Training on real sequences, which can be stopped and resumed after each epoch.
 
     Args:
         split: the log.
-        model: backbone and item table; a frozen table is given and not trained.
+        model: backbone and item table; a frozen table is not trained.
         config: epochs, batch, Adam, early stopping.
-        windows: which windows an epoch trains on.
-        asked: the validation questions.
+        windows: the windows that an epoch trains on.
+        holdout: the validation set.
         seed: of weights, order and dropout.
         device: where to compute.
     """
@@ -133,7 +135,7 @@ class LogTraining:
         self.windows, self.holdout, self.seed, self.device = windows, holdout, seed, device
         draw = generator(seed, Purpose.TEACHER_INITIAL, device=device.type)
         self.theta = model.initial(draw)
-        # Of a frozen table there is nothing to train item by item.
+        # A frozen table has no rows to update.
         sampled = model.frozen is None and softmax_over(model.n_items, config.softmax) == "sampled"
         self.steps: FullSteps | SampledSteps = (
             SampledSteps(split, model, config, self.theta)
@@ -148,10 +150,15 @@ class LogTraining:
 
     @property
     def finished(self) -> bool:
+        """Whether all epochs are over, or early stopping has ended them."""
         return self.epoch >= self.config.max_epochs or self.stale >= self.config.patience
 
     def epochs(self) -> Iterator[float]:
-        """Train to the end, yielding the best validation NDCG@10 after each epoch."""
+        """Train to the end; yields the best validation NDCG@10 so far after each epoch.
+
+        Raises:
+            DivergedError: parameters are no longer finite.
+        """
         while not self.finished:
             began = time.perf_counter()
             self._train_epoch()
@@ -167,15 +174,15 @@ class LogTraining:
         """The best model by validation.
 
         Raises:
-            RuntimeError: no epoch has been validated yet.
+            RuntimeError: no epoch has been validated.
         """
         if "parameters" not in self.best:
-            raise RuntimeError("training has not been validated yet")
+            raise RuntimeError("no epoch has been validated")
         state = {"early": torch.stack(self.early), **self.best}
-        return TrainedOnLog.of_state(state, self.model.backbone)
+        return TrainedOnLog.from_state(state, self.model.backbone)
 
     def state(self) -> dict[str, Any]:
-        """Everything that training depends on, for a checkpoint."""
+        """All that training depends on, for a checkpoint."""
         return {
             "theta": self.theta.detach(),
             "optimizer": self.steps.state(),
@@ -195,15 +202,15 @@ class LogTraining:
         self.early, self.best = list(state["early"]), dict(state["best"])
 
     def randomness(self, lengths_B: Tensor, draw: torch.Generator) -> StepRandomness:
-        """What a training pass predicts, and its dropout."""
+        """Target positions and dropout of a training pass."""
         return self.model.sample_randomness(lengths_B, draw)
 
     def _train_epoch(self) -> None:
         rng = numpy_generator(self.seed, Purpose.TEACHER_EPOCH, self.epoch)
         draw = generator(self.seed, Purpose.TEACHER_EPOCH, self.epoch, self.device.type)
         index = self.windows(rng)
-        for chosen in batches_of_like_length(index, self.config.batch, rng):
-            items, lengths = padded_sequences(self.split, index.start[chosen], index.end[chosen])
+        for batch in batches_of_like_length(index, self.config.batch, rng):
+            items, lengths = padded_sequences(self.split, index.start[batch], index.end[batch])
             items, lengths = items.to(self.device), lengths.to(self.device)
             self.steps.step(items, lengths, self.randomness(lengths, draw), rng)
 

@@ -90,7 +90,7 @@ def _run_case(log: Path, config: DistillConfig, folder: Path) -> Iterator[tuple[
     seen: dict[str, str] = {}
     at = ("", 0)
 
-    def checkpointed(path: Path, phase: str, step: int) -> None:
+    def on_checkpoint(path: Path, phase: str, step: int) -> None:
         nonlocal at
         at = phase, step
         if at in CHECKPOINTS:
@@ -100,7 +100,7 @@ def _run_case(log: Path, config: DistillConfig, folder: Path) -> Iterator[tuple[
         control = Control(
             listener=lambda _: None,
             stop=lambda: stops and at == STOP_AT,
-            checkpointed=checkpointed,
+            on_checkpoint=on_checkpoint,
             checkpoint_seconds=0.0,
         )
         Run(read_log(log), FINGERPRINT, config, out, control).run()

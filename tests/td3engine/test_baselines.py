@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from td3engine.evaluation.baselines import (
-    _as_epochs,
-    longest_histories,
-    most_recent,
-    popularity_rows,
-)
-from td3engine.evaluation.benchmark import (
-    Benchmark,
-)
+from td3engine.evaluation.baselines import popularity_rows
+from td3engine.evaluation.benchmark import Benchmark
+from td3engine.evaluation.real_users import budget_in_epochs, longest_histories, most_recent
 from td3engine.ranking.holdout import holdout_set
 from tests.td3engine.oracles import make_split
 from tests.td3engine.small import small_config
@@ -45,7 +39,7 @@ def test_users_without_a_transition_are_no_baseline() -> None:
 @pytest.mark.parametrize(("windows", "steps"), [(2, 8), (4, 8), (16, 8)])
 def test_real_users_have_as_many_steps_as_a_summary(windows: int, steps: int) -> None:
     learner = small_config(learner={"batch": 4, "steps": 8}).learner
-    budget = _as_epochs(learner, "shared-items", windows)
+    budget = budget_in_epochs(learner, "shared-items", windows)
     assert budget.max_epochs * -(-windows // budget.batch) == steps
     assert (budget.lr, budget.beta2) == (learner.lr, learner.beta2)
 

@@ -294,7 +294,7 @@ def stopped(group: ProcessGroup, log: Path, folder: Path, looks: int) -> None:
             read_log(log),
             folder,
             stop=stop,
-            checkpointed=lambda _, phase, step: seen.append((phase, step)),
+            on_checkpoint=lambda _, phase, step: seen.append((phase, step)),
         )
     expected = ("pretraining", looks) if looks <= 4 else ("distilling", looks - 4)
     assert seen == ([expected] if group.is_main else [])

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -160,11 +161,11 @@ def test_checkpoints_come_when_due_and_are_announced_complete(
 ) -> None:
     seen: list[tuple[Phase, int]] = []
 
-    def checkpointed(path: Path, phase: Phase, step: int) -> None:
+    def on_checkpoint(path: Path, phase: Phase, step: int) -> None:
         torch.load(path, weights_only=True)
         seen.append((phase, step))
 
-    run(log, tmp_path, checkpointed=checkpointed, checkpoint_seconds=0)
+    run(log, tmp_path, on_checkpoint=on_checkpoint, checkpoint_seconds=0)
     assert seen == [("pretraining", n) for n in (1, 2, 3, 4)] + [
         ("distilling", n) for n in (1, 2, 3, 4, 5, 6, 6)
     ] + [("evaluating", 6)] * 2 * len(RESULT_SEEDS)  # learners on the start, and on the summary
@@ -194,13 +195,13 @@ def test_checkpoints_that_take_long_come_seldom(
     def listener(event: Event) -> None:
         clock.now += 10 * isinstance(event, Progress)
 
-    def checkpointed(_path: Path, phase: Phase, step: int) -> None:
+    def on_checkpoint(_path: Path, phase: Phase, step: int) -> None:
         clock.now += 4
         written.append((phase, step))
 
     monkeypatch.setattr("td3engine.pipeline.checkpoint.time", clock)
     config = small_config(outer={"steps": 100, "validate_every": 1000})
-    control = {"listener": listener, "checkpointed": checkpointed, "checkpoint_seconds": 15}
+    control = {"listener": listener, "on_checkpoint": on_checkpoint, "checkpoint_seconds": 15}
     run(log, tmp_path, config, **control)
     # 2 of 4 epochs, then 40 steps of any kind each; and one when distilling is done.
     steps = [("distilling", step) for step in (38, 78, 100)]
@@ -459,13 +460,15 @@ def test_a_start_on_which_learners_diverge_spoils_no_job(
 def test_a_full_disk_leaves_no_half_manifest_and_the_run_goes_on(
     log: Interactions, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Full:
-        @staticmethod
-        def fsync(_: int) -> None:
+    sync = os.fsync
+
+    def full_once_the_items_are_written(file: int) -> None:
+        if (tmp_path / "items.parquet").exists():
             raise OSError("no space left on device")
+        sync(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr("td3engine.summary.bundle.os", Full)
+        patch.setattr("td3engine.files.os.fsync", full_once_the_items_are_written)
         with pytest.raises(OSError, match="no space"):
             run(log, tmp_path)
     assert not (tmp_path / "manifest.json").exists()
