@@ -5,6 +5,7 @@ processes each is a line of JSON whose field `event` names its type (docs/contra
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import field
@@ -113,9 +114,16 @@ def parse_event(line: bytes) -> EngineEvent | None:
     """The event on a line, or None where the line is something else (a library's output)."""
     try:
         # NaN and infinities are not JSON, and PostgreSQL takes none: they become null.
-        return _ADAPTER.validate_python(json.loads(line, parse_constant=lambda _: None))
+        content = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
+        return _ADAPTER.validate_python(content)
     except (ValueError, RecursionError, ValidationError):
         return None
+
+
+def _finite(number: str) -> float | None:
+    """The number, or None where it is beyond a float's range (1e999)."""
+    value = float(number)
+    return value if math.isfinite(value) else None
 
 
 def throttled(listener: Listener, every_seconds: float = 1.0) -> Listener:
