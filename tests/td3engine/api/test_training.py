@@ -144,6 +144,6 @@ def test_settings_that_cannot_work_are_named(made: Made) -> None:
     with pytest.raises(ValidationError, match="mlp"):
         td3.train(made.summary, "mlp")
     with pytest.raises(UnusableError, match="shared-items, from-scratch, not 'shared'"):
-        td3.train(made.summary, mode="shared")
+        td3.train(made.summary, mode="shared")  # type: ignore[arg-type]
     with pytest.raises(DivergedError, match="diverged"):
         td3.train(made.summary, settings={"lr": 1e30})
