@@ -11,11 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-MEDIA_TYPES = {
-    "summary.safetensors": "application/octet-stream",
-    "items.parquet": "application/vnd.apache.parquet",
-    "manifest.json": "application/json",
-}
+from td3engine.contract import SUMMARY_FILES
 
 
 def main() -> None:
@@ -24,9 +20,9 @@ def main() -> None:
     _tell(event="phase", phase="distilling")
     metrics = {"ndcg@10": 0.1}
     _tell(event="progress", phase="distilling", step=4, total=4, seconds_left=0.0, metrics=metrics)
-    for name in MEDIA_TYPES:
+    for name in SUMMARY_FILES:
         shutil.copy(summary / name, out / name)
-    artifacts = [{"name": n, "path": n, "media_type": kind} for n, kind in MEDIA_TYPES.items()]
+    artifacts = [{"name": n, "path": n, "media_type": kind} for n, kind in SUMMARY_FILES.items()]
     _tell(event="result", artifacts=artifacts, metrics={"validation": metrics})
 
 
