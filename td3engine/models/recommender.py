@@ -55,11 +55,6 @@ class Recommender:
         return self.frozen is not None and not self.backbone.biased
 
     @property
-    def has_analytic_grad(self) -> bool:
-        """Whether a step's derivatives are written out (`inner.AnalyticGradient`)."""
-        return self.backbone.has_analytic_grad and not self.backbone.biased
-
-    @property
     def n_parameters(self) -> int:
         return sum(self._sizes())
 

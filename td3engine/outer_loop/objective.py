@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.config import OuterConfig
-from td3engine.inner_loop.graphed import CudaGraph
+from td3engine.inner_loop.cuda_graphs import CudaGraph
 from td3engine.losses.cross_entropy import mean_score
 from td3engine.losses.softmax import mean_expected_score, mean_log_sum_exp
 from td3engine.models.backbone import TargetPositions

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -29,6 +29,7 @@ from td3engine.evaluation.baselines import popularity_rows, summary_rows, teache
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.table import Row
 from td3engine.events import Listener, Note, Phase, PhaseStarted, Progress
+from td3engine.inner_loop.plan import plans_of
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
@@ -192,22 +193,22 @@ class Run:
         return self._distil(self._pretrain(kept), kept)
 
     def _settle_softmax(self) -> None:
-        """Settle what targets compete with, and say so; the manifest will, too."""
+        """Settle what targets compete with, as the manifest says it; report what is ignored."""
         items, config = self.split.n_items, self.config
-        # Learners that train a part of the scoring table have all items in it.
-        shares = config.mode == "shared-items" or config.outer.shared_steps > 0
-        may_sample = {"teacher": True, "outer": shares and not self.backbone.biased}
-        for part, may in may_sample.items():
-            asked = getattr(config, part)
-            softmax = softmax_over(items, asked.softmax) if may else "full"
-            settled = asked.model_copy(update={"softmax": softmax})
-            self.config = self.config.model_copy(update={part: settled})
+        plans = plans_of(config, self.backbone, items, self.device).values()
+        sampled = any(plan.softmax == "sampled" for plan in plans)
+        settled: dict[str, Literal["full", "sampled"]] = {
+            "teacher": softmax_over(items, config.teacher.softmax),
+            "outer": "sampled" if sampled else "full",
+        }
+        for part, softmax in settled.items():
+            section = getattr(config, part).model_copy(update={"softmax": softmax})
+            self.config = self.config.model_copy(update={part: section})
             if softmax == "sampled":
-                drawn = f"{settled.negatives:,} of {items:,} items"
+                drawn = f"{section.negatives:,} of {items:,} items"
                 self.control.listener(Note(f"{part}: a sampled softmax, {drawn} a step"))
-            elif asked.softmax == "sampled":
-                why = "these learners train a part of the scoring table"
-                self.control.listener(Note(f"{part}: a softmax over all items, since {why}"))
+        for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+            self.control.listener(Note(note))
 
     def _refuse_unlike_ranks(self) -> None:
         learners = self.config.outer.learners

@@ -22,8 +22,6 @@ from torch import Tensor
 from td3engine.losses import softmax
 from td3engine.summary.tucker import soft_sequences
 
-LARGEST_DENSE = 2**26  # numbers of S that are stored: 256 MiB
-
 
 class EmbeddingPasses(Protocol):
     """Reading one batch, each pass once and in this order. None: the table is not trained."""
@@ -53,25 +51,6 @@ class SoftEmbedding(Protocol):
 
     def passes(self, batch: Tensor, table_ND: Tensor) -> EmbeddingPasses:
         """The same with its derivatives written out."""
-
-
-def soft_embedding_for(
-    V_ND: Tensor, positions: int, *, fixed: bool, twice_by_autograd: bool = False
-) -> SoftEmbedding:
-    """The way to read a summary.
-
-    Args:
-        V_ND: its item factor.
-        positions: how many queries it has.
-        fixed: whether the scoring table is V, not trained.
-        twice_by_autograd: whether autograd must differentiate the reading twice, which for
-            attention it cannot: S is stored then, however large.
-    """
-    if fixed:
-        return Precomputed(V_ND)
-    if twice_by_autograd or positions * len(V_ND) <= LARGEST_DENSE:
-        return DenseProbs(V_ND)
-    return ChunkedQueries(V_ND)
 
 
 @dataclass(frozen=True)
