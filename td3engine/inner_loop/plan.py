@@ -1,7 +1,7 @@
 """How an inner step is computed: decided here, once, and nowhere else.
 
 Method, mode, backbone and sizes leave a choice at five places. A plan holds the five answers. What
-a configuration requests and cannot have is said in `InnerLoopPlan.notes`.
+a configuration requests in vain is listed, with the reason, in `InnerLoopPlan.notes`.
 """
 
 from collections.abc import Iterator
