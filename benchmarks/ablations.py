@@ -23,7 +23,7 @@ from td3engine.evaluation.baselines import summary_rows
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.outer_loop.learner_pool import PooledLearner
+from td3engine.outer_loop.learner_pool import LearnerPools, PooledLearner
 from td3engine.ranking.holdout import holdout_set
 from td3engine.runtime.torch_setup import configure
 from td3engine.summary.tucker import query
@@ -48,20 +48,32 @@ class Variant:
     distillation: type[Distillation] = Distillation
 
 
-class FirstWindow(Distillation):
-    """The window is always the first of a new learner's training."""
+class FirstWindowPools(LearnerPools):
+    """Every window is the first of a new learner's training."""
 
-    def learner(self, learner: int, nth: int) -> PooledLearner:  # noqa: ARG002 - of no pool
-        fresh = self.fresh(learner, self.config.outer.pool + self.done, staggered=False)
+    def pick(self, learner: int, place: int, done: int) -> PooledLearner:  # noqa: ARG002
+        fresh = self.fresh(learner, self.config.outer.pool + done, staggered=False)
         return PooledLearner(fresh.state, warmup_steps=0)
 
 
-class LastWindow(Distillation):
-    """The window is always a learner's last steps; those before it are taken without a graph."""
+class LastWindowPools(LearnerPools):
+    """Every window is the last of a new learner's training."""
 
-    def learner(self, learner: int, nth: int) -> PooledLearner:  # noqa: ARG002 - of no pool
-        fresh = self.fresh(learner, self.config.outer.pool + self.done, staggered=False)
-        return PooledLearner(fresh.state, warmup_steps=self.inner_steps - self.config.outer.window)
+    def pick(self, learner: int, place: int, done: int) -> PooledLearner:  # noqa: ARG002
+        fresh = self.fresh(learner, self.config.outer.pool + done, staggered=False)
+        return PooledLearner(fresh.state, self.inner_steps - self.config.outer.window)
+
+
+class FirstWindow(Distillation):
+    """Windows at the start of training."""
+
+    pools_class = FirstWindowPools
+
+
+class LastWindow(Distillation):
+    """Windows at the end of training; the steps before are not differentiated."""
+
+    pools_class = LastWindowPools
 
 
 def variants(base: DistillConfig) -> list[Variant]:

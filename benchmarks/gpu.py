@@ -3,8 +3,8 @@
     python -m benchmarks.gpu --dataset ml-1m [--json docs/results/gpu.json]
 
 Settings are those of the quality study, with a random teacher, on which no time depends. Each way
-is one line. A trace of outer steps is kept with it: when the GPU ran a kernel, and when the
-processor started one.
+is one line: inner steps started one by one, or recorded (`outer.cuda_graphs`). A trace of outer
+steps is kept with it: when the GPU ran a kernel, and when the processor started one.
 """
 
 import argparse
@@ -32,7 +32,11 @@ Figures = dict[str, Any]
 STARTS = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
 COPIES = ("cudaMemcpyAsync", "cudaMemsetAsync")
 RECORDINGS = ("cudaGraphLaunch",)
-WAYS: dict[str, Figures] = {"one by one, 1": {"learners": 1}, "one by one, 4": {"learners": 4}}
+WAYS: dict[str, Figures] = {
+    "one by one, 1": {"learners": 1, "cuda_graphs": "off"},
+    "recorded, 1": {"learners": 1, "cuda_graphs": "on"},
+    "recorded, 4": {"learners": 4, "cuda_graphs": "on"},
+}
 
 
 def measured(work: Work, outer: Figures, steps: int) -> Figures:
@@ -74,7 +78,7 @@ def measured(work: Work, outer: Figures, steps: int) -> Figures:
 def owe_nothing(distillation: Distillation) -> None:
     """Have first learners be of the ages that they were to be brought to: no time depends on what
     they have learnt."""
-    for pool in distillation.pools.values():
+    for pool in distillation.pools.by_learner.values():
         for nth, pooled in enumerate(pool):
             pool[nth] = PooledLearner(
                 replace(pooled.state, age=pooled.warmup_steps), warmup_steps=0

@@ -40,6 +40,7 @@ from td3engine.evaluation.table import Row, make_row
 from td3engine.export.sequences import COPIES
 from td3engine.export.soft_targets import TOP_K
 from td3engine.inner_loop.learner import TrainedLearner, learn_from, recommender
+from td3engine.inner_loop.plan import plan_training
 from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.models.backbone import TargetPositions
 from td3engine.models.recommender import Recommender, StepRandomness
@@ -49,7 +50,6 @@ from td3engine.outer_loop.initial_summary import initial_summary
 from td3engine.ranking.holdout import holdout_set
 from td3engine.ranking.metrics import CUTOFFS
 from td3engine.runtime.seeding import Purpose, generator
-from td3engine.summary.soft_sequences import DenseProbs, Precomputed
 from td3engine.summary.tucker import TuckerSummary, query
 from td3engine.teacher.training import LogTraining, TrainedOnLog
 
@@ -310,15 +310,16 @@ def soft_export_rows(
     """A learner that knows only the most probable items of a position, as exported."""
     learner = benchmark.config.learner
     model = recommender(benchmark.backbone, summary.V, mode)
-    soft_embedding = Precomputed(summary.V) if model.scores_are_fixed else DenseProbs(summary.V)
+    # No queries are read: the probabilities are made here.
+    plan = plan_training(benchmark.backbone, mode, len(summary.V), positions=0)
     training = InnerLoopTrainer(
-        model, learner, learner.steps_in(mode), soft_embedding, len(summary.T)
+        model, learner, learner.steps_in(mode), plan.embed(summary.V), len(summary.T), plan
     )
     scores_UTN = query(*summary.learned) @ summary.V.T
     top = scores_UTN.softmax(-1).topk(min(TOP_K, scores_UTN.shape[-1]))
     synthetic = torch.zeros_like(scores_UTN).scatter(-1, top.indices, top.values)
     synthetic = synthetic / synthetic.sum(-1, keepdim=True)
-    if model.scores_are_fixed:
+    if plan.soft_embedding == "precomputed":
         synthetic = synthetic @ summary.V
 
     def train_one(nth: int) -> TrainedLearner:

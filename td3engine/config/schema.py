@@ -216,6 +216,12 @@ class OuterConfig(_Part):
         description="Re-compute each inner step's graph on the way back instead of keeping it: "
         "memory no longer grows with the window, time does.",
     )
+    cuda_graphs: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Record a learner's inner steps and real batches as CUDA graphs and replay "
+        "them, for backbones with an analytic gradient and a full softmax. `auto` is off: this has "
+        "been tested on a CPU only and has never run on a GPU.",
+    )
     lr: PositiveFloat = Field(default=0.06, description="Rate of outer steps.")
     scratch_lr: PositiveFloat | None = Field(
         default=None,

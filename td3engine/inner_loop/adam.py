@@ -1,4 +1,4 @@
-"""A learner's Adam on flat vectors, and the way back through one of its steps."""
+"""A learner's Adam on flat vectors, and the reverse of one of its steps."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -10,7 +10,7 @@ BETA1, EPSILON = 0.9, 1e-8
 
 
 class AdamRates(NamedTuple):
-    """What an Adam step multiplies with at some age: numbers; of K learners (K, 1) each.
+    """The numbers of an Adam step at some age.
 
     Attributes:
         step: the learning rate over the first moment's bias correction.
@@ -69,18 +69,22 @@ class LearnerAdam:
 
 @dataclass(frozen=True)
 class PrecomputedSchedule:
-    """An `AdamSchedule` whose numbers are computed ahead, so that a recording reads them as data.
+    """An `AdamSchedule` whose numbers are tensors, so that a recording reads them as data.
 
     Attributes:
         weight_decay: L2 penalty.
         beta2: decay of the second moment.
-        rates: `AdamRates` of the first steps, (W, 2); of K learners, each of its own age,
-            (W, 2, K, 1).
+        rates: `AdamRates` of consecutive steps, (W, 2); ages count from the first of them.
     """
 
     weight_decay: float
     beta2: float
     rates: Tensor
+
+    @classmethod
+    def of(cls, schedule: AdamSchedule, rates: Tensor) -> "PrecomputedSchedule":
+        """With another schedule's penalty and beta2."""
+        return cls(schedule.weight_decay, schedule.beta2, rates)
 
     def at(self, age: int) -> AdamRates:
         """See `AdamSchedule`."""
@@ -89,10 +93,7 @@ class PrecomputedSchedule:
 
 @dataclass(frozen=True)
 class LearnerState:
-    """A learner in training: flat parameters, Adam's two moments (all (P)), steps taken.
-
-    Or K learners side by side: tensors (K, P), and steps taken together.
-    """
+    """A learner in training: flat parameters, Adam's two moments (each (P)), number of steps."""
 
     parameters: Tensor
     first: Tensor
@@ -107,7 +108,7 @@ class LearnerState:
 
 @torch.no_grad()
 def adam(state: LearnerState, gradient_P: Tensor, schedule: AdamSchedule) -> LearnerState:
-    """One Adam step with L2 penalty, as `torch.optim.Adam` does it."""
+    """One Adam step with L2 penalty, as `torch.optim.Adam` takes it."""
     rates = schedule.at(state.age)
     g = gradient_P.add(state.parameters, alpha=schedule.weight_decay)
     first = torch.lerp(state.first, g, 1 - BETA1)
@@ -118,7 +119,7 @@ def adam(state: LearnerState, gradient_P: Tensor, schedule: AdamSchedule) -> Lea
 
 
 @dataclass(frozen=True)
-class _Adjoint:
+class Adjoint:
     """Gradient of the real loss with respect to a learner's state, each (P)."""
 
     parameters: Tensor
@@ -127,18 +128,18 @@ class _Adjoint:
 
 
 @torch.no_grad()
-def _adam_reverse(
+def adam_reverse(
     before: LearnerState,
     after: LearnerState,
     gradient_P: Tensor,
     schedule: AdamSchedule,
-    adjoint: _Adjoint,
-) -> tuple[Tensor, _Adjoint]:
+    adjoint: Adjoint,
+) -> tuple[Tensor, Adjoint]:
     """Carry `adjoint` of the state after a step back to its gradient and to the state before.
 
     Returns:
-        Adjoint of the loss gradient (P), and of the state before with the gradient's own
-        dependence on the parameters left out (the caller adds that Hessian product).
+        Adjoint of the loss gradient (P), and of the state before. The latter leaves out how the
+        gradient depends on the parameters: the caller adds that Hessian product.
     """
     rates = schedule.at(before.age)
     g = gradient_P.add(before.parameters, alpha=schedule.weight_decay)
@@ -147,11 +148,11 @@ def _adam_reverse(
     scaled = adjoint.parameters * rates.step / denominator
     to_first = adjoint.first - scaled
     # d(1/denominator)/d(second). Where the second moment is zero so was every gradient, and the
-    # parameter does not move for a small change either way: the one-sided limit taken is zero.
+    # parameter does not move for a small change either way: the one-sided limit is zero.
     slope = (0.5 / (rates.unbias * root * denominator)).masked_fill_(root == 0, 0.0)
     to_second = adjoint.second + scaled * after.first * slope
     to_gradient = to_first * (1 - BETA1) + to_second * g * (2 * (1 - schedule.beta2))
-    return to_gradient, _Adjoint(
+    return to_gradient, Adjoint(
         parameters=adjoint.parameters.add(to_gradient, alpha=schedule.weight_decay),
         first=to_first * BETA1,
         second=to_second * schedule.beta2,

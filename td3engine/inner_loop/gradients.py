@@ -1,26 +1,38 @@
-"""One inner step's gradient and its Hessian product: by autograd, for any loss."""
+"""One inner step's gradient and its Hessian product: by autograd for any loss, analytic for SASRec.
+
+Autograd's double backward of an encoder spends its time on hundreds of small kernels. The analytic
+gradient joins passes that are written out: the encoder's (`models.analytic`), the softmax's
+(`losses.softmax`) and the soft embedding's. `summary_loss` is the same loss for autograd, and tests
+hold one to the other.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from td3engine.losses.cross_entropy import cross_entropy
+from td3engine.losses.softmax import SoftmaxOverItems
+from td3engine.models.backbone import AnalyticEncoder
+from td3engine.models.recommender import Recommender, StepRandomness
+from td3engine.summary.soft_sequences import SoftEmbedding
 
 Randomness = TypeVar("Randomness")
 
 
 @dataclass(frozen=True)
 class InnerStep(Generic[Randomness]):
-    """What one step trains on: rows (B) of the synthetic sequences, and its random draws; of K
-    learners side by side rows (K, B), and the draws have one more dimension in front as well."""
+    """What one step trains on: rows of the synthetic data, int64 (B), and its random draws."""
 
     rows: Tensor
     randomness: Randomness
 
 
 LearnerLoss = Callable[[Tensor, Tensor, Randomness], Tensor]
-"""(parameters (P), a batch of the leaf (B, zeta, .), noise) -> scalar loss."""
+"""(parameters (P), a batch of the synthetic data (B, zeta, .), randomness) -> scalar loss."""
 
 
 class InnerGradient(Protocol):
@@ -33,11 +45,41 @@ class InnerGradient(Protocol):
     gradient: Tensor
 
     def hvp(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
-        """Derivative of (gradient . direction): to the parameters (P), and to the batch. Once."""
+        """Derivative of (gradient . direction): to the parameters (P), and to the batch.
+
+        By autograd it can be called once, since it frees the graph.
+        """
 
 
 GradFn = Callable[[Tensor, Tensor, Randomness, bool], InnerGradient]
-"""(parameters (P), a batch of the leaf, noise, whether `hvp` will be asked) -> the gradient."""
+"""(parameters (P), a batch of the synthetic data, randomness, whether `hvp` follows)."""
+
+
+def summary_loss(
+    model: Recommender,
+    soft_embedding: SoftEmbedding,
+    length: int,
+    theta: Tensor,
+    batch: Tensor,
+    randomness: StepRandomness,
+) -> Tensor:
+    """The inner loss on a batch of synthetic sequences: the mean over its target positions.
+
+    Args:
+        model: the learner.
+        soft_embedding: how the batch is read.
+        length: zeta. The first zeta positions of the batch are inputs, the last zeta are targets;
+            without targets of their own these are the same positions.
+        theta: flat parameters (P).
+        batch: of the synthetic data, (B, zeta or 2 zeta, .).
+        randomness: target positions and dropout.
+    """
+    encoder_P, table_NF = model.parts(theta)
+    X_BTF = soft_embedding.read(batch, table_NF)
+    lengths = torch.full((len(X_BTF),), length, device=X_BTF.device)
+    hidden_KF = model.states(encoder_P, X_BTF[:, :length], lengths, randomness)
+    expected_KF = X_BTF[:, -length:][randomness.targets.rows, randomness.targets.at]
+    return cross_entropy(hidden_KF, expected_KF, table_NF, model.log_weight).mean()
 
 
 class AutogradGradient(Generic[Randomness]):
@@ -46,9 +88,9 @@ class AutogradGradient(Generic[Randomness]):
     Args:
         parameters_P: flat parameters.
         batch: what the loss reads besides them.
-        noise: the step's random draws.
+        randomness: the step's random draws.
+        second: whether `hvp` follows.
         loss: the learner's loss.
-        second: whether `hvp` will be asked for.
     """
 
     def __init__(
@@ -67,7 +109,83 @@ class AutogradGradient(Generic[Randomness]):
         self.gradient = self._graph.detach()
 
     def hvp(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
+        """See `InnerGradient`."""
         to_parameters, to_batch = torch.autograd.grad(
             self._graph, (self._parameters, self._batch), direction_P
         )
         return to_parameters, to_batch
+
+
+class AnalyticGradient:
+    """`InnerGradient` of a learner on a batch of synthetic sequences, without autograd.
+
+    The loss is the mean over target positions of logsumexp(h E^T) - h . X_t (I-2). X is the batch
+    itself for a frozen item table, and S E for a trained one.
+
+    Args:
+        model: a recommender without item bias.
+        encoder: its encoder's passes.
+        soft_embedding: how the batch is read.
+        theta: flat parameters (P).
+        batch: of the synthetic data, (B, zeta or 2 zeta, .); see `summary_loss`.
+        length: zeta.
+        randomness: target positions, as many in every row.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        encoder: AnalyticEncoder,
+        soft_embedding: SoftEmbedding,
+        theta: Tensor,
+        batch: Tensor,
+        length: int,
+        randomness: StepRandomness,
+    ) -> None:
+        _, table_ND = model.parts(theta)
+        self.model, self.encoder, self.trained = model, encoder, model.frozen is None
+        self.embedding = soft_embedding.passes(batch, table_ND)
+        # The last position is no input: nothing comes after it.
+        self.inputs, self.positions = length - 1, batch.shape[1]
+        at = randomness.targets.at + (self.positions - length)
+        self.targets = randomness.targets.rows * self.positions + at
+        self.weight = 1 / len(self.targets)
+        X_BTD = self.embedding.forward()
+        hidden = encoder.forward(X_BTD[:, : self.inputs])
+        self.softmax = SoftmaxOverItems(hidden, table_ND, True, model.log_weight)
+        to_hidden, to_table = self.softmax.gradient(self.weight, self.trained)
+        to_encoder, to_input = encoder.backward(self._subtract_targets(to_hidden, X_BTD))
+        via_X = self.embedding.backward(self._to_soft(to_input, hidden)) if self.trained else None
+        self.gradient = _flat(to_encoder, to_table, via_X)
+
+    def hvp(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
+        """See `InnerGradient`."""
+        encoder_P, table_ND = self.model.parts(direction_P)
+        table_tangent_ND = table_ND if self.trained else None
+        X_BTD = self.embedding.jvp(table_ND)
+        input_BLD = None if X_BTD is None else X_BTD[:, : self.inputs]
+        hidden = self.encoder.jvp(encoder_P, input_BLD)
+        _, to_hidden, to_table = self.softmax.hvp(
+            self.weight, hidden, table_tangent_ND, self.trained
+        )
+        if X_BTD is not None:
+            self._subtract_targets(to_hidden, X_BTD)
+        to_encoder, to_input = self.encoder.backward_jvp(to_hidden)
+        via_X, to_batch = self.embedding.backward_jvp(self._to_soft(to_input, hidden))
+        return _flat(to_encoder, to_table, via_X), to_batch
+
+    def _subtract_targets(self, to_hidden_KD: Tensor, X_BTD: Tensor) -> Tensor:
+        return to_hidden_KD.sub_(X_BTD.flatten(0, 1)[self.targets], alpha=self.weight)
+
+    def _to_soft(self, to_input_BLD: Tensor, hidden_KD: Tensor) -> Tensor:
+        """Gradient of X, (B, zeta or 2 zeta, d): as the encoder's input, and as targets."""
+        to_X = F.pad(to_input_BLD, (0, 0, 0, self.positions - self.inputs))
+        to_X.flatten(0, 1).index_add_(0, self.targets, hidden_KD, alpha=-self.weight)
+        return to_X
+
+
+def _flat(to_encoder_P: Tensor, to_table: Tensor | None, via_X: Tensor | None) -> Tensor:
+    """The flat gradient (P); a trained table's is the sum of its uses in scores and in X."""
+    if to_table is None or via_X is None:
+        return to_encoder_P
+    return torch.cat([to_encoder_P, to_table.add_(via_X).flatten()])

@@ -10,11 +10,11 @@ from torch import Generator, Tensor
 from td3engine.config import LearnerConfig, Mode
 from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import LearnerState
-from td3engine.inner_loop.trainer import VALIDATE_EVERY, InnerLoopTrainer, advance
+from td3engine.inner_loop.plan import plan_training
+from td3engine.inner_loop.trainer import VALIDATE_EVERY, InnerLoopTrainer
 from td3engine.models.backbone import Backbone
 from td3engine.models.recommender import Recommender
 from td3engine.models.trained_model import TrainedModel
-from td3engine.summary.soft_sequences import soft_embedding_for
 from td3engine.summary.tucker import TuckerSummary, query
 
 
@@ -68,7 +68,7 @@ def learn_from(
     while state.age < training.count:
         began = time.perf_counter()
         count = min(VALIDATE_EVERY, training.count - state.age)
-        state = advance(training, synthetic, state, draw, count)
+        state = training.advance(synthetic, state, draw, count)
         seconds += time.perf_counter() - began
         if not torch.isfinite(state.parameters).all():
             raise DivergedError(
@@ -85,14 +85,12 @@ def learn_from(
 def training_on(
     summary: TuckerSummary, backbone: Backbone, config: LearnerConfig, mode: Mode
 ) -> tuple[InnerLoopTrainer, Tensor]:
-    """The recipe of learners on this summary, and what their batches are cut from."""
-    C_UTD = query(*summary.learned)
-    model = recommender(backbone, summary.V, mode)
-    soft_embedding = soft_embedding_for(summary.V, summary.positions, fixed=model.scores_are_fixed)
-    training = InnerLoopTrainer(
-        model, config, config.steps_in(mode), soft_embedding, len(summary.T)
-    )
-    return training, soft_embedding.synthetic(C_UTD)
+    """The trainer of learners on this summary, and what their batches are cut from."""
+    plan = plan_training(backbone, mode, len(summary.V), summary.positions)
+    model, soft_embedding = recommender(backbone, summary.V, mode), plan.embed(summary.V)
+    sizes = config.steps_in(mode), soft_embedding, len(summary.T)
+    trainer = InnerLoopTrainer(model, config, *sizes, plan)
+    return trainer, soft_embedding.synthetic(query(*summary.learned))
 
 
 def recommender(backbone: Backbone, V_ND: Tensor, mode: Mode) -> Recommender:

@@ -1,4 +1,4 @@
-"""The inner loop's trainer: which rows, which random draws, which loss, which Adam (section 4)."""
+"""The inner loop's trainer: rows, random draws, loss and Adam of each step (section 4)."""
 
 from dataclasses import replace
 from functools import partial
@@ -8,63 +8,44 @@ from torch import Generator, Tensor
 
 from td3engine.config import LearnerConfig
 from td3engine.inner_loop.adam import LearnerAdam, LearnerState
-from td3engine.inner_loop.analytic import AnalyticGradient
+from td3engine.inner_loop.cuda_graphs import RecordedSteps, RecordedUnroll
 from td3engine.inner_loop.gradients import (
+    AnalyticGradient,
     AutogradGradient,
-    GradFn,
     InnerGradient,
     InnerStep,
     LearnerLoss,
+    summary_loss,
 )
-from td3engine.inner_loop.recorded import RecordedSteps
-from td3engine.inner_loop.unroll import train
-from td3engine.losses.cross_entropy import cross_entropy
+from td3engine.inner_loop.plan import InnerLoopPlan
+from td3engine.inner_loop.unroll import SequentialUnroll, Unroll, train
 from td3engine.models.backbone import TargetPositions
 from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.summary.soft_sequences import SoftEmbedding
 
 FIRST_AUGMENTED = 5  # the augmentation predicts no earlier position than this (section 4)
-VALIDATE_EVERY = 20  # inner steps between two looks at validation, where a caller wants them
-
-
-def summary_loss(
-    model: Recommender,
-    soft_embedding: SoftEmbedding,
-    length: int,
-    theta: Tensor,
-    batch: Tensor,
-    randomness: StepRandomness,
-) -> Tensor:
-    """The inner loss on a batch of synthetic sequences: mean over the events that are asked for.
-
-    What is read are the first zeta (`length`) positions of the batch, what is to be predicted the
-    last ones; without targets of their own these are the same.
-    """
-    encoder_P, table_NF = model.parts(theta)
-    X_BTF = soft_embedding.read(batch, table_NF)
-    lengths = torch.full((len(X_BTF),), length, device=X_BTF.device)
-    hidden_KF = model.states(encoder_P, X_BTF[:, :length], lengths, randomness)
-    expected_KF = X_BTF[:, -length:][randomness.targets.rows, randomness.targets.at]
-    return cross_entropy(hidden_KF, expected_KF, table_NF, model.log_weight).mean()
+VALIDATE_EVERY = 20  # inner steps between two validations, where a caller validates
 
 
 def learner_adam(config: LearnerConfig, steps: int) -> LearnerAdam:
-    """The configured Adam of a learner that takes so many steps."""
+    """The configured Adam of a learner that trains for so many steps."""
     decay_steps = steps if config.schedule == "linear" else None
     return LearnerAdam(config.lr, config.weight_decay, decay_steps, config.beta2)
 
 
 class InnerLoopTrainer:
-    """The inner loop's recipe: which rows, which draws, which loss, which Adam.
+    """Trains learners of one kind on a summary.
 
     Args:
         model: the learner.
         config: batch, objective, Adam.
         steps: how many steps a learner takes in all.
-        reader: how a batch of the summary is read.
+        soft_embedding: how a batch of the summary is read.
         length: zeta.
-        recorded: replay steps outside windows, if their derivatives are written out
-            (`inner_loop.recorded`).
+        plan: how a step is computed.
+
+    Attributes:
+        unroll: takes a learner through a window that is differentiated.
     """
 
     def __init__(
@@ -74,29 +55,32 @@ class InnerLoopTrainer:
         steps: int,
         soft_embedding: SoftEmbedding,
         length: int,
-        *,
-        recorded: bool = False,
+        plan: InnerLoopPlan,
     ) -> None:
-        self.model, self.config, self.count = model, config, steps
+        self.model, self.config, self.count, self.plan = model, config, steps, plan
         self.soft_embedding, self.length = soft_embedding, length
         self.schedule = learner_adam(config, steps)
         self.loss: LearnerLoss[StepRandomness] = partial(
             summary_loss, model, soft_embedding, length
         )
-        self.take: GradFn[StepRandomness] = self.grad_fn
-        self.recorded: RecordedSteps | None = None
-        if recorded and model.has_analytic_grad:
-            self.recorded = RecordedSteps(self.grad_fn)
+        self.unroll: Unroll
+        self._recorded_steps: RecordedSteps | None = None
+        if plan.unroll == "cuda-graphs":
+            self.unroll = RecordedUnroll(self.grad_fn, self.schedule, recompute=plan.recompute)
+            self._recorded_steps = RecordedSteps(self.grad_fn, self.schedule)
+        else:
+            self.unroll = SequentialUnroll(self.grad_fn, self.schedule, recompute=plan.recompute)
 
     def over(self, part: Recommender) -> "InnerLoopTrainer":
         """The same with learners that score other items; X is read as before."""
-        return InnerLoopTrainer(part, self.config, self.count, self.soft_embedding, self.length)
+        sizes = self.count, self.soft_embedding, self.length
+        return InnerLoopTrainer(part, self.config, *sizes, self.plan)
 
     def grad_fn(
         self, theta: Tensor, batch: Tensor, randomness: StepRandomness, second: bool
     ) -> InnerGradient:
-        """One step's gradient: by hand where the backbone has that, else by autograd."""
-        if not self.model.has_analytic_grad:
+        """One step's gradient, see `gradients.GradFn`."""
+        if self.plan.gradient == "autograd":
             return AutogradGradient(theta, batch, randomness, second, loss=self.loss)
         encoder_P, _ = self.model.parts(theta)
         encoder = self.model.backbone.analytic(
@@ -106,13 +90,27 @@ class InnerLoopTrainer:
             self.model, encoder, self.soft_embedding, theta, batch, self.length, randomness
         )
 
+    def advance(
+        self, synthetic: Tensor, start: LearnerState, draw: Generator, count: int
+    ) -> LearnerState:
+        """`count` more steps of a learner, whose batches are cut from `synthetic`."""
+        state, until = start, start.age + count
+        while state.age < until:
+            at_once = min(VALIDATE_EVERY, until - state.age)  # draws take memory
+            steps = self.steps(state.age, at_once, len(synthetic), draw)
+            if self._recorded_steps is not None:
+                state = self._recorded_steps(synthetic, state, steps)
+            else:
+                state = train(state, synthetic, steps, self.grad_fn, self.schedule)[-1]
+        return state
+
     def steps(
         self, age: int, count: int, users: int, generator: Generator
     ) -> list[InnerStep[StepRandomness]]:
         """The next `count` steps, one at least, of a learner of this age: rows in cyclic order."""
         batch = min(self.config.batch, users)
-        taken = torch.arange(age * batch, (age + count) * batch, device=generator.device) % users
-        rows_WB = taken.view(count, batch)
+        cycle = torch.arange(age * batch, (age + count) * batch, device=generator.device) % users
+        rows_WB = cycle.view(count, batch)
         targets = self._target_positions(count, batch, generator)
         size = batch, self.length
         flat = self.model.backbone.dropout(
@@ -127,7 +125,7 @@ class InnerLoopTrainer:
     def _target_positions(
         self, count: int, batch: int, generator: Generator
     ) -> list[TargetPositions]:
-        """What so many steps ask for: drawn for each step, or the same for all."""
+        """The targets of `count` steps: drawn for each step, or the same for all."""
         backbone = self.model.backbone
         if backbone.causal and self.config.objective == "last-and-augmented":
             return [self._last_and_augmented(batch, generator) for _ in range(count)]
@@ -146,18 +144,3 @@ class InnerLoopTrainer:
         at = torch.cat([last, drawn], 1)
         rows = torch.arange(batch, device=device).repeat_interleave(count + 1)
         return TargetPositions(rows, at.reshape(-1), per_row=count + 1)
-
-
-def advance(
-    training: InnerLoopTrainer, synthetic: Tensor, start: LearnerState, draw: Generator, count: int
-) -> LearnerState:
-    """`count` more steps of a learner; `synthetic` is what its batches are cut from."""
-    state, until = start, start.age + count
-    while state.age < until:
-        at_once = min(VALIDATE_EVERY, until - state.age)  # draws take memory
-        steps = training.steps(state.age, at_once, len(synthetic), draw)
-        if training.recorded is not None:
-            state = training.recorded(synthetic, state, steps, training.schedule)
-        else:
-            state = train(state, synthetic, steps, training.take, training.schedule)[-1]
-    return state

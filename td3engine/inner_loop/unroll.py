@@ -1,40 +1,73 @@
 """RaT-BPTT: differentiate a real loss through a window of a learner's training (section 5).
 
 The window runs forward and keeps each state. The reverse pass goes through the steps from last to
-first: it takes a step's gradient with what its derivatives need (kept from the forward pass; or
-taken again, and then memory holds one step whatever the window) and carries the adjoint of
-(parameters, moments) back through Adam by hand, a dozen kernels on flat vectors instead of a tape.
-Derived for Adam from the chain rule below; tests compare it with a plain autograd unroll.
+first. It needs each step's gradient with what its derivatives need: kept from the forward pass, or
+computed again, and then memory holds one step whatever the window. It carries the adjoint of
+(parameters, moments) back through Adam by closed formulas, a dozen kernels on flat vectors instead
+of a tape. They are derived from the chain rule; tests compare with a plain autograd unroll.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol
 
 import torch
 from torch import Tensor
 
-from td3engine.inner_loop.adam import AdamSchedule, LearnerState, _adam_reverse, _Adjoint, adam
+from td3engine.inner_loop.adam import AdamSchedule, Adjoint, LearnerState, adam, adam_reverse
 from td3engine.inner_loop.gradients import GradFn, InnerGradient, InnerStep, Randomness
+from td3engine.models.recommender import StepRandomness
+
+Window = Sequence[InnerStep[StepRandomness]]
+
+Reverse = Callable[[Tensor], Tensor]
+"""From dL/d(parameters) (P) at a window's end to dL/d(synthetic data). To be called once, and
+before the next window."""
+
+
+class Unroll(Protocol):
+    """Takes a learner through a window."""
+
+    def __call__(
+        self, synthetic: Tensor, start: LearnerState, steps: Window
+    ) -> tuple[LearnerState, Reverse]:
+        """The state at the window's end, and the way back from there.
+
+        Args:
+            synthetic: what batches are cut from, (mu, zeta or 2 zeta, .).
+            start: the learner at the window's start.
+            steps: the window's steps.
+        """
 
 
 def train(
     state: LearnerState,
     synthetic: Tensor,
     steps: Sequence[InnerStep[Randomness]],
-    take: GradFn[Randomness],
+    grad_fn: GradFn[Randomness],
     schedule: AdamSchedule,
-    kept: list[InnerGradient] | None = None,
+    gradients: list[InnerGradient] | None = None,
 ) -> list[LearnerState]:
-    """Train through `steps`; all states, `state` first.
+    """Train through `steps`.
 
-    Given a list for `kept`, each step's gradient is kept there for `meta_gradient`, with all that
-    its own derivatives need; without one, nothing of it outlives its step.
+    Args:
+        state: the learner before them.
+        synthetic: what batches are cut from.
+        steps: rows and random draws of each step.
+        grad_fn: computes a step's gradient.
+        schedule: the learner's Adam.
+        gradients: a list that receives each step's gradient for `meta_gradient`, with all that its
+            derivatives need. None: nothing of a gradient outlives its step.
+
+    Returns:
+        All states, `state` first.
     """
     states = [state]
     for step in steps:
-        taken = take(states[-1].parameters, synthetic[step.rows], step.randomness, kept is not None)
-        if kept is not None:
-            kept.append(taken)
-        states.append(adam(states[-1], taken.gradient, schedule))
+        batch, second = synthetic[step.rows], gradients is not None
+        inner = grad_fn(states[-1].parameters, batch, step.randomness, second)
+        if gradients is not None:
+            gradients.append(inner)
+        states.append(adam(states[-1], inner.gradient, schedule))
     return states
 
 
@@ -42,35 +75,64 @@ def meta_gradient(
     states: Sequence[LearnerState],
     synthetic: Tensor,
     steps: Sequence[InnerStep[Randomness]],
-    take: GradFn[Randomness],
+    grad_fn: GradFn[Randomness],
     schedule: AdamSchedule,
     outer_gradient_P: Tensor,
-    kept: list[InnerGradient] | None = None,
+    gradients: list[InnerGradient] | None = None,
 ) -> Tensor:
-    """dL/d(leaf) of a real loss L, through all `steps`; of K learners the sum over them.
+    """dL/d(synthetic data) of a real loss L, through all `steps`.
 
     Args:
         states: what `train` returned for these steps.
-        leaf: what batches were cut from: soft sequences X (mu, zeta, d), or probabilities S
-            (mu, zeta, n).
-        steps: the steps, with the same noise as in `train`.
-        take: how a step's gradient is taken.
-        rule: the learner's Adam.
-        outer_gradient_P: dL/d(parameters) at the last state; each learner's own, (K, P).
-        kept: what `train` kept, and is used up here; None takes each step's gradient again.
+        synthetic: what batches were cut from: soft sequences X (mu, zeta, d), probabilities S
+            (mu, zeta, n) or queries C (mu, zeta, d).
+        steps: the steps, with the same randomness as in `train`.
+        grad_fn: computes a step's gradient.
+        schedule: the learner's Adam.
+        outer_gradient_P: dL/d(parameters) at the last state.
+        gradients: the list that `train` filled; it is emptied here. None: each step's gradient is
+            computed again.
     """
     zeros = torch.zeros_like(outer_gradient_P)
-    adjoint = _Adjoint(outer_gradient_P, zeros, zeros)
+    adjoint = Adjoint(outer_gradient_P, zeros, zeros)
     to_synthetic = torch.zeros_like(synthetic)
     for before, after, step in zip(
         reversed(states[:-1]), reversed(states[1:]), reversed(steps), strict=True
     ):
-        if kept is None:
-            taken = take(before.parameters, synthetic[step.rows], step.randomness, True)
+        if gradients is None:
+            inner = grad_fn(before.parameters, synthetic[step.rows], step.randomness, True)
         else:
-            taken = kept.pop()
-        to_gradient, adjoint = _adam_reverse(before, after, taken.gradient, schedule, adjoint)
-        to_parameters, to_batch = taken.hvp(to_gradient)
-        adjoint = _Adjoint(adjoint.parameters + to_parameters, adjoint.first, adjoint.second)
-        to_synthetic.index_add_(0, step.rows.flatten(), to_batch.flatten(0, step.rows.dim() - 1))
+            inner = gradients.pop()
+        to_gradient, adjoint = adam_reverse(before, after, inner.gradient, schedule, adjoint)
+        to_parameters, to_batch = inner.hvp(to_gradient)
+        adjoint = Adjoint(adjoint.parameters + to_parameters, adjoint.first, adjoint.second)
+        to_synthetic.index_add_(0, step.rows, to_batch)
     return to_synthetic
+
+
+class SequentialUnroll(Generic[Randomness]):
+    """`Unroll` that starts each step's kernels from Python.
+
+    Args:
+        grad_fn: computes a step's gradient.
+        schedule: the learner's Adam.
+        recompute: compute each step's gradient again on the way back instead of keeping it.
+    """
+
+    def __init__(
+        self, grad_fn: GradFn[Randomness], schedule: AdamSchedule, *, recompute: bool
+    ) -> None:
+        self.grad_fn, self.schedule, self.recompute = grad_fn, schedule, recompute
+
+    def __call__(
+        self, synthetic: Tensor, start: LearnerState, steps: Sequence[InnerStep[Randomness]]
+    ) -> tuple[LearnerState, Reverse]:
+        """See `Unroll`."""
+        gradients: list[InnerGradient] | None = None if self.recompute else []
+        states = train(start, synthetic, steps, self.grad_fn, self.schedule, gradients)
+
+        def reverse(outer_gradient_P: Tensor) -> Tensor:
+            window = states, synthetic, steps, self.grad_fn, self.schedule
+            return meta_gradient(*window, outer_gradient_P, gradients)
+
+        return states[-1], reverse

@@ -26,7 +26,7 @@ def mean_cross_entropy(hidden_KF: Tensor, targets_KF: Tensor, table_NF: Tensor) 
 
 
 def mean_score(hidden_KF: Tensor, targets_KF: Tensor, weight_K1: Tensor | None = None) -> Tensor:
-    """The mean over rows of h . F_target; each weighs the same, or as it is told to, (K, 1)."""
+    """The mean over rows of h . F_target; weights are those of `mean_log_sum_exp`."""
     scores_KF = hidden_KF * targets_KF
     if weight_K1 is None:
         return scores_KF.sum() / max(1, len(hidden_KF))

@@ -5,16 +5,16 @@ scores s, and M negatives i with probabilities q_i, the sum in the softmax becom
 
     Z = exp(s_t) + sum over negatives i other than t of exp(s_i) / (M q_i)
 
-which is right on average, whatever q is (the correction of Bengio and Senecal, 2008, and a draw
-that hits the target left out). All targets of a step share its negatives.
+which is unbiased for any q (the correction of Bengio and Senecal, 2008). A draw that hits the
+target is left out. All targets of a step share its negatives.
 
-Such a step needs the parameters of the drawn items and of those in its rows only: it is an ordinary
+Such a step needs the parameters of the drawn items and of those in its rows only. It is an ordinary
 step of a *smaller recommender*, whose theta is cut out of the whole one and put back after Adam.
-Adam's moments of other items stay as they are until they are drawn (lazy Adam).
+Adam's moments of other items do not change until they are drawn (lazy Adam).
 
-A learner on a summary has no single target, but the summary says where its targets' weight lies:
-the items that some position points at most are always among the sum, each counting once, and the
-draws stand for the others. Its item table is frozen, so the sample is a smaller frozen table.
+A learner on a summary has no single target, but the summary's queries show where the targets'
+weight lies. The items with most weight at some position are always part of the sum, each counting
+once; the draws stand for the others. The item table is frozen: the sample is a smaller frozen one.
 """
 
 from typing import Any

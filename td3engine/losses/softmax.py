@@ -1,17 +1,18 @@
-"""The log-sum-exp over the catalogue, the one place where n items enter a loss (I-2).
+"""The softmax over items: log-sum-exp of h E^T, the one place where n items enter a loss (I-2).
 
 Autograd's own double backward of `logsumexp(h E^T)` keeps and re-reads half a dozen (K, n) arrays.
-With P = softmax(h E^T) everything needed has a closed form over one of them. For upstream u:
+With P = softmax(h E^T) all derivatives have a closed form over one of them. For upstream u:
 
     gradient of h:  u P E                 gradient of E:  P^T (u h)
-    and along directions v of the first and w of the second, with Z = P * (v E^T + h w^T) and
-    m = rowsum(Z):
-    of u:  m      of h:  u (Z E - m P E + P w)      of E:  Z^T (u h) + P^T (u (v - m h))
 
-So beside the products a step goes over (K, n) numbers to scale them by exp, to sum them, and to
-multiply two such arrays, no more. Rows are taken in chunks, so that no more than `SCORES_AT_ONCE`
-scores exist at a time. P is kept for the way back while it is small, as exp(scores - peak) and one
-factor a row, and computed again otherwise.
+and along directions v of h and w of E, with Z = P * (v E^T + h w^T) and m = rowsum(Z):
+
+    of the value:  m      of h:  u (Z E - m P E + P w)      of E:  Z^T (u h) + P^T (u (v - m h))
+
+Besides the products a step scales (K, n) numbers by exp, sums them, and multiplies two such arrays.
+Rows are computed in chunks, so that no more than `SCORES_AT_ONCE` scores exist at a time. While P
+is small it is kept between the passes, as exp(scores - peak) and one factor a row; a larger one is
+computed again.
 """
 
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ KEPT_SCORES = 8_000_000  # largest P that is kept between the passes
 SCORES_IN_CACHE = 2**18  # 1 MiB in float32: about what a core's own cache holds
 FEWEST_ROWS = 64  # of a chunk that is cut for the cache: with less the products get slow
 ROWS_OF_A_BLOCK = 512  # where the items are cut too
-LARGEST_SCORE = 60.0  # whose exp float32 can hold, and add up over any catalogue: e^88 is too much
+LARGEST_SCORE = 60.0  # float32 holds its exp, summed over any number of items; e^88 is too large
 
 
 class SoftmaxOverItems:
@@ -34,7 +35,7 @@ class SoftmaxOverItems:
     Args:
         hidden_KD: hidden states h.
         table_ND: the scoring table E.
-        derivatives: whether they will be asked for.
+        derivatives: whether `gradient` or `hvp` will follow.
         log_weight_N: added to each item's score, where an item stands for several.
     """
 
@@ -46,7 +47,7 @@ class SoftmaxOverItems:
         log_weight_N: Tensor | None = None,
     ) -> None:
         self.hidden, self.table, self.log_weight = hidden_KD, table_ND, log_weight_N
-        self.kept: tuple[Tensor, Tensor] | None = None
+        self.exp_scores: tuple[Tensor, Tensor] | None = None
         small = len(hidden_KD) * len(table_ND) <= min(KEPT_SCORES, SCORES_AT_ONCE)
         values, expected = [], []
         for rows in self._chunks():
@@ -59,18 +60,18 @@ class SoftmaxOverItems:
                 continue
             expected.append((scores @ table_ND).div_(total))
             if small:  # then there is one chunk only
-                self.kept = scores, total.reciprocal()
+                self.exp_scores = scores, total.reciprocal()
         self.value = _joined(values)
         self.expected = _joined(expected) if derivatives else None  # P E
 
     def gradient(self, upstream: Tensor | float, to_table: bool) -> tuple[Tensor, Tensor | None]:
         """Gradients to h and E for `upstream` (K, 1), or one number for all rows."""
-        assert self.expected is not None  # derivatives were announced
-        found = torch.zeros_like(self.table) if to_table else None
-        if found is not None:
+        assert self.expected is not None  # `derivatives` was set
+        to_E = torch.zeros_like(self.table) if to_table else None
+        if to_E is not None:
             for rows, P, scale in self._probabilities():
-                found.addmm_(P.T, self.hidden[rows] * (_of_rows(upstream, rows) * scale))
-        return self.expected * upstream, found
+                to_E.addmm_(P.T, self.hidden[rows] * (_of_rows(upstream, rows) * scale))
+        return self.expected * upstream, to_E
 
     def hvp(
         self, upstream: Tensor | float, v_KD: Tensor | None, w_ND: Tensor | None, to_table: bool
@@ -78,9 +79,9 @@ class SoftmaxOverItems:
         """Change of both gradients along v of h and w of E (None: none); before them the change of
         the value, (K). The Hessian is symmetric: also the derivative of (gradients . (v, w)).
         """
-        assert self.expected is not None  # derivatives were announced
+        assert self.expected is not None  # `derivatives` was set
         to_upstream, to_hidden = [], []
-        found = torch.zeros_like(self.table) if to_table else None
+        to_E = torch.zeros_like(self.table) if to_table else None
         for rows, P, scale in self._probabilities():
             h, u = self.hidden[rows], _of_rows(upstream, rows)
             Z = _score_tangents(v_KD, w_ND, self.hidden, self.table, rows).mul_(P)
@@ -90,17 +91,17 @@ class SoftmaxOverItems:
             if w_ND is not None:
                 mixed.addmm_(P, w_ND)
             to_hidden.append(mixed.mul_(scale).sub_(self.expected[rows] * mean).mul_(u))
-            if found is not None:
-                found.addmm_(Z.T, h * (u * scale))
-                moved = h * -mean if v_KD is None else v_KD[rows] - h * mean
-                found.addmm_(P.T, moved.mul_(u * scale))
-        return _joined(to_upstream), _joined(to_hidden), found
+            if to_E is not None:
+                to_E.addmm_(Z.T, h * (u * scale))
+                less_mean = h * -mean if v_KD is None else v_KD[rows] - h * mean
+                to_E.addmm_(P.T, less_mean.mul_(u * scale))
+        return _joined(to_upstream), _joined(to_hidden), to_E
 
     def _probabilities(self) -> Iterator[tuple[slice, Tensor, Tensor | float]]:
-        """Rows, and their P up to a factor a row (K, 1), and that factor: as they were kept, or P
+        """Rows, their P up to a factor a row, and that factor (K, 1): from the forward pass, or
         computed again from h, E and the log-sum-exp."""
-        if self.kept is not None:
-            yield slice(None), *self.kept
+        if self.exp_scores is not None:
+            yield slice(None), *self.exp_scores
             return
         for rows in self._chunks():
             yield rows, self._scores(rows).sub_(self.value[rows, None]).exp_(), 1.0
@@ -129,9 +130,8 @@ def mean_log_sum_exp(
 ) -> Tensor:
     """The mean over rows of `log_sum_exp`, once differentiable in h and E.
 
-    A real batch's thousands of rows need no second derivative, and what each weighs is known:
-    their gradients are taken as soon as a chunk's scores are there, while those are still in the
-    cache.
+    A real batch's thousands of rows need no second derivative, and their weights are known. So a
+    chunk's gradients are computed with its scores, while those are in the cache.
 
     Args:
         hidden_KD: hidden states h.
@@ -143,7 +143,7 @@ def mean_log_sum_exp(
 
 
 class _WithGradients(torch.autograd.Function):
-    """A number whose gradients, one an argument, are taken with it: `ctx.gradients`."""
+    """A scalar whose gradients, one an argument, the forward pass computes: `ctx.gradients`."""
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -184,14 +184,14 @@ class _MeanLogSumExp(_WithGradients):
 def mean_expected_score(
     hidden_KF: Tensor,
     table_NF: Tensor,
-    given_KG: Tensor,
+    other_KG: Tensor,
     keys_NG: Tensor,
     weight_K1: Tensor | None = None,
 ) -> Tensor:
     """The mean over rows of h . (Q F) with Q = softmax(g K^T): the score that another model, of
     states g and table K, expects an item to have. Once differentiable in h and F. Weights are
     those of `mean_log_sum_exp`."""
-    theirs = given_KG.detach(), keys_NG.detach(), weight_K1
+    theirs = other_KG.detach(), keys_NG.detach(), weight_K1
     value: Tensor = _MeanExpectedScore.apply(hidden_KF, table_NF, *theirs)  # type: ignore[no-untyped-call]
     return value
 
@@ -202,17 +202,17 @@ class _MeanExpectedScore(_WithGradients):
         ctx: Any,
         hidden_KF: Tensor,
         table_NF: Tensor,
-        given_KG: Tensor,
+        other_KG: Tensor,
         keys_NG: Tensor,
         weight_K1: Tensor | None,
     ) -> Tensor:
         expected = torch.empty_like(hidden_KF)
         to_table = torch.zeros_like(table_NF) if ctx.needs_input_grad[1] else None
-        weights, small = _weights(hidden_KF, weight_K1), _scores_are_small(given_KG, keys_NG)
+        weights, small = _weights(hidden_KF, weight_K1), _scores_are_small(other_KG, keys_NG)
         at_once = _rows_at_once(hidden_KF, table_NF)
         for first in range(0, len(hidden_KF), at_once):
             rows = slice(first, first + at_once)
-            Q = given_KG[rows] @ keys_NG.T
+            Q = other_KG[rows] @ keys_NG.T
             if not small:
                 Q.sub_(Q.amax(-1, keepdim=True))
             scale = Q.exp_().sum(-1, keepdim=True).reciprocal_()
@@ -229,7 +229,7 @@ def _weights(hidden_KD: Tensor, weight_K1: Tensor | None) -> Tensor | float:
 
 
 def _rows_at_once(hidden_KD: Tensor, table_ND: Tensor) -> int:
-    """How many rows' scores are taken at a time where nothing of them is kept."""
+    """How many rows' scores are computed at a time where none is kept."""
     most = max(1, SCORES_AT_ONCE // len(table_ND))
     if hidden_KD.device.type != "cpu":
         return most
@@ -237,10 +237,10 @@ def _rows_at_once(hidden_KD: Tensor, table_ND: Tensor) -> int:
 
 
 def _scores_are_small(hidden_KD: Tensor, table_ND: Tensor) -> bool:
-    """Whether exp can take every score as it is: no row's largest need be found and taken off.
+    """Whether exp bears every score, so that no row's largest has to be subtracted.
 
-    A score is at most the product of two lengths. On a GPU the answer would have to be waited for,
-    so there it is no.
+    A score is at most the product of two norms. On a GPU reading the answer would wait for all
+    kernels, so there it is False.
     """
     if hidden_KD.device.type != "cpu" or not len(hidden_KD):
         return False
@@ -261,7 +261,7 @@ class _LogSumExp(torch.autograd.Function):
     ) -> Tensor:
         derivatives = any(ctx.needs_input_grad)
         ctx.softmax = SoftmaxOverItems(hidden_KD, table_ND, derivatives, log_weight_N)
-        # Saved as autograd wants it, for its check that nobody changes them in place.
+        # Saved by autograd's way, which checks that nobody changes them in place.
         ctx.save_for_backward(hidden_KD, table_ND)
         value: Tensor = ctx.softmax.value
         return value.clone()  # not itself: its graph would hold what holds it
@@ -269,10 +269,10 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         hidden_KD, table_ND = ctx.saved_tensors
-        wanted = tuple(ctx.needs_input_grad[:2])
-        arguments = (upstream[0], hidden_KD, table_ND, ctx.softmax, wanted)
+        needs = tuple(ctx.needs_input_grad[:2])
+        arguments = (upstream[0], hidden_KD, table_ND, ctx.softmax, needs)
         to_hidden, to_table = _Gradient.apply(*arguments)  # type: ignore[no-untyped-call]
-        return (to_hidden if wanted[0] else None), (to_table if wanted[1] else None), None
+        return (to_hidden if needs[0] else None), (to_table if needs[1] else None), None
 
 
 class _Gradient(torch.autograd.Function):
@@ -283,9 +283,9 @@ class _Gradient(torch.autograd.Function):
         hidden_KD: Tensor,
         table_ND: Tensor,
         softmax: SoftmaxOverItems,
-        wanted: tuple[bool, bool],
+        needs: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        to_hidden, to_table = softmax.gradient(upstream_K[:, None], wanted[1])
+        to_hidden, to_table = softmax.gradient(upstream_K[:, None], needs[1])
         ctx.softmax = softmax
         ctx.save_for_backward(upstream_K, hidden_KD, table_ND)
         ctx.set_materialize_grads(False)
@@ -298,8 +298,8 @@ class _Gradient(torch.autograd.Function):
         v_KD, w_ND = directions
         if v_KD is None and w_ND is None:
             return None, None, None, None, None
-        found = ctx.softmax.hvp(upstream_K[:, None], v_KD, w_ND, ctx.needs_input_grad[2])
-        return *found, None, None
+        changes = ctx.softmax.hvp(upstream_K[:, None], v_KD, w_ND, ctx.needs_input_grad[2])
+        return *changes, None, None
 
 
 def _joined(chunks: list[Tensor]) -> Tensor:
@@ -316,7 +316,7 @@ def _score_tangents(
 ) -> Tensor:
     """Change of these rows' scores along the directions, in memory of its own."""
     if v_KD is None:
-        assert w_ND is not None  # one of them is given
+        assert w_ND is not None  # there is at least one direction
         return hidden_KD[rows] @ w_ND.T
     Z = v_KD[rows] @ table_ND.T
     return Z if w_ND is None else Z.addmm_(hidden_KD[rows], w_ND.T)

@@ -63,11 +63,6 @@ class Recommender:
         return self.frozen is not None and not self.backbone.biased
 
     @property
-    def has_analytic_grad(self) -> bool:
-        """Whether a step's derivatives need no autograd (`inner_loop.analytic`)."""
-        return self.backbone.has_analytic_grad and not self.backbone.biased
-
-    @property
     def n_parameters(self) -> int:
         """Size of theta, P."""
         return sum(self._sizes())

@@ -1,16 +1,13 @@
 """The outer loop: train the summary so that learners trained on it do well on the log (section 5).
 
 One outer step, top to bottom (`Distillation.step`): X from the factors, once (I-1); a learner of
-some age from the pool; a window of its training on X (RaT-BPTT); its loss on real sequences, plus
-feature alignment with the teacher; that gradient back through the window to X, and by one
-attention backward to the factors, scaled to norm 1; Adam. Where learners train a part of the
-scoring table (from scratch, or an item bias) X changes with them: the probabilities S take its
-place. With several learners a step, each from a pool of its own, the mean of their gradients
-counts; they are unrolled one after another.
+some age from its pool; a window of its training on X (RaT-BPTT); its loss on real sequences, plus
+feature alignment with the teacher; that gradient back through the window to X, and by one attention
+backward to the factors, scaled to norm 1; Adam. Where learners train a part of the scoring table
+(from scratch, or an item bias) X changes with them: the probabilities S take its place. With
+several learners a step, each from a pool of its own, the mean of their gradients counts.
 
-RaT is *Random Truncated* back-propagation through time (Feng, Vedantam, Kempe, ICLR 2024). The
-pool replaces the warm-up steps of the published code: each learner keeps the end of its window as
-its new state, so windows of all ages are met and no step is thrown away.
+RaT is *Random Truncated* back-propagation through time (Feng, Vedantam, Kempe, ICLR 2024).
 """
 
 import math
@@ -23,35 +20,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from td3engine.config import DistillConfig, Mode, softmax_over
+from td3engine.config import DistillConfig, Mode
 from td3engine.data.split import Split
 from td3engine.data.windows import WindowSampler
 from td3engine.errors import DivergedError
-from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.learner import learn_from, recommender
-from td3engine.inner_loop.trainer import InnerLoopTrainer, advance
-from td3engine.inner_loop.windows import SequentialUnroll
+from td3engine.inner_loop.plan import plan_distillation
+from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.models.backbone import Backbone
 from td3engine.models.recommender import StepRandomness
 from td3engine.models.sequences import padded_sequences
 from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop.initial_summary import initial_summary
 from td3engine.outer_loop.item_sampler import ItemSampler
-from td3engine.outer_loop.learner_pool import LearnerWindow, PooledLearner, _kept, _pooled
-from td3engine.outer_loop.objective import RealBatch, SurrogateObjective
+from td3engine.outer_loop.learner_pool import LearnerPools, LearnerWindow
+from td3engine.outer_loop.objective import RealBatch, RecordedObjective, SurrogateObjective
 from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import evaluate
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.runtime.torch_setup import deterministic
-from td3engine.summary.soft_sequences import soft_embedding_for
 from td3engine.summary.tucker import TuckerSummary, query
 from td3engine.teacher.training import TrainedOnLog
 
 SMALLEST_NORM = 1e-12
 
 StageHook = Callable[[str], object]
-"""Told the name of each part of an outer step when the part is over (benchmarks time them)."""
+"""Receives the name of each stage of an outer step at its end (benchmarks time them)."""
 
 
 class Distillation:
@@ -62,11 +57,19 @@ class Distillation:
         config: all settings.
         backbone: of teacher and learners.
         teacher: trained on the log; its item table is V.
-        asked: the validation questions, as long as the learners' histories.
+        holdout: the validation set; its histories are as long as the learners'.
         device: where to compute.
-        world: the processes that share the learners of a step (by default this one alone); all
+        group: the processes that share the learners of a step (by default this one alone); all
             hold the same factors and optimizer, and each the pools of its own learners.
+
+    Attributes:
+        mode: of the learners at present.
+        plan: how their inner steps are computed.
+        pools: the learners.
+        done: outer steps so far.
     """
+
+    pools_class: type[LearnerPools] = LearnerPools
 
     def __init__(
         self,
@@ -87,8 +90,8 @@ class Distillation:
         self.V_ND = teacher.model.table[:, : config.backbone.hidden]
         self.summary = initial_summary(config, split, teacher)
         # On another machine a decomposition may differ in its last bits.
-        learned = self.group.broadcast(list(self.summary.learned), device)
-        self.factors = [factor.clone().requires_grad_() for factor in learned]
+        initial = self.group.broadcast(list(self.summary.learned), device)
+        self.factors = [factor.clone().requires_grad_() for factor in initial]
         self.done = 0
         self.best: dict[str, Any] = {"validation": -1.0, "step": 0}
         self._distil_for("shared-items" if self.shared_steps else config.mode)
@@ -101,38 +104,29 @@ class Distillation:
 
     def _distil_for(self, mode: Mode) -> None:
         """Begin with fresh learners of this mode, and a fresh optimizer."""
-        outer, learner = self.config.outer, self.config.learner
+        config, V_ND = self.config, self.V_ND
         self.mode: Mode = mode
-        self.model = recommender(self.backbone, self.V_ND, mode)
-        self.inner_steps = learner.steps_in(mode)
-        soft_embedding = soft_embedding_for(
-            self.V_ND,
-            self.summary.positions,
-            fixed=self.model.scores_are_fixed,
-            twice_by_autograd=not self.model.has_analytic_grad,
-        )
-        sampled = softmax_over(len(self.V_ND), outer.softmax) == "sampled"
-        sampled = sampled and self.model.scores_are_fixed
-        self.training = InnerLoopTrainer(
-            self.model,
-            learner,
-            self.inner_steps,
-            soft_embedding,
-            self.config.summary.length,
-        )
+        self.inner_steps = config.learner.steps_in(mode)
+        self.plan = plan_distillation(config, mode, self.backbone, len(V_ND), self.device)
+        self.model = recommender(self.backbone, V_ND, mode)
+        sizes = self.inner_steps, self.plan.embed(V_ND), config.summary.length
+        self.training = InnerLoopTrainer(self.model, config.learner, *sizes, self.plan)
         self.sampler: ItemSampler | None = None
-        if sampled:
-            self.sampler = ItemSampler(self.split, self.model, outer.negatives)
-        self.surrogate = SurrogateObjective(self.model, self.teacher, outer, self.sampler)
+        if self.plan.softmax == "sampled":
+            self.sampler = ItemSampler(self.split, self.model, config.outer.negatives)
+        self.objective = SurrogateObjective(self.model, self.teacher, config.outer, self.sampler)
+        self.recorded_objective: RecordedObjective | None = None
+        if self.plan.real_batch == "cuda-graph":
+            largest = config.outer.batch, self.history + 1
+            self.recorded_objective = RecordedObjective(self.objective, self.device, *largest)
         trained = [factor for factor in self.factors if factor.requires_grad]
-        rate, decay = outer.lr_in(mode), outer.weight_decay
+        rate, decay = config.outer.lr_in(mode), config.outer.weight_decay
         self.optimizer = torch.optim.Adam(trained, lr=rate, weight_decay=decay)
-        # Numbers of learners: of the first pool, of later ones by their step, of a second pool.
-        first = 0 if self.done == 0 else outer.pool + outer.steps
-        self.pools = {
-            learner: [self.fresh(learner, first + nth, staggered=True) for nth in range(outer.pool)]
-            for learner in self.group.share(outer.learners)
-        }
+        early_EP = self.teacher.early
+        self.pools = self.pools_class(config, self.model, self.inner_steps, early_EP, self.device)
+        # Draws of later learners are numbered by outer steps; a second pool's come after those.
+        first = 0 if self.done == 0 else config.outer.pool + config.outer.steps
+        self.pools.fill(self.group.share(config.outer.learners), first)
 
     def steps(self) -> Iterator[float]:
         """Distil to the end, yielding the best validation NDCG@10 after each outer step."""
@@ -145,22 +139,21 @@ class Distillation:
                 self._validate()
             yield max(self.best["validation"], 0.0)
 
-    def step(self, on_stage: StageHook = lambda _part: None) -> None:
+    def step(self, on_stage: StageHook = lambda _stage: None) -> None:
         """One outer step; the module's docstring tells it in words."""
-        outer = self.config.outer
         if self.mode != self.config.mode and self.done == self.shared_steps:
             self._distil_for(self.config.mode)
         C_UTD = query(*self.factors)
-        read_from = self.training.soft_embedding.synthetic(C_UTD)
-        synthetic = read_from.detach()
+        differentiable = self.training.soft_embedding.synthetic(C_UTD)
+        synthetic = differentiable.detach()
         self._sample(C_UTD.detach())
         on_stage("soft sequences")
-        to_synthetic = reduce(
-            Tensor.add_, (self._meta_gradient(each, synthetic, on_stage) for each in self.pools)
-        )
+        learners = self.pools.by_learner
+        meta_gradients = (self._meta_gradient(each, synthetic, on_stage) for each in learners)
+        to_synthetic = reduce(Tensor.add_, meta_gradients).div_(self.config.outer.learners)
         self.optimizer.zero_grad()
         with deterministic():
-            read_from.backward(to_synthetic.div_(outer.learners))
+            differentiable.backward(to_synthetic)
         self.group.all_reduce(self._gradients())
         self._scale_gradient()
         for group in self.optimizer.param_groups:
@@ -169,7 +162,7 @@ class Distillation:
         on_stage("rest")
 
     def _sample(self, C_UTD: Tensor) -> None:
-        """Choose the items of this step's inner losses, where that is a sample."""
+        """Choose the items of this step's inner losses, where they are a sample."""
         if self.sampler is None:
             return
         targets_UTD = C_UTD[:, -self.training.length :]
@@ -177,29 +170,28 @@ class Distillation:
         self.training = self.training.over(self.sampler.sub_catalogue(targets_UTD, rng))
 
     def _meta_gradient(self, learner: int, synthetic: Tensor, on_stage: StageHook) -> Tensor:
-        """dL/d(leaf) of one of the step's learners, which stays in its pool a window older."""
-        turn = self._turn(learner, synthetic)
+        """dL/d(synthetic data) of one learner, which goes back to its pool a window older."""
+        window = self._next_window(learner, synthetic)
         on_stage("warm-up")
-        unroll = SequentialUnroll(self.training, recompute=self.config.outer.recompute)
-        end, back = unroll(synthetic, turn.start, turn.window)
-        self.pools[turn.learner][turn.nth] = PooledLearner(end, warmup_steps=0)
+        end, reverse = self.training.unroll(synthetic, window.start, window.steps)
+        self.pools.put(window, end)
         on_stage("window")
-        outer_gradient = self._real_gradient(end.parameters, turn.rng, turn.draw)
+        outer_gradient_P = self._real_gradient(end.parameters, window.rng, window.draw)
         on_stage("real batch")
-        to_synthetic = back(outer_gradient)
+        to_synthetic = reverse(outer_gradient_P)
         on_stage("reverse")
         return to_synthetic
 
-    def _turn(self, learner: int, synthetic: Tensor) -> LearnerWindow:
-        """A learner of the pool, what it owes paid, and the random draws of its window."""
+    def _next_window(self, learner: int, synthetic: Tensor) -> LearnerWindow:
+        """A learner of the pool after its warm-up steps, and the random draws of its window."""
         outer, seed, trainer = self.config.outer, self.config.seed, self.training
         draw = generator(seed, Purpose.OUTER_STEP, self.done, self.device.type, learner=learner)
         rng = numpy_generator(seed, Purpose.OUTER_STEP, self.done, learner=learner)
-        nth = int(rng.integers(outer.pool))
-        pooled = self.learner(learner, nth)
-        start = advance(trainer, synthetic, pooled.state, draw, pooled.warmup_steps)
-        window = trainer.steps(start.age, outer.window, len(synthetic), draw)
-        return LearnerWindow(learner, nth, start, window, rng, draw)
+        place = int(rng.integers(outer.pool))
+        pooled = self.pools.pick(learner, place, self.done)
+        start = trainer.advance(synthetic, pooled.state, draw, pooled.warmup_steps)
+        steps = trainer.steps(start.age, outer.window, len(synthetic), draw)
+        return LearnerWindow(learner, place, start, steps, rng, draw)
 
     def _scale_gradient(self) -> None:
         """Normalise or clip the factors' gradient, whose norm is finite."""
@@ -211,19 +203,12 @@ class Distillation:
                 f"the meta-gradient of outer step {self.done + 1} is not finite: a smaller "
                 "learner.lr, outer.lr (outer.scratch_lr) or outer.window may help"
             )
-        wanted = 1.0 if outer.normalise else min(float(norm), outer.clip)
+        new_norm = 1.0 if outer.normalise else min(float(norm), outer.clip)
         for gradient in gradients:
-            gradient.mul_(wanted / (norm + SMALLEST_NORM))
+            gradient.mul_(new_norm / (norm + SMALLEST_NORM))
 
     def _gradients(self) -> list[Tensor]:
         return [factor.grad for factor in self.factors if factor.grad is not None]
-
-    def learner(self, learner: int, nth: int) -> PooledLearner:
-        """The nth of a learner's pool, or a new one in its place if it has no window left."""
-        outer, pooled = self.config.outer, self.pools[learner][nth]
-        if pooled.state.age + pooled.warmup_steps + outer.window <= self.inner_steps:
-            return pooled
-        return self.fresh(learner, outer.pool + self.done, staggered=False)
 
     def _rate(self) -> float:
         """The outer rate: a cosine schedule for each mode that is distilled for."""
@@ -247,46 +232,28 @@ class Distillation:
     def state(self) -> dict[str, Any]:
         """Everything that the next outer step depends on, for a checkpoint.
 
-        All processes call this; the leader's has the pools of all.
+        All processes call this; the main process's has the pools of all.
         """
-        mine = {each: [_kept(pooled) for pooled in pool] for each, pool in self.pools.items()}
-        everybody = self.group.gather(mine, torch.device("cpu"))
+        pools_by_rank = self.group.gather(self.pools.state(), torch.device("cpu"))
         return {
             "mode": self.mode,
             "factors": [factor.detach() for factor in self.factors],
             "optimizer": self.optimizer.state_dict(),
             "done": self.done,
-            "pools": {each: pool for pools in everybody for each, pool in pools.items()},
+            "pools": {each: pool for pools in pools_by_rank for each, pool in pools.items()},
             "best": self.best,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from the leader's `state()`, of as many processes or of another number."""
+        """Continue from the main process's `state()`, of as many processes or another number."""
         if state["mode"] != self.mode:
             self._distil_for(state["mode"])
         with torch.no_grad():
-            for factor, kept in zip(self.factors, state["factors"], strict=True):
-                factor.copy_(kept)
+            for factor, stored in zip(self.factors, state["factors"], strict=True):
+                factor.copy_(stored)
         self.optimizer.load_state_dict(state["optimizer"])
         self.done, self.best = state["done"], dict(state["best"])
-        self.pools = {each: [_pooled(kept) for kept in state["pools"][each]] for each in self.pools}
-
-    def fresh(self, learner: int, index: int, *, staggered: bool) -> PooledLearner:
-        """A new one for a learner's pool; first ones are spread over all ages, others are young."""
-        outer, seed = self.config.outer, self.config.seed
-        draw = generator(seed, Purpose.POOL, index, self.device.type, learner=learner)
-        rng = numpy_generator(seed, Purpose.POOL, index, learner=learner)
-        latest = self.inner_steps - outer.window
-        warmup_steps = int(
-            rng.integers(0, (latest if staggered else min(outer.window, latest)) + 1)
-        )
-        if outer.start == "teacher":
-            early = self.teacher.early
-            encoder_P = early[int(rng.integers(len(early)))]
-            return PooledLearner(
-                LearnerState.fresh(self.model.with_table(encoder_P, draw)), warmup_steps
-            )
-        return PooledLearner(LearnerState.fresh(self.model.initial(draw)), warmup_steps)
+        self.pools.restore(state["pools"])
 
     def _real_gradient(
         self, theta: Tensor, rng: np.random.Generator, draw: torch.Generator
@@ -295,8 +262,10 @@ class Distillation:
         windows = self.windows.draw(self.config.outer.batch, rng)
         rows = padded_sequences(self.split, windows.start, windows.end)
         items, lengths = (part.to(self.device) for part in rows)
+        if self.recorded_objective is not None:
+            return self.recorded_objective.gradient(theta, items, lengths)
         randomness = StepRandomness(self.backbone.draw_targets(lengths, draw), dropout=None)
-        return self.surrogate.gradient(theta, RealBatch(items, lengths, randomness, rng))
+        return self.objective.gradient(theta, RealBatch(items, lengths, randomness, rng))
 
     def _validate(self) -> None:
         """Keep the summary if learners trained on it do better than on any before."""

@@ -4,8 +4,8 @@ Distilling from noise spends most of its steps on finding out what sequences loo
 histories are a far better start, and the Tucker form is no obstacle: every event becomes the query
 that points at its item, and the queries' tensor C is factored by the higher-order singular value
 decomposition (De Lathauwer, De Moor, Vandewalle, 2000), which keeps what users have in common and
-drops what only one of them did. What is to be predicted, where it is not what is read next, begins
-as what the teacher expects there: the histories are read as they are, and labelled by the teacher.
+drops what only one of them did. Targets of their own begin as the teacher's expectation at their
+position: the inputs are real histories, and the teacher labels them.
 """
 
 import math
@@ -53,8 +53,8 @@ def real_histories(
     A shorter history is repeated until it fills its row; users are, where the log has too few.
     """
     first, ends = split.offsets[:-1], split.training_ends
-    able = np.flatnonzero(ends - first >= 2)  # users with a transition
-    users = rng.choice(able, config.users, replace=len(able) < config.users)
+    eligible = np.flatnonzero(ends - first >= 2)  # users with a transition
+    users = rng.choice(eligible, config.users, replace=len(eligible) < config.users)
     rows = np.empty((config.users, config.length), np.int64)
     for row, user in zip(rows, users, strict=True):
         events = split.histories[first[user] : ends[user]]
@@ -83,12 +83,12 @@ def expected_queries(items_UT: Tensor, C_UTD: Tensor, teacher: TrainedOnLog) -> 
     is left out). No causal learner predicts the first position, which keeps its query.
     """
     length = items_UT.shape[1]
-    found = []
+    states = []
     for some_UT in items_UT.split(max(1, PREFIXES_AT_ONCE // length**2)):
         before = torch.arange(1, length).repeat(len(some_UT))
         states_KF = teacher.model.states(some_UT.repeat_interleave(length - 1, 0), before)
-        found.append(states_KF.view(len(some_UT), length - 1, -1)[..., : C_UTD.shape[-1]])
-    return torch.cat([C_UTD[:, :1], torch.cat(found)], 1)
+        states.append(states_KF.view(len(some_UT), length - 1, -1)[..., : C_UTD.shape[-1]])
+    return torch.cat([C_UTD[:, :1], torch.cat(states)], 1)
 
 
 def factored(C_UTD: Tensor, noise: TuckerSummary, std: float) -> TuckerSummary:
@@ -96,7 +96,7 @@ def factored(C_UTD: Tensor, noise: TuckerSummary, std: float) -> TuckerSummary:
 
     Args:
         C_UTD: queries, (mu, zeta, d), or (mu, 2 zeta, d) with those of targets of their own.
-        noise: a summary of the wanted ranks; columns of U, T and Y beyond C's own rank stay its.
+        noise: a summary of these ranks; columns of U, T and Y beyond C's own rank are kept from it.
         std: scale of U's, T's and Y's entries; the core takes up the rest.
     """
     users, positions, _ = C_UTD.shape
@@ -109,8 +109,8 @@ def factored(C_UTD: Tensor, noise: TuckerSummary, std: float) -> TuckerSummary:
     U[:, :a], T[:, :b] = scale_U * left_UA[:, :a], scale_T * left_TB[:, :b]
     core_ABD = torch.einsum("utd,ua,tb->abd", C_UTD, left_UA[:, :a], left_TB[:, :b])
     G[:a, :b] = core_ABD / (scale_U * scale_T)
-    read, *predicted = (part.clone() for part in T.split(len(noise.T)))
-    return noise.with_learned(U, read, G, *predicted)
+    inputs, *targets = (part.clone() for part in T.split(len(noise.T)))
+    return noise.with_learned(U, inputs, G, *targets)
 
 
 def _left_vectors(C: Tensor) -> Tensor:

@@ -30,11 +30,11 @@ class ItemSampler:
 
     def sub_catalogue(self, C_UTD: Tensor, rng: np.random.Generator) -> Recommender:
         """The model over the items that the queries C point at most, and over drawn ones."""
-        sure_S = pointed_at(C_UTD, self.table_ND)
+        certain_S = pointed_at(C_UTD, self.table_ND)
         drawn_M, log_weight_M = self._drawn(rng)
-        others = torch.isin(drawn_M, sure_S, invert=True)
-        items_R = torch.cat([sure_S, drawn_M[others]])
-        log_weight_R = torch.cat([log_weight_M.new_zeros(len(sure_S)), log_weight_M[others]])
+        others = torch.isin(drawn_M, certain_S, invert=True)
+        items_R = torch.cat([certain_S, drawn_M[others]])
+        log_weight_R = torch.cat([log_weight_M.new_zeros(len(certain_S)), log_weight_M[others]])
         part_RD = self.table_ND[items_R]
         return replace(self.model, n_items=len(part_RD), frozen=part_RD, log_weight=log_weight_R)
 
@@ -54,5 +54,5 @@ def pointed_at(C_UTD: Tensor, table_ND: Tensor) -> Tensor:
     each = min(ITEMS_A_POSITION, len(table_ND))
     queries = C_UTD.flatten(0, 1).split(max(1, SCORES_AT_ONCE // len(table_ND)))
     top = [(some @ table_ND.T).topk(each).indices.flatten() for some in queries]
-    found: Tensor = torch.cat(top).unique()
-    return found
+    items: Tensor = torch.cat(top).unique()
+    return items

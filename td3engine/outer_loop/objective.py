@@ -1,9 +1,9 @@
-"""The surrogate objective: what a learner of the outer loop is worth on real windows (section 5).
+"""The surrogate objective of the outer loop: a learner's loss on real windows (section 5).
 
-Cross-entropy of what happened next, and nearness to the teacher, in a form that the mode allows.
-Learners that share the teacher's item table have hidden states in the teacher's own space: the mean
-squared distance of the two. Learners with a table of their own have not, but they order the same
-items: a part of each target is the teacher's distribution over them in place of the next item.
+It is the cross-entropy of the next items, and nearness to the teacher in a form that depends on the
+mode. Learners that share the teacher's item table have hidden states in the teacher's space: the
+mean squared distance of the two is added. Learners with a table of their own order the same items:
+a part of each target is the teacher's distribution over them in place of the next item.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.config import OuterConfig
-from td3engine.inner_loop.graphed import CudaGraph
+from td3engine.inner_loop.cuda_graphs import CudaGraph
 from td3engine.losses.cross_entropy import mean_score
 from td3engine.losses.softmax import mean_expected_score, mean_log_sum_exp
 from td3engine.models.backbone import TargetPositions
@@ -26,14 +26,14 @@ from td3engine.teacher.training import TrainedOnLog
 
 @dataclass(frozen=True)
 class RealBatch:
-    """Real windows and what is asked of them.
+    """Real windows and their target positions.
 
     Attributes:
         items: right-padded, int64 (B, L).
         lengths: events in each row, int64 (B).
-        draws: the asked events; no dropout.
-        rng: of drawn items, where the softmax is sampled.
-        weight: each asked event's share of the mean, (K, 1); None: all the same.
+        randomness: target positions; no dropout.
+        rng: draws the items of a sampled softmax.
+        weight: each target's share of the mean, (K, 1); None: all the same.
     """
 
     items: Tensor
@@ -50,8 +50,8 @@ class SurrogateObjective:
     Attributes:
         model: the learners.
         teacher: trained on the whole log; its first d table columns are V.
-        outer: weights, and what targets compete with.
-        sampler: of items that real targets compete with; None: all of them.
+        outer: weights, and the items that targets compete with.
+        sampler: draws the items that real targets compete with; None: all items.
     """
 
     model: Recommender
@@ -89,7 +89,7 @@ class SurrogateObjective:
             assert batch.rng is not None
             targets_K = batch.items[targets.rows, targets.at]
             return self.sampler.cross_entropy(hidden_KF, targets_K, batch.rng).mean()
-        # What a cross-entropy has of its target is the target's expected score (I-2).
+        # A cross-entropy depends on its target by the target's expected score (I-2).
         score = mean_score(hidden_KF, embedded_BLF[targets.rows, targets.at], weight)
         share = self.outer.teacher_share
         if self.model.frozen is None and share:
@@ -100,39 +100,38 @@ class SurrogateObjective:
 
     @torch.no_grad()
     def _teachers(self, batch: RealBatch) -> Tensor:
-        """The teacher's hidden states where the learner's are asked for, as scored, (K, f)."""
-        read_BLF = F.embedding(batch.items, self.teacher.model.table)
-        return self.model.states(
-            self.teacher.model.parameters, read_BLF, batch.lengths, batch.randomness
-        )
+        """The teacher's hidden states at the target positions, as scored, (K, f)."""
+        events_BLF = F.embedding(batch.items, self.teacher.model.table)
+        states = self.model.states
+        return states(self.teacher.model.parameters, events_BLF, batch.lengths, batch.randomness)
 
 
 class RecordedObjective:
-    """A surrogate's gradient on batches that are padded to one shape, on a GPU recorded.
+    """The objective's gradient on batches that are padded to one shape, recorded on a GPU.
 
-    Each place of a batch is asked for, and what is padding weighs nothing: so nothing depends on
-    how long its rows are but numbers.
+    Every position of a batch is a target, and padding has weight zero. So the lengths of its rows
+    are data, and no shape depends on them.
 
     Args:
-        surrogate: of a causal backbone; real targets compete with all items.
+        objective: of a causal backbone; real targets compete with all items.
         device: where to compute.
-        rows, length: of a batch, the most.
+        rows, length: the largest sizes of a batch.
     """
 
     def __init__(
-        self, surrogate: SurrogateObjective, device: torch.device, rows: int, length: int
+        self, objective: SurrogateObjective, device: torch.device, rows: int, length: int
     ) -> None:
-        assert surrogate.sampler is None  # a sample is another one each time
-        assert surrogate.outer.among == "all"  # others know no weights
-        self.surrogate, self.rows, self.length = surrogate, rows, length
-        self._graphed = CudaGraph(self._gradient, device)
+        assert objective.sampler is None  # a sample differs from batch to batch
+        assert objective.outer.among == "all"  # the other loss takes no weights
+        self.objective, self.rows, self.length = objective, rows, length
+        self._graph = CudaGraph(self._gradient, device)
 
     def gradient(self, theta_P: Tensor, items_BL: Tensor, lengths_B: Tensor) -> Tensor:
         """See `SurrogateObjective.gradient`."""
-        less = self.rows - len(items_BL)
-        items = F.pad(items_BL, (0, self.length - items_BL.shape[1], 0, less))
-        (found,) = self._graphed(theta_P, items, F.pad(lengths_B, (0, less)))
-        return found.clone()
+        missing = self.rows - len(items_BL)
+        items = F.pad(items_BL, (0, self.length - items_BL.shape[1], 0, missing))
+        (gradient_P,) = self._graph(theta_P, items, F.pad(lengths_B, (0, missing)))
+        return gradient_P.clone()
 
     def _gradient(self, theta_P: Tensor, items_BL: Tensor, lengths_B: Tensor) -> tuple[Tensor]:
         rows_B = torch.arange(self.rows, device=items_BL.device)
@@ -141,7 +140,7 @@ class RecordedObjective:
         targets = TargetPositions(
             rows_B[:, None].expand(shape).flatten(), at_A.expand(shape).flatten()
         )
-        counted = (at_A < lengths_B[:, None]).flatten().to(theta_P.dtype)
-        weight_K1 = (counted / counted.sum())[:, None]
+        is_target = (at_A < lengths_B[:, None]).flatten().to(theta_P.dtype)
+        weight_K1 = (is_target / is_target.sum())[:, None]
         batch = RealBatch(items_BL, lengths_B, StepRandomness(targets, None), weight=weight_K1)
-        return (self.surrogate.gradient(theta_P, batch),)
+        return (self.objective.gradient(theta_P, batch),)

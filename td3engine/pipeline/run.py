@@ -164,7 +164,7 @@ class Run:
         self.split = split_log(self.log, self.config.data)
         _refuse_too_little_data(self.split)
         self.holdouts = Holdouts(self.split, self.config.data)
-        self.config, notes = settled_for(self.config, self.split, biased=self.backbone.biased)
+        self.config, notes = settled_for(self.config, self.split, self.backbone, self.device)
         for note in notes:
             self._note(note)
         return saved

@@ -1,8 +1,9 @@
 """Processes that distil together: each trains its share of an outer step's learners.
 
-`torchrun --nproc-per-node 2 -m td3engine.cli distill ...` starts them. The first one (rank 0)
-leads: it trains the teacher, writes checkpoint and summary, and speaks. A process by itself is a
-`World`, where every call is trivial, so that code reads the same for one and for many.
+`torchrun --nproc-per-node 2 -m td3engine.cli distill ...` starts them. The main process (rank 0)
+trains the teacher, writes checkpoint and summary, and reports. All hold the same factors and
+optimizer: the one exchange of an outer step is an all-reduce of the factors' gradient. A process by
+itself is a `ProcessGroup` of one, so that code reads the same for one and for many.
 
 All processes make the same calls in the same order. One that fails ends; the others find their
 connection to it closed, or wait no longer than a time limit, and end too (`PeerLostError`).
@@ -21,15 +22,18 @@ from torch import Tensor
 
 from td3engine.errors import DeviceError, PeerLostError
 
-# What the others wait for at most is an epoch of the leader's teacher.
-PATIENCE = timedelta(hours=1)
+PATIENCE = timedelta(hours=1)  # the longest wait is for an epoch of the main process's teacher
+CPU = torch.device("cpu")
 
 Tree = Any
 """Tensors, numbers and strings in dictionaries and lists: what `torch.load` reads safely."""
 
 
 class ProcessGroup:
-    """A process by itself: rank 0 of 1."""
+    """A process by itself: rank 0 of 1.
+
+    A group of several overrides `all_reduce`, `broadcast`, `gather` and `close`.
+    """
 
     rank = 0
     size = 1
@@ -45,26 +49,34 @@ class ProcessGroup:
     def all_reduce(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by its sum over all processes, the same bits in each of them."""
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """For each flag, whether a process has it set."""
-        return flags
-
     def broadcast(self, tree: Tree, device: torch.device) -> Tree:
-        """The leader's `tree`, on this process's device; the others' own is ignored."""
+        """The main process's `tree`, on this process's device; the others' own is ignored."""
         del device
         return tree
 
     def gather(self, tree: Tree, device: torch.device) -> list[Tree]:
-        """All processes' trees by rank, on the leader's device; elsewhere this process's only."""
+        """All processes' trees by rank, on the main process's device; elsewhere only its own."""
         del device
         return [tree]
 
-    def iterate_on_main(self, values: Iterator[float]) -> Iterator[float]:
-        """`values` as the leader goes through them; the others get each one, and do no work."""
-        return values
-
     def close(self) -> None:
-        """Part; each process goes on by itself, as another `World`."""
+        """Leave the group; each process goes on by itself, with a `ProcessGroup` of one."""
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether any process has it set."""
+        counts = torch.tensor(flags, dtype=torch.int32)
+        self.all_reduce([counts])
+        return tuple(bool(count) for count in counts)
+
+    def iterate_on_main(self, values: Iterator[float]) -> Iterator[float]:
+        """`values` as the main process computes them; the others receive each one."""
+        if self.is_main:
+            for value in values:
+                yield self.broadcast(value, CPU)
+            self.broadcast(None, CPU)
+        else:
+            while (value := self.broadcast(None, CPU)) is not None:
+                yield value
 
 
 class TorchProcessGroup(ProcessGroup):
@@ -84,57 +96,35 @@ class TorchProcessGroup(ProcessGroup):
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        raised = torch.tensor(flags, dtype=torch.int32)
-        with self._others():
-            dist.all_reduce(raised, dist.ReduceOp.MAX)
-        return tuple(bool(flag) for flag in raised)
-
     def broadcast(self, tree: Tree, device: torch.device) -> Tree:
-        sent = _packed(tree) if self.is_main else torch.empty(0, dtype=torch.uint8)
-        size = torch.tensor(len(sent))
-        with self._others():
-            dist.broadcast(size, 0)
-            if not self.is_main:
-                sent = torch.empty(int(size), dtype=torch.uint8)
-            dist.broadcast(sent, 0)
-        return tree if self.is_main else _unpacked(sent, device)
+        packed = self._send_to_all(tree, 0)
+        return tree if self.is_main else _unpacked(packed, device)
 
     def gather(self, tree: Tree, device: torch.device) -> list[Tree]:
-        if not self.is_main:
-            packed = _packed(tree)
-            with self._others():
-                dist.send(torch.tensor(len(packed)), 0)
-                dist.send(packed, 0)
-                dist.barrier()  # nobody ends while the leader still reads
-            return [tree]
-        found = [tree]
+        trees = [tree]
         for rank in range(1, self.size):
-            size = torch.tensor(0)
-            with self._others():
-                dist.recv(size, rank)
-                packed = torch.empty(int(size), dtype=torch.uint8)
-                dist.recv(packed, rank)
-            found.append(_unpacked(packed, device))
+            packed = self._send_to_all(tree, rank)
+            if self.is_main:
+                trees.append(_unpacked(packed, device))
         with self._others():
-            dist.barrier()
-        return found
-
-    def iterate_on_main(self, values: Iterator[float]) -> Iterator[float]:
-        cpu = torch.device("cpu")
-        if self.is_main:
-            for value in values:
-                self.broadcast(value, cpu)
-                yield value
-            self.broadcast(None, cpu)
-        else:
-            while (value := self.broadcast(None, cpu)) is not None:
-                yield value
+            dist.barrier()  # no process ends while another one still receives
+        return trees
 
     def close(self) -> None:
         with self._others():
             dist.barrier()
         dist.destroy_process_group()
+
+    def _send_to_all(self, tree: Tree, source: int) -> Tensor:
+        """The bytes of one process's tree, in all processes."""
+        packed = _packed(tree) if self.rank == source else torch.empty(0, dtype=torch.uint8)
+        size = torch.tensor(len(packed))
+        with self._others():
+            dist.broadcast(size, source)
+            if self.rank != source:
+                packed = torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(packed, source)
+        return packed
 
     @contextmanager
     def _others(self) -> Iterator[None]:
@@ -148,7 +138,7 @@ class TorchProcessGroup(ProcessGroup):
 
 
 def join(device: torch.device, patience: timedelta = PATIENCE) -> ProcessGroup:
-    """The world that a launcher (torchrun) has put this process into, else one by itself.
+    """The group that a launcher (torchrun) has put this process into, else one by itself.
 
     Args:
         device: where to compute. On CUDA each process of a machine gets a GPU of its own, which
@@ -162,16 +152,16 @@ def join(device: torch.device, patience: timedelta = PATIENCE) -> ProcessGroup:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return ProcessGroup()
-    ranks = TorchProcessGroup(int(os.environ["RANK"]), size)
+    group = TorchProcessGroup(int(os.environ["RANK"]), size)
     if device.type == "cuda":
         local, here = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= here:
             raise DeviceError(f"process {local + 1} of this machine has no GPU: it has {here}")
         torch.cuda.set_device(local)
-    with ranks._others():
+    with group._others():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=patience)
-    return ranks
+    return group
 
 
 def _packed(tree: Tree) -> Tensor:

@@ -1,20 +1,17 @@
-"""What a computing process settles with its machine, once, before it computes.
+"""Set-up of a process for computing, once, before it computes.
 
-Freed memory is kept: glibc gives large freed blocks back to the kernel, and every page of a new one
-is a fault again. A training step frees and takes the same few hundred blocks of some hundred
-kilobytes over and over.
-
-Float32 products go to oneDNN where torch's usual library is slow: torch's builds for x86 multiply
-by MKL, which does not use all vector instructions of processors that are not Intel's. On an AMD
-EPYC with AVX-512, oneDNN (which torch carries too) takes half of the time. torch offers it for
-float32 only as the way that *may* round inputs to bfloat16; a processor without AMX has no such
-way, and its results are those of float32. Where they are not, the offer is declined.
-
-There are no more threads than the control group has processors for: torch counts those of the
-machine, and a container that may use two of sixty-four would have thirty threads wait for each.
-
-On a GPU sums are taken in a fixed order: several numbers that are added to one place (`index_add_`)
-would be added as they come, and a run with the same seed would not give the same bytes.
+- **Freed memory is kept.** glibc gives large freed blocks back to the kernel, and every page of a
+  new one is a fault again. A training step frees and allocates the same few hundred blocks of some
+  hundred kilobytes over and over.
+- **Float32 products go to oneDNN where torch's usual library is slow.** torch's builds for x86
+  multiply by MKL, which does not use all vector instructions of processors that are not Intel's. On
+  an AMD EPYC with AVX-512 oneDNN needs half of the time. torch selects it for float32 only by a
+  setting that allows inputs rounded to bfloat16. A processor without AMX cannot round so, and its
+  results are those of float32; where results differ, the setting is reverted.
+- **No more threads than the control group has processors for.** torch counts those of the machine:
+  in a container that may use two of sixty-four, thirty threads would wait for each.
+- **On a GPU sums have a fixed order.** Otherwise numbers that are added to one place (`index_add_`)
+  are added as they arrive, and a run with the same seed would not give the same bytes.
 """
 
 import ctypes
@@ -34,13 +31,13 @@ from td3engine.errors import DeviceError
 
 # <malloc.h>
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-LARGEST_KEPT = 32 * 2**20  # glibc takes no more as a threshold; larger blocks are given back
-KEPT_IN_ALL = 512 * 2**20
-TAKEN_AHEAD = 64 * 2**20
+LARGEST_KEPT = 32 * 2**20  # glibc accepts no larger threshold; larger blocks are given back
+KEPT_IN_TOTAL = 512 * 2**20
+ALLOCATED_AHEAD = 64 * 2**20
 
 CGROUP = Path("/sys/fs/cgroup")  # of a container its own
 PROBE_NUMBERS, PROBE_OPERATIONS = 2**16, 400  # as an inner step has them
-WAITING = 3  # times as long as with one thread is too long
+WAITING = 3  # times as long as with one thread is contention
 LARGEST_ERROR = 1e-4  # of a product of 64 x 64 unit normals: float32 1e-5, from bfloat16 0.1
 
 
@@ -59,7 +56,7 @@ def pick_device(requested: Device = "auto") -> torch.device:
 
 
 def configure(device: torch.device | None = None) -> None:
-    """All of the module's docstring, as far as it applies here."""
+    """Apply what the module's docstring lists, as far as this machine needs it."""
     keep_freed_memory()
     use_fast_matmul()
     quota = processors_allowed()
@@ -70,9 +67,9 @@ def configure(device: torch.device | None = None) -> None:
 
 
 def use_deterministic_cuda() -> None:
-    """Has torch take sums on a GPU in a fixed order, in this process.
+    """Have torch sum in a fixed order on a GPU, in this process.
 
-    To be called before the first product there: cuBLAS reads its setting once.
+    Call it before the first product there: cuBLAS reads its setting once.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # An operation that has no such way is a warning: bytes that may differ, but a summary.
@@ -87,15 +84,15 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     settings = {
         M_MMAP_THRESHOLD: LARGEST_KEPT,
-        M_TRIM_THRESHOLD: KEPT_IN_ALL,
-        M_TOP_PAD: TAKEN_AHEAD,
+        M_TRIM_THRESHOLD: KEPT_IN_TOTAL,
+        M_TOP_PAD: ALLOCATED_AHEAD,
     }
-    taken = [mallopt(which, value) for which, value in settings.items()]
-    return all(taken)
+    accepted = [mallopt(which, value) for which, value in settings.items()]
+    return all(accepted)
 
 
 def use_fast_matmul() -> bool:
-    """Has torch multiply float32 matrices by oneDNN, if that is quicker here and as exact."""
+    """Have torch multiply float32 matrices by oneDNN, if that is faster here and as exact."""
     if "AMD" not in str(torch.cpu.get_capabilities().get("cpu_name", "")):
         return False
     settings: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # not in its stubs
@@ -108,7 +105,7 @@ def use_fast_matmul() -> bool:
 
 
 def processors_allowed() -> int | None:
-    """How many processors' time this control group may use, rounded up; None if that is not said.
+    """How many processors' time this control group may use, rounded up; None: unknown.
 
     Versions 2 (`cpu.max`: quota and period, or `max`) and 1 (two files; a quota of -1 is none).
     """
@@ -119,12 +116,12 @@ def processors_allowed() -> int | None:
             names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
             quota, period = ((CGROUP / "cpu" / name).read_text().strip() for name in names)
         return None if quota in ("max", "-1") else max(1, math.ceil(int(quota) / int(period)))
-    except (OSError, ValueError):  # another system, or one that says it otherwise
+    except (OSError, ValueError):  # no control groups, or another format
         return None
 
 
 def cpu_contention() -> str | None:
-    """Says so where torch's threads wait for each other much longer than they compute.
+    """A warning where torch's threads wait for each other much longer than they compute, or None.
 
     Every parallel operation ends when its last thread does: where one of them has no core of its
     own, because something else computes on this machine, the others wait for it each time. A
@@ -157,19 +154,19 @@ def _seconds_of_small_operations() -> float:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Where sums are taken in a fixed order, have operations keep to it that only warn otherwise:
-    attention's gradient (`scaled_dot_product_attention`) splits its keys unless it is forced."""
-    settled = torch.are_deterministic_algorithms_enabled()
+    """Where sums have a fixed order, force it on operations that only warn otherwise: attention's
+    gradient (`scaled_dot_product_attention`) splits its keys unless it is forced."""
+    enabled = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(settled)
+    torch.use_deterministic_algorithms(enabled)
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(settled, warn_only=warns)
+        torch.use_deterministic_algorithms(enabled, warn_only=warns)
 
 
 def largest_error() -> float:
-    """How far a float32 product of unit normals (64, 64) is from that in float64."""
+    """Largest difference of a float32 product of unit normals (64, 64) from that in float64."""
     draw = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 64, 64, generator=draw)
     return float(((x @ y).double() - x.double() @ y.double()).abs().max())

@@ -23,8 +23,6 @@ from torch import Tensor
 
 from td3engine.losses import softmax
 
-LARGEST_DENSE = 2**26  # numbers of S that are stored: 256 MiB
-
 
 def expected_embeddings(C_UTD: Tensor, V_ND: Tensor, E_ND: Tensor) -> Tensor:
     """X = softmax(C V^T) E, the expected embedding of each position, (mu, zeta, d) (I-1).
@@ -68,25 +66,6 @@ class SoftEmbedding(Protocol):
 
     def passes(self, batch: Tensor, table_ND: Tensor) -> EmbeddingPasses:
         """The same with analytic derivatives."""
-
-
-def soft_embedding_for(
-    V_ND: Tensor, positions: int, *, fixed: bool, twice_by_autograd: bool = False
-) -> SoftEmbedding:
-    """The implementation for a summary.
-
-    Args:
-        V_ND: its item factor.
-        positions: how many queries it has.
-        fixed: whether the scoring table is V, not trained.
-        twice_by_autograd: whether autograd must differentiate the embedding twice. Fused attention
-            has no second derivative, so S is stored then, however large.
-    """
-    if fixed:
-        return Precomputed(V_ND)
-    if twice_by_autograd or positions * len(V_ND) <= LARGEST_DENSE:
-        return DenseProbs(V_ND)
-    return ChunkedQueries(V_ND)
 
 
 @dataclass(frozen=True)

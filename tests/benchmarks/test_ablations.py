@@ -6,28 +6,21 @@ import pytest
 import torch
 
 from benchmarks.ablations import FreeQueries
-from td3engine.config import DistillConfig
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.summary.tucker import query
-from tests.td3engine import test_distill as kit
+from tests.td3engine import distill_kit as kit
 from tests.td3engine.oracles import default_double, distance, leaves
-
-
-def made(kind: type[Distillation], config: DistillConfig, monkeypatch: pytest.MonkeyPatch) -> Any:
-    with monkeypatch.context() as patched:
-        patched.setattr(kit, "Distillation", kind)
-        return kit.make(config, False)
 
 
 @pytest.mark.parametrize("targets", ["own", "next"])
 @pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
 def test_free_queries_start_where_the_factors_do_and_are_trained_alone(
-    mode: Any, targets: Any, monkeypatch: pytest.MonkeyPatch
+    mode: Any, targets: Any
 ) -> None:
     """Their gradient is that of the queries, which the factors' is made of by the chain rule."""
     config = kit.config_of(mode, targets=targets)
     with default_double():
-        base, free = (made(kind, config, monkeypatch) for kind in (Distillation, FreeQueries))
+        base, free = (kit.make(config, False, kind=kind) for kind in (Distillation, FreeQueries))
         factors = leaves(*base.factors)
         C_UTD = query(*factors)
         assert distance(query(*free.factors), C_UTD.detach()) < 1e-12

@@ -56,7 +56,7 @@ def test_the_same_meta_gradient_as_the_engines(layers: int, schedule: str) -> No
         outer={"window": 3, "pool": 1, "normalise": False, "clip": 1e6, "feature_weight": 2.0},
     )
     engine = work.engine()
-    (pooled,) = engine.pools[0]
+    (pooled,) = engine.pools.by_learner[0]
     textbook = work.textbook(engine.summary.learned)
     textbook.starts = np.array([pooled.warmup_steps])
     # The learner that the engine has drawn, in place of one of the textbook's own.

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from td3engine.config import DistillConfig, Mode
+from td3engine.config import Mode
 from td3engine.data.split import Split
-from td3engine.inner_loop import windows
+from td3engine.inner_loop import unroll
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.gradients import InnerStep
 from td3engine.inner_loop.learner import recommender
@@ -26,13 +25,10 @@ from td3engine.inner_loop.unroll import train
 from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
 from td3engine.models.sequences import padded_sequences
-from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop import distillation as distill
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.ranking.holdout import holdout_set
-from td3engine.runtime.distributed import ProcessGroup
 from td3engine.teacher.training import TrainedOnLog
-from tests.td3engine.biased import BiasedSASRec
+from tests.td3engine.distill_kit import RATES, WIDTH, ZETA, config_of, make
 from tests.td3engine.oracles import (
     TapeAdam,
     Textbook,
@@ -40,15 +36,10 @@ from tests.td3engine.oracles import (
     dense_summary,
     distance,
     leaves,
-    make_split,
     masks_at_all,
-    normal,
 )
-from tests.td3engine.small import small_config
 
-ITEMS, WIDTH, ZETA = 9, 4, 8
 EXACT = 1e-8
-RATES: dict[Mode, float] = {"shared-items": 0.03, "from-scratch": 0.05}
 KINDS: list[tuple[Mode, bool]] = [
     ("shared-items", False),
     ("from-scratch", False),
@@ -87,54 +78,9 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watched:
         watched.real.append([row[:length] for row, length in rows])
         return items, lengths
 
-    monkeypatch.setattr(windows, "train", watched_train)
+    monkeypatch.setattr(unroll, "train", watched_train)
     monkeypatch.setattr(distill, "padded_sequences", watched_sequences)
     return watched
-
-
-def config_of(
-    mode: Mode, *, targets: Any = "own", objective: Any = "last-and-augmented", **outer: Any
-) -> DistillConfig:
-    return small_config(
-        mode=mode,
-        backbone={"hidden": WIDTH, "inner": 5, "dropout": 0.2},
-        summary={"users": 5, "length": ZETA, "targets": targets},
-        learner={
-            "batch": 2,
-            "objective": objective,
-            "augmented": 1,
-            "weight_decay": 0.01,
-            "scratch_steps": 9,
-        },
-        outer={
-            "normalise": False,
-            "clip": 1e6,
-            "weight_decay": 0.02,
-            "validate_every": 1000,
-            "shared_steps": 0,
-            "feature_weight": 0.7,
-            "teacher_share": 0.3,
-            "lr": RATES["shared-items"],
-            "scratch_lr": RATES["from-scratch"],
-            **outer,
-        },
-    )
-
-
-def make(config: DistillConfig, biased: bool, group: ProcessGroup | None = None) -> Distillation:
-    rng = np.random.default_rng(0)
-    histories = [rng.integers(ITEMS, size=size).tolist() for size in [4, 9, 6, 12, 5, 7, 2, 8] * 2]
-    split = make_split(histories, ITEMS)
-    backbone = (BiasedSASRec if biased else SASRec)(config.backbone, config.data.max_history)
-    size = backbone.n_parameters
-    teacher = TrainedOnLog(
-        model=TrainedModel(backbone, normal(0, size, std=0.3), normal(1, ITEMS, WIDTH + biased)),
-        early=normal(2, 3, size, std=0.1),
-        validation=0.5,
-        seconds=1.0,
-    )
-    asked = holdout_set(split, "validation", config.learner_history)
-    return Distillation(split, config, backbone, teacher, asked, torch.device("cpu"), group)
 
 
 def textbook_of(distillation: Distillation, mode: Mode, biased: bool) -> Textbook:
@@ -229,7 +175,7 @@ def assert_kept(distillation: Distillation, learner: TapeAdam) -> None:
         return values.detach().index_fill(0, key_bias, 0.0)
 
     theta = compared(learner.theta)
-    everybody = [pooled for pool in distillation.pools.values() for pooled in pool]
+    everybody = [pooled for pool in distillation.pools.by_learner.values() for pooled in pool]
     kept = [p for p in everybody if distance(compared(p.state.parameters), theta) < EXACT]
     assert len(kept) == 1
     state = kept[0].state
@@ -263,7 +209,7 @@ def test_outer_steps_are_the_textbooks(
     textbook = textbook_of(distillation, mode, biased)
     theirs = leaves(*distillation.factors)
     optimizer = torch.optim.Adam(theirs, weight_decay=config.outer.weight_decay)
-    assert len(distillation.pools[0]) == config.outer.pool
+    assert len(distillation.pools.by_learner[0]) == config.outer.pool
     ages = []
     for done, _ in enumerate(islice(distillation.steps(), 5)):
         start, window, real = watched.starts[done], watched.windows[done], watched.real[done]
@@ -312,7 +258,7 @@ def test_several_learners_a_step_count_by_their_mean(
         for _, learner in found:
             assert_kept(distillation, learner)
         before = leaves(*distillation.factors)
-    assert [len(pool) for pool in distillation.pools.values()] == [
+    assert [len(pool) for pool in distillation.pools.by_learner.values()] == [
         distillation.config.outer.pool
     ] * 3
 
@@ -380,9 +326,9 @@ def test_a_window_goes_on_where_the_pool_left_off(
     then a fresh one, perhaps after some steps of its own."""
     watched = watch(monkeypatch)
     distillation = make(config_of(mode, pool=1, steps=12), False)
-    end = distillation.pools[0][0].state
+    end = distillation.pools.by_learner[0][0].state
     assert end.age == 0
-    warmup_steps = distillation.pools[0][0].warmup_steps
+    warmup_steps = distillation.pools.by_learner[0][0].warmup_steps
     fresh = 0
     for done, _ in enumerate(islice(distillation.steps(), 11)):
         start = watched.starts[done]
@@ -392,7 +338,10 @@ def test_a_window_goes_on_where_the_pool_left_off(
         else:
             fresh += 1
             assert start.age <= 3
-        end, warmup_steps = distillation.pools[0][0].state, distillation.pools[0][0].warmup_steps
+        end, warmup_steps = (
+            distillation.pools.by_learner[0][0].state,
+            distillation.pools.by_learner[0][0].warmup_steps,
+        )
         assert warmup_steps == 0
     assert fresh > 1
 
@@ -418,7 +367,7 @@ def test_a_shared_items_learner_may_start_as_the_early_teacher() -> None:
     distillation = make(config_of("shared-items", start="teacher", pool=6), True)
     early = distillation.teacher.early
     size = early.shape[1]
-    for pooled in distillation.pools[0]:
+    for pooled in distillation.pools.by_learner[0]:
         theta = pooled.state.parameters
         assert any(torch.equal(theta[:size], each) for each in early)
         assert not theta[size:].any()  # the bias
@@ -428,7 +377,7 @@ def test_a_shared_items_learner_may_start_as_the_early_teacher() -> None:
 def test_learners_of_the_pool_are_whole_and_their_own(mode: Mode, biased: bool) -> None:
     distillation = make(config_of(mode, pool=3), biased)
     model = recommender(distillation.backbone, distillation.V_ND, mode)
-    thetas = [pooled.state.parameters for pooled in distillation.pools[0]]
+    thetas = [pooled.state.parameters for pooled in distillation.pools.by_learner[0]]
     assert all(len(theta) == model.n_parameters for theta in thetas)
     assert not torch.equal(thetas[0], thetas[1])
     assert torch.equal(distillation.V_ND, distillation.teacher.model.table[:, :WIDTH])

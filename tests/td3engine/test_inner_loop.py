@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
+from td3engine.inner_loop import plan
 from td3engine.inner_loop.learner import learn, recommender, training_on
 from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.models.backbone import TargetPositions
 from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
 from td3engine.models.trained_model import TrainedModel
-from td3engine.summary import soft_sequences as reading
 from td3engine.summary.soft_sequences import DenseProbs
 from td3engine.summary.tucker import TuckerSummary
 from tests.td3engine.biased import BiasedSASRec
@@ -83,7 +83,8 @@ def textbook(
     trained = torch.cat(start).requires_grad_()
     optimizer = torch.optim.Adam([trained], lr=0.01, betas=(0.9, 0.97), weight_decay=0.02)
     model, soft_embedding = recommender(backbone, SUMMARY.V, mode), DenseProbs(SUMMARY.V)
-    trainer = InnerLoopTrainer(model, make_config(steps), steps, soft_embedding, ZETA)
+    own = plan.plan_training(backbone, mode, ITEMS, positions=0)
+    trainer = InnerLoopTrainer(model, make_config(steps), steps, soft_embedding, ZETA, own)
     targets = targets_of(summary)
     for number, step in enumerate(trainer.steps(0, steps, MU, draw)):
         optimizer.param_groups[0]["lr"] = 0.01 * (1 - number / steps)
@@ -111,7 +112,7 @@ def test_learn_is_the_textbooks(
     Compared by what the encoders do, not by their numbers: the attention's key bias has no effect
     and a gradient of pure rounding noise, which Adam scales up to steps of full size.
     """
-    monkeypatch.setattr(reading, "LARGEST_DENSE", largest_dense)
+    monkeypatch.setattr(plan, "LARGEST_DENSE", largest_dense)
     learner = learn(summary, backbone, make_config(23), mode, seeded(9))
     found = learner.model
     encoder, E, b = textbook(summary, backbone, mode, 23)
@@ -135,11 +136,11 @@ def test_the_loss_by_attention_and_by_probabilities_is_the_definition(
 ) -> None:
     """A batch as X or queries C (a summary's user) and as S (distilling): value and gradient."""
     book = definition(backbone, mode)
-    monkeypatch.setattr(reading, "LARGEST_DENSE", 0)
+    monkeypatch.setattr(plan, "LARGEST_DENSE", 0)
     by_attention, synthetic = training_on(summary, backbone, make_config(20), mode)
     own, soft_embedding = summary.Y is not None, DenseProbs(SUMMARY.V)
     model, config = by_attention.model, make_config(20)
-    dense = InnerLoopTrainer(model, config, 20, soft_embedding, ZETA)
+    dense = InnerLoopTrainer(model, config, 20, soft_embedding, ZETA, by_attention.plan)
     targets = targets_of(summary)
     probabilities = torch.cat([S, targets], 1) if own else S
     initial = by_attention.model.initial(seeded(1))

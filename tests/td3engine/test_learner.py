@@ -6,7 +6,6 @@ import torch
 from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.learner import learn, training_on
-from td3engine.inner_loop.trainer import advance
 from td3engine.models.registry import build_backbone
 from td3engine.summary.tucker import TuckerSummary
 from tests.td3engine.small import small_config
@@ -35,4 +34,4 @@ def test_the_last_event_is_asked_once_a_row_and_the_rest_at_random(augmented: in
     assert rows.bincount().tolist() == [augmented + 1] * 4
     assert (at == 7).sum() == 4  # the augmentation stops short of the last of 8 events
     assert ((at >= 5) & (at <= 7)).all()
-    advance(training, synthetic, LearnerState.fresh(training.model.initial(draw)), draw, 2)
+    training.advance(synthetic, LearnerState.fresh(training.model.initial(draw)), draw, 2)

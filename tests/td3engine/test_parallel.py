@@ -28,11 +28,11 @@ from td3engine.events import Phase
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.pipeline.run import Control, Run
 from td3engine.runtime.distributed import ProcessGroup, join
+from tests.td3engine.distill_kit import WIDTH, config_of, make
 from tests.td3engine.oracles import default_double, distance
 from tests.td3engine.ranks import CPU, together
 from tests.td3engine.small import SMALL, small_config, write_small_log
 from tests.td3engine.test_cli import settings
-from tests.td3engine.test_distill import WIDTH, config_of, make
 
 SINGLE, DOUBLE = 1e-4, 1e-9
 LEARNERS = 3  # of two processes one trains two of them

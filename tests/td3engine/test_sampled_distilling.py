@@ -16,8 +16,8 @@ from td3engine.outer_loop import item_sampler
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.outer_loop.item_sampler import pointed_at
 from td3engine.summary.tucker import query
+from tests.td3engine.distill_kit import ITEMS, ZETA, config_of, make
 from tests.td3engine.oracles import default_double, distance, normal
-from tests.td3engine.test_distill import ITEMS, ZETA, config_of, make
 
 EXACT = 1e-9
 
@@ -97,7 +97,7 @@ def test_weighted_scores_by_hand_and_by_autograd() -> None:
     [step] = training.steps(0, 1, 5, draw)
     theta = training.model.initial(draw)
     direction = normal(4, len(theta))
-    analytic = training.take(theta, synthetic[step.rows], step.randomness, True)
+    analytic = training.grad_fn(theta, synthetic[step.rows], step.randomness, True)
     by_autograd = AutogradGradient(
         theta, synthetic[step.rows], step.randomness, True, loss=training.loss
     )

@@ -6,31 +6,22 @@ to 1e-8 relative (method, section 6).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from td3engine.config import BackboneConfig, LearnerConfig, Mode
+from td3engine.config import Mode
 from td3engine.inner_loop.adam import LearnerAdam, LearnerState, adam
 from td3engine.inner_loop.gradients import AutogradGradient, InnerGradient, InnerStep
-from td3engine.inner_loop.learner import recommender
-from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.inner_loop.unroll import meta_gradient, train
 from td3engine.losses import softmax
 from td3engine.models.backbone import TargetPositions
-from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
-from td3engine.summary.soft_sequences import ChunkedQueries, DenseProbs, Precomputed
-from td3engine.summary.tucker import query
-from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import (
     TapeAdam,
-    Textbook,
     dense_summary,
     distance,
     leaves,
@@ -38,111 +29,23 @@ from tests.td3engine.oracles import (
     normal,
     seeded,
 )
+from tests.td3engine.unroll_kit import (
+    BATCH,
+    ITEMS,
+    LEARNER_STEPS,
+    MU,
+    WIDTH,
+    ZETA,
+    Objective,
+    Steps,
+    World,
+    make_world,
+    warm,
+)
 
-Objective = Literal["all-positions", "last-and-augmented"]
-Steps = Sequence[InnerStep[StepRandomness]]
-
-MU, ZETA, WIDTH, ITEMS = 5, 8, 4, 9
-BATCH = 2  # does not divide MU: batches wrap around the users
 EXACT = 1e-8
 MODES: tuple[Mode, ...] = ("shared-items", "from-scratch")
 KINDS = [("shared-items", False), ("from-scratch", False), ("shared-items", True)]
-LEARNER_STEPS = 40  # of the learning rate's schedule; the tests stay well within
-
-
-@dataclass(frozen=True)
-class World:
-    """A tiny distillation: factors, a learner, and the real batch that judges it."""
-
-    factors: list[Tensor]
-    V: Tensor
-    backbone: SASRec
-    training: InnerLoopTrainer
-    textbook: Textbook
-    start: Tensor
-    real: Tensor
-
-    def real_loss(self, theta: Tensor) -> Tensor:
-        return self.textbook.real_loss(theta, list(self.real))
-
-    def synthetic(self, factors: Sequence[Tensor]) -> Tensor:
-        """What batches are cut from: X where the scoring table is fixed, else S."""
-        return self.training.soft_embedding.synthetic(query(*factors))
-
-    def steps(self, age: int, count: int) -> Steps:
-        return self.training.steps(age, count, MU, seeded(age))
-
-
-def make_world(
-    *,
-    mode: Mode = "shared-items",
-    biased: bool = False,
-    objective: Objective = "all-positions",
-    augmented: int = 1,
-    dropout: float = 0.0,
-    weight_decay: float = 5e-5,
-    beta2: float = 0.95,
-    layers: int = 1,
-    heads: int = 1,
-    history: int = ZETA - 1,
-    schedule: Literal["constant", "linear"] = "linear",
-    chunked: bool = False,
-    own_targets: bool = False,
-) -> World:
-    shape = BackboneConfig(hidden=WIDTH, layers=layers, heads=heads, inner=5, dropout=dropout)
-    backbone = (BiasedSASRec if biased else SASRec)(shape, history)
-    learner = LearnerConfig(
-        steps=LEARNER_STEPS,
-        batch=BATCH,
-        lr=0.01,
-        schedule=schedule,
-        weight_decay=weight_decay,
-        beta2=beta2,
-        objective=objective,
-        augmented=augmented,
-    )
-    V = normal(3, ITEMS, WIDTH)
-    model = recommender(backbone, V, mode)
-    own_table = ChunkedQueries if chunked else DenseProbs
-    soft_embedding = Precomputed(V) if mode == "shared-items" and not biased else own_table(V)
-    start = torch.cat(
-        [
-            backbone.initial(seeded(4)).double() + normal(5, backbone.n_parameters, std=0.1),
-            # An item table, an item bias: of scale one half, where they are trained.
-            normal(12, model.n_parameters - backbone.n_parameters, std=0.5),
-        ]
-    )
-    return World(
-        factors=[
-            normal(0, MU, 2),
-            normal(1, ZETA, 3),
-            normal(2, 2, 3, WIDTH, std=0.5),
-            *([normal(13, ZETA, 3)] if own_targets else []),
-        ],
-        V=V,
-        backbone=backbone,
-        training=InnerLoopTrainer(model, learner, LEARNER_STEPS, soft_embedding, ZETA),
-        textbook=Textbook(
-            backbone.encode, backbone.n_parameters, V, mode == "from-scratch", biased
-        ),
-        start=start,
-        real=torch.randint(ITEMS, (6, 7), generator=seeded(6)),
-    )
-
-
-def warm(world: World, age: int = 3) -> LearnerState:
-    """A learner that has trained for `age` steps, on other sequences."""
-    other = [
-        normal(7, MU, 2),
-        normal(8, ZETA, 3),
-        normal(9, 2, 3, WIDTH),
-        *([normal(14, ZETA, 3)] if len(world.factors) == 4 else []),
-    ]
-    state = LearnerState.fresh(world.start)
-    steps = world.steps(0, age)
-    return train(
-        state, world.synthetic(other), steps, world.training.take, world.training.schedule
-    )[-1]
 
 
 def engine_gradients(
@@ -151,11 +54,11 @@ def engine_gradients(
     """dL/dU, dL/dT, dL/dG (and dL/dY) as an outer step takes them."""
     factors = leaves(*world.factors)
     synthetic = world.synthetic(factors)
-    take, schedule = world.training.take, world.training.schedule
-    states = train(state, synthetic.detach(), steps, take, schedule, kept)
+    grad_fn, schedule = world.training.grad_fn, world.training.schedule
+    states = train(state, synthetic.detach(), steps, grad_fn, schedule, kept)
     (end,) = leaves(states[-1].parameters)
     (outer,) = torch.autograd.grad(world.real_loss(end), end)
-    to_synthetic = meta_gradient(states, synthetic.detach(), steps, take, schedule, outer, kept)
+    to_synthetic = meta_gradient(states, synthetic.detach(), steps, grad_fn, schedule, outer, kept)
     return torch.autograd.grad(synthetic, factors, to_synthetic)
 
 
@@ -274,14 +177,14 @@ def test_meta_gradient_with_an_item_bias_is_the_textbooks(
 def test_kept_graphs_give_what_recomputed_ones_do(mode: Mode, biased: bool, dropout: float) -> None:
     world = make_world(mode=mode, biased=biased, dropout=dropout, weight_decay=0.01)
     X, steps = world.synthetic(world.factors), world.steps(3, 6)
-    take, schedule = world.training.take, world.training.schedule
+    grad_fn, schedule = world.training.grad_fn, world.training.schedule
     state, outer = warm(world), normal(8, len(world.start))
     kept: list[InnerGradient] = []
-    last = train(state, X, steps, take, schedule, kept)
-    states = train(state, X, steps, take, schedule)
+    last = train(state, X, steps, grad_fn, schedule, kept)
+    states = train(state, X, steps, grad_fn, schedule)
     assert torch.equal(last[-1].parameters, states[-1].parameters)
-    found = meta_gradient(last, X, steps, take, schedule, outer, kept)
-    assert torch.equal(found, meta_gradient(states, X, steps, take, schedule, outer))
+    found = meta_gradient(last, X, steps, grad_fn, schedule, outer, kept)
+    assert torch.equal(found, meta_gradient(states, X, steps, grad_fn, schedule, outer))
     assert kept == []
 
 
@@ -331,7 +234,7 @@ def test_meta_gradient_is_the_slope_of_the_window(mode: Mode, dropout: float) ->
         factors = [factor.clone() for factor in world.factors]
         factors[which][at] += change
         soft = world.synthetic(factors)
-        end = train(state, soft, steps, world.training.take, world.training.schedule)[-1]
+        end = train(state, soft, steps, world.training.grad_fn, world.training.schedule)[-1]
         return float(world.real_loss(end.parameters))
 
     h = 1e-5
@@ -344,11 +247,11 @@ def test_sequences_outside_the_window_get_no_gradient() -> None:
     """Two steps of two sequences from age 1: users 2, 3 and 4, 0; user 1 is not met."""
     world = make_world()
     X = world.synthetic(world.factors)
-    take, schedule = world.training.take, world.training.schedule
+    grad_fn, schedule = world.training.grad_fn, world.training.schedule
     steps = world.steps(1, 2)
-    states = train(warm(world, 1), X, steps, take, schedule)
+    states = train(warm(world, 1), X, steps, grad_fn, schedule)
     outer = normal(10, len(world.start))
-    found = meta_gradient(states, X, steps, take, schedule, outer)
+    found = meta_gradient(states, X, steps, grad_fn, schedule, outer)
     assert found.shape == X.shape
     assert [bool(row.any()) for row in found] == [True, False, True, True, True]
 
@@ -369,15 +272,15 @@ def toy_loss(parameters: Tensor, X: Tensor, randomness: None) -> Tensor:
     return 0.5 * (parameters - X[:, 0]).square().sum(-1).mean()
 
 
-toy_take = partial(AutogradGradient, loss=toy_loss)
+toy_grad_fn = partial(AutogradGradient, loss=toy_loss)
 
 
 def toy_meta_gradient(X: Tensor, steps: Sequence[InnerStep[None]]) -> Tensor:
     size = X.shape[-1]
     state = LearnerState(normal(1, size), normal(2, size), normal(3, size).square(), 2)
     schedule = LearnerAdam(0.1, 0.02)
-    states = train(state, X, steps, toy_take, schedule)
-    return meta_gradient(states, X, steps, toy_take, schedule, normal(4, size))
+    states = train(state, X, steps, toy_grad_fn, schedule)
+    return meta_gradient(states, X, steps, toy_grad_fn, schedule, normal(4, size))
 
 
 def test_one_step_of_a_parabola_by_hand() -> None:
@@ -392,8 +295,8 @@ def test_one_step_of_a_parabola_by_hand() -> None:
     state, schedule = LearnerState(one, 0.5 * one, 4 * one, 1), LearnerAdam(0.1, 0.0)
     X = torch.full((1, 1, 1), 3.0, dtype=torch.float64)
     steps = [InnerStep(torch.tensor([0]), None)]
-    states = train(state, X, steps, toy_take, schedule)
-    found = meta_gradient(states, X, steps, toy_take, schedule, 7 * one)
+    states = train(state, X, steps, toy_grad_fn, schedule)
+    found = meta_gradient(states, X, steps, toy_grad_fn, schedule, 7 * one)
     unbias2 = 1 - 0.999**2
     r = (4 / unbias2) ** 0.5
     d = r + 1e-8
@@ -420,7 +323,7 @@ def test_positions_that_are_never_trained_change_nothing() -> None:
         LearnerState.fresh(start),
         large.synthetic(large.factors),
         small.steps(0, 4),
-        large.training.take,
+        large.training.grad_fn,
         large.training.schedule,
     )
     assert torch.equal(states[-1].parameters[used : used + len(extra)], extra)
@@ -450,7 +353,7 @@ def test_adam_is_torchs(weight_decay: float, beta2: float) -> None:
 def test_training_can_be_cut_anywhere_and_leaves_its_inputs_alone() -> None:
     world = make_world(dropout=0.3, objective="last-and-augmented")
     X, steps = world.synthetic(world.factors), world.steps(0, 5)
-    run = partial(train, take=world.training.take, schedule=world.training.schedule)
+    run = partial(train, grad_fn=world.training.grad_fn, schedule=world.training.schedule)
     fresh = LearnerState.fresh(world.start)
     whole = run(fresh, X, steps)
     assert whole[0] is fresh

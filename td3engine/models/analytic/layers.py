@@ -1,19 +1,20 @@
 """Layers with first and second derivatives written out, for the inner loop.
 
-Differentiating a gradient with autograd runs some nine hundred small kernels for one layer of
-SASRec; by hand it is about a hundred and fifty. A layer here makes up to four passes in this order:
+Autograd differentiates the gradient of one SASRec layer by some nine hundred small kernels; the
+formulas here need about a hundred and fifty. A layer makes up to four passes, in this order:
 
-    forward         its value
-    backward        the gradient of a loss: to its input, and to its parameters
-    forward_along   the change of its value along a direction of input and parameters
-    backward_along  the change of its gradients along that direction: a Hessian product
+    forward        its value
+    backward       the gradient of a loss: to its input, and to its parameters
+    jvp            the change of its value along a direction of input and parameters
+    backward_jvp   the change of its gradients along that direction: a Hessian product
 
-Each pass keeps what later ones need. Tokens lie in rows, (N, width). `_along` marks a change; what
-is None does not change, or is not needed. Two facts save much: the Jacobians of softmax and of the
-normalisation are symmetric, so the kernel that takes a gradient back also takes a change forward.
+Each pass keeps what later ones need. Tokens lie in rows, (N, width). `_tangent` marks a change;
+None is a change of zero, or one that nobody needs. Two facts save work: the Jacobians of softmax
+and of the normalisation are symmetric, so the kernel of a gradient serves a tangent as well.
 """
 
 import math
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +23,23 @@ _norm_backward = torch.ops.aten.native_layer_norm_backward.default
 _softmax_backward = torch.ops.aten._softmax_backward_data.default
 NORM_EPSILON = 1e-5
 INPUT_ONLY = [True, False, False]
+
+Gradients_co = TypeVar("Gradients_co", covariant=True)
+
+
+class Differentiable(Protocol[Gradients_co]):
+    """A layer or an encoder on its way back. Both passes give gradients of the same shapes."""
+
+    def backward(self, to_y: Tensor, /) -> Gradients_co:
+        """Gradients of a loss, from that of the value."""
+
+    def backward_jvp(self, to_y: Tensor, /) -> Gradients_co:
+        """Their change along the direction of `jvp`, from that of the value's gradient."""
+
+
+def gradients(layer: Differentiable[Gradients_co], to_y: Tensor, tangent: bool) -> Gradients_co:
+    """The layer's gradients, or their change: a path through layers is the same for both."""
+    return layer.backward_jvp(to_y) if tangent else layer.backward(to_y)
 
 
 class Linear:
@@ -73,7 +91,7 @@ class Norm:
         self.weight_tangent = weight
         self.unit = (self.x - self.mean).mul_(self.scale)
         self.unit_tangent = self._through(x)
-        self.shrinking = self._mean_of(self.unit, x)  # of the scale, relative
+        self.shrinking = self._mean_of(self.unit, x)  # relative change of the scale
         return torch.addcmul(bias, self.unit_tangent, self.weight).addcmul_(self.unit, weight)
 
     def backward_jvp(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -89,8 +107,8 @@ class Norm:
     def _through(self, change: Tensor) -> Tensor:
         """The symmetric Jacobian of x' by x, times a change of x or a gradient of x'."""
         arguments = (self.x, self.shape, self.mean, self.scale, None, None, INPUT_ONLY)
-        found: Tensor = _norm_backward(change, *arguments)[0]
-        return found
+        product: Tensor = _norm_backward(change, *arguments)[0]
+        return product
 
     def _mean_of(self, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).mean(-1, keepdim=True).mul_(self.scale)
@@ -99,8 +117,8 @@ class Norm:
 class Gelu:
     """y = x Phi(x), elementwise; Phi and phi are the normal distribution's.
 
-    Of elementary operations: on the few thousand numbers of an inner step torch's own kernel spends
-    a tenth of a millisecond on setting itself up.
+    It is made of elementary operations: on the few thousand numbers of an inner step torch's own
+    kernel spends a tenth of a millisecond on setting itself up.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -188,8 +206,8 @@ class Attention:
         )
         to_scores = self._softmax(self._dropped(to_weights))
         mean = (self.P * self.to_P).sum(-1, keepdim=True)
-        moved = (self.to_P - mean).mul_(self.P_tangent).mul_(self.scale)
-        to_scores.add_(moved).addcmul_(self.P, moved.sum(-1, keepdim=True), value=-1)
+        via_P = (self.to_P - mean).mul_(self.P_tangent).mul_(self.scale)
+        to_scores.add_(via_P).addcmul_(self.P, via_P.sum(-1, keepdim=True), value=-1)
         to_q = (to_scores @ self.k).baddbmm_(self.to_scores, self.k_tangent)
         to_k = (to_scores.transpose(1, 2) @ self.q).baddbmm_(
             self.to_scores.transpose(1, 2), self.q_tangent
@@ -201,5 +219,5 @@ class Attention:
 
     def _softmax(self, change: Tensor) -> Tensor:
         """The symmetric Jacobian of P by unscaled scores, times a change or a gradient."""
-        found: Tensor = _softmax_backward(change, self.P, -1, self.P.dtype)
-        return found.mul_(self.scale)
+        product: Tensor = _softmax_backward(change, self.P, -1, self.P.dtype)
+        return product.mul_(self.scale)

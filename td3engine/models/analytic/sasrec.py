@@ -1,20 +1,19 @@
-"""SASRec with its derivatives written out: the four passes of `analytic`, layer by layer.
+"""SASRec with its derivatives written out: the four passes of `analytic.layers`, layer by layer.
 
-The last layer is computed for the asked positions alone, where every row asks for as many: of a
-learner that predicts 2 events of 49, that layer computes 2 positions and reads the others.
+Where every row has as many target positions, the last layer computes those alone: of a learner that
+predicts 2 events of 49, that layer computes 2 positions and reads the others.
 """
 
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.config import BackboneConfig
-from td3engine.models.analytic.layers import Attention, Gelu, Linear, Norm, PerHead
+from td3engine.models.analytic.layers import Attention, Gelu, Linear, Norm, PerHead, gradients
 from td3engine.models.flat_parameters import cut_masks, drop
 from td3engine.models.transformer import mask_shapes
 
@@ -39,15 +38,15 @@ class Places:
             self.flat = (at + positions * torch.arange(rows, device=device)[:, None]).reshape(-1)
 
     def pick(self, x_ND: Tensor) -> Tensor:
-        """Of rows for all positions, those of the computed ones."""
+        """From rows of all positions, (B L, d), those of the computed ones."""
         return x_ND if self.flat is None else x_ND[self.flat]
 
     def put(self, to_ND: Tensor, picked: Tensor) -> Tensor:
-        """`to_ND`, added the rows of the computed positions in place."""
+        """Adds the computed positions' rows to `to_ND` of all positions, in place."""
         return to_ND.add_(picked) if self.flat is None else to_ND.index_add_(0, self.flat, picked)
 
     def attention(self, heads: int, mask_BHAL: Tensor | None, like: Tensor) -> Attention:
-        """Causal attention of the computed positions to all, the heads' queries one after another.
+        """Causal attention of the computed positions to all; the heads' queries are concatenated.
 
         Args:
             heads: how many.
@@ -64,11 +63,11 @@ class Places:
 class TransformerLayer:
     """One post-norm layer, from states x at all positions to states at some.
 
-    Keys and values of all positions are never computed: (x K) . q is x . (K q), so a query is taken
-    through the keys' matrix and meets x itself; and P (x V) is (P x) V, so values are made of what
-    was mixed. With few asked positions that spares most of a layer; with all of them and one head
-    it costs the same. A query's score with the keys' bias is one number for all positions, which
-    softmax does not see; the values' bias enters with the weights' sum, as a column of ones.
+    Keys and values of all positions are never computed. (x K) . q is x . (K q), so a query goes
+    through the keys' matrix and meets x itself. P (x V) is (P x) V, so the values' matrix follows
+    the mixing. With few target positions that spares most of a layer; with all of them and one head
+    it costs the same. The keys' bias adds one number to a query's scores at all positions, which
+    softmax does not see. The values' bias enters with the weights' sum, as a column of ones.
 
     Args:
         p: the layer's parameters by name, in the flat vector's order.
@@ -101,31 +100,29 @@ class TransformerLayer:
         return self.output_norm.forward(x + drop(fed, self.masks[1]))
 
     def backward(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self._back(to_y, "backward")
+        """Gradients: of all positions' states (B L, d), and of the parameters in order."""
+        return self._back(to_y, tangent=False)
 
     def backward_jvp(self, to_y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return self._back(to_y, "backward_jvp")
+        """Their change, see `layers`."""
+        return self._back(to_y, tangent=True)
 
-    def _back(self, to_y: Tensor, way: str) -> tuple[Tensor, list[Tensor]]:
-        """The gradients, or their change: the layers' ways back differ, the path does not."""
-
-        def through(layer: object, *to: Tensor) -> Any:
-            return getattr(layer, way)(*to)
-
-        to_x, output_norm = through(self.output_norm, to_y)
-        to_fed, down = through(self.down, drop(to_x, self.masks[1]))
-        to_fed, up = through(self.up, through(self.gelu, to_fed))
-        to_x, norm = through(self.attention_norm, to_x + to_fed)
-        to_mixed, out = through(self.out, drop(to_x, self.masks[0]))
-        to_mixed, value = through(self.value, self._split(to_mixed))
-        to_queries, to_keys, to_values = through(self.attention, self._rows(to_mixed))
-        to_q, key = through(self.key, self._by_head(to_queries))
-        to_picked, query = through(self.query, self._join(to_q))
+    def _back(self, to_y: Tensor, *, tangent: bool) -> tuple[Tensor, list[Tensor]]:
+        to_x, output_norm = gradients(self.output_norm, to_y, tangent)
+        to_fed, down = gradients(self.down, drop(to_x, self.masks[1]), tangent)
+        to_fed, up = gradients(self.up, gradients(self.gelu, to_fed, tangent), tangent)
+        to_x, norm = gradients(self.attention_norm, to_x + to_fed, tangent)
+        to_mixed, out = gradients(self.out, drop(to_x, self.masks[0]), tangent)
+        to_mixed, value = gradients(self.value, self._split(to_mixed), tangent)
+        to_attention = gradients(self.attention, self._rows(to_mixed), tangent)
+        to_queries, to_keys, to_values = to_attention
+        to_q, key = gradients(self.key, self._by_head(to_queries), tangent)
+        to_picked, query = gradients(self.query, self._join(to_q), tangent)
         to_all = to_keys.add_(to_values[..., : self.width]).flatten(0, 1)
         biases = [query[1], torch.zeros_like(query[1]), value[:, self.width]]
         qkv = [query[0], key, value[:, : self.width].mT, *biases]
-        gradients = [*qkv, *out, *norm, *up, *down, *output_norm]
-        return self.places.put(to_all, to_x + to_picked), gradients
+        to_parameters = [*qkv, *out, *norm, *up, *down, *output_norm]
+        return self.places.put(to_all, to_x + to_picked), to_parameters
 
     def jvp(self, x_ND: Tensor, p: list[Tensor]) -> Tensor:
         qkv, qkv_bias, out, out_bias, norm, norm_bias, up, up_bias, down, down_bias, *last = p
@@ -151,7 +148,7 @@ class TransformerLayer:
         return (query, bias[: self.width]), key.view(self.heads, -1, self.width), per_head
 
     def _events(self, x_ND: Tensor, constant: float) -> tuple[Tensor, Tensor]:
-        """What is attended to, (B, L, d): as keys, and as values with a constant column."""
+        """All positions, (B, L, d): as keys, and as values with a constant column."""
         x_BLD = x_ND.view(self.places.rows, -1, self.width)
         return x_BLD, F.pad(x_BLD, (0, 1), value=constant)
 
@@ -174,15 +171,15 @@ class TransformerLayer:
 
 
 class AnalyticSASRec:
-    """The encoder of rows that all ask for as many events, or of all positions of rows.
+    """The encoder, at as many target positions of every row, or at all positions.
 
     Args:
         config: layers and heads.
         named: the parameters' views by name, in order, of a flat vector.
         parameters_P: flat parameters.
-        dropout: flat masks as `mask_shapes` has them, of the last layer for the wanted positions;
-            or None.
-        at: positions whose states are wanted, (B, A); None for all.
+        dropout: flat masks of `mask_shapes`, whose last layer is that of the computed positions;
+            None: no dropout.
+        at: positions whose states are computed, (B, A); None for all.
     """
 
     def __init__(
@@ -199,8 +196,8 @@ class AnalyticSASRec:
     def forward(self, input_BLD: Tensor) -> Tensor:
         """Hidden states (B A, d) of embedded events (B, L, d), L <= history."""
         rows, self.length, _ = input_BLD.shape
-        wanted = None if self.at is None else self.at.shape[1]
-        shapes = mask_shapes(self.config, rows, self.length, wanted)
+        per_row = None if self.at is None else self.at.shape[1]
+        shapes = mask_shapes(self.config, rows, self.length, per_row)
         self.masks = cut_masks(self.dropout, shapes)
         position, norm_weight, norm_bias, *layers = self.parameters
         self.input_norm = Norm(norm_weight, norm_bias)
@@ -208,21 +205,21 @@ class AnalyticSASRec:
         x_ND = (input_BLD + position[: self.length]).flatten(0, 1)
         x_ND = drop(self.input_norm.forward(x_ND), self.input_mask)
         self.layers = []
-        for nth, chosen in enumerate(_by_layer(layers)):
+        for nth, parameters in enumerate(_by_layer(layers)):
             at = self.at if nth == self.config.layers - 1 else None
             places = Places(rows, self.length, at, input_BLD.device)
             masks = self.masks[1 + 3 * nth : 4 + 3 * nth]
-            self.layers.append(TransformerLayer(chosen, self.config.heads, places, masks))
+            self.layers.append(TransformerLayer(parameters, self.config.heads, places, masks))
             x_ND = self.layers[-1].forward(x_ND)
         return x_ND
 
     def backward(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients: of the flat parameters (P), and of the input (B, L, d)."""
-        return self._back(to_hidden_KD, "backward")
+        return self._back(to_hidden_KD, tangent=False)
 
     def backward_jvp(self, to_hidden_KD: Tensor) -> tuple[Tensor, Tensor]:
         """Change of both gradients along that direction, given that of the states' gradient."""
-        return self._back(to_hidden_KD, "backward_jvp")
+        return self._back(to_hidden_KD, tangent=True)
 
     def jvp(self, parameters_P: Tensor, input_BLD: Tensor | None) -> Tensor:
         """Change of the hidden states along a direction; None leaves the input as it is."""
@@ -230,21 +227,22 @@ class AnalyticSASRec:
         x_BLD = position[: self.length].expand(self.layers[0].places.rows, -1, -1)
         x_ND = (x_BLD if input_BLD is None else x_BLD + input_BLD).flatten(0, 1)
         x_ND = drop(self.input_norm.jvp(x_ND, norm_weight, norm_bias), self.input_mask)
-        for layer, chosen in zip(self.layers, _by_layer(layers), strict=True):
-            x_ND = layer.jvp(x_ND, chosen)
+        for layer, tangents in zip(self.layers, _by_layer(layers), strict=True):
+            x_ND = layer.jvp(x_ND, tangents)
         return x_ND
 
-    def _back(self, to_x_ND: Tensor, way: str) -> tuple[Tensor, Tensor]:
-        found = []
+    def _back(self, to_x_ND: Tensor, *, tangent: bool) -> tuple[Tensor, Tensor]:
+        by_layer: list[list[Tensor]] = []
         for layer in reversed(self.layers):
-            to_x_ND, gradients = getattr(layer, way)(to_x_ND)
-            found.append(gradients)
-        to_x_ND, norm = getattr(self.input_norm, way)(drop(to_x_ND, self.input_mask))
+            to_x_ND, to_parameters = gradients(layer, to_x_ND, tangent)
+            by_layer.append(to_parameters)
+        to_x_ND, norm = gradients(self.input_norm, drop(to_x_ND, self.input_mask), tangent)
         position = self.parameters[0]
         to_input_BLD = to_x_ND.view(-1, self.length, position.shape[1])
-        unread = position.new_zeros(len(position) - self.length, position.shape[1])
-        layers = [part for gradients in reversed(found) for part in gradients]
-        parts = [to_input_BLD.sum(0), unread, *norm, *layers]
+        # Rows of the position table beyond the input's length.
+        unused = position.new_zeros(len(position) - self.length, position.shape[1])
+        layers = [part for to_parameters in reversed(by_layer) for part in to_parameters]
+        parts = [to_input_BLD.sum(0), unused, *norm, *layers]
         return torch.cat([part.reshape(-1) for part in parts]), to_input_BLD
 
 

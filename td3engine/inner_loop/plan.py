@@ -1,0 +1,163 @@
+"""How an inner step is computed: decided here, once, and nowhere else.
+
+Method, mode, backbone and sizes leave a choice at five places. A plan holds the five answers. What
+a configuration requests in vain is listed, with the reason, in `InnerLoopPlan.notes`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from td3engine.config import DistillConfig, Mode, softmax_over
+from td3engine.models.backbone import Backbone
+from td3engine.summary.soft_sequences import (
+    ChunkedQueries,
+    DenseProbs,
+    Precomputed,
+    SoftEmbedding,
+)
+
+LARGEST_DENSE = 2**26  # numbers of S that are stored: 256 MiB
+
+GradientMethod = Literal["analytic", "autograd"]
+EmbeddingMethod = Literal["precomputed", "dense", "chunked"]
+SoftmaxMethod = Literal["full", "sampled"]
+UnrollMethod = Literal["sequential", "cuda-graphs"]
+RealBatchMethod = Literal["direct", "cuda-graph"]
+
+_EMBEDDINGS: dict[EmbeddingMethod, type[Precomputed | DenseProbs | ChunkedQueries]] = {
+    "precomputed": Precomputed,
+    "dense": DenseProbs,
+    "chunked": ChunkedQueries,
+}
+
+
+@dataclass(frozen=True)
+class InnerLoopPlan:
+    """How inner steps are computed.
+
+    Attributes:
+        gradient: closed formulas, or autograd's tape.
+        soft_embedding: X computed once; or from stored probabilities S; or from queries C, in
+            chunks, at each step.
+        softmax: items that targets compete with, in learners' losses and in real batches: all, or a
+            sample.
+        unroll: how a window's steps are started: from Python, or as a replayed recording.
+        real_batch: the same of the real batch's gradient.
+        recompute: whether a window's gradients are computed again on the way back.
+        notes: what the configuration requests and this plan ignores, and why.
+    """
+
+    gradient: GradientMethod
+    soft_embedding: EmbeddingMethod
+    softmax: SoftmaxMethod = "full"
+    unroll: UnrollMethod = "sequential"
+    real_batch: RealBatchMethod = "direct"
+    recompute: bool = False
+    notes: tuple[str, ...] = ()
+
+    def embed(self, V_ND: Tensor) -> SoftEmbedding:
+        """The soft embedding of a summary with this item factor."""
+        return _EMBEDDINGS[self.soft_embedding](V_ND)
+
+
+def plan_training(backbone: Backbone, mode: Mode, n_items: int, positions: int) -> InnerLoopPlan:
+    """The plan of a learner that trains on a summary, without an outer loop.
+
+    Args:
+        backbone: of the learner.
+        mode: whether it shares the summary's item table.
+        n_items: n.
+        positions: the summary's queries, mu x zeta, or 2 mu x zeta with targets of their own.
+    """
+    gradient = _gradient(backbone)
+    if _scores_are_fixed(backbone, mode):
+        return InnerLoopPlan(gradient, "precomputed")
+    return InnerLoopPlan(gradient, "dense" if positions * n_items <= LARGEST_DENSE else "chunked")
+
+
+def plan_distillation(
+    config: DistillConfig, mode: Mode, backbone: Backbone, n_items: int, device: torch.device
+) -> InnerLoopPlan:
+    """The plan of the outer steps that distil for `mode`.
+
+    Args:
+        config: all settings; `config.mode` may be another, see `plans_of`.
+        mode: of the learners.
+        backbone: of the learners.
+        n_items: n.
+        device: where to compute.
+    """
+    outer, summary = config.outer, config.summary
+    positions = summary.users * summary.length * (2 if summary.targets == "own" else 1)
+    base = plan_training(backbone, mode, n_items, positions)
+    embedding = base.soft_embedding
+    if base.gradient == "autograd" and embedding == "chunked":
+        embedding = "dense"  # autograd cannot differentiate attention twice
+    may_sample = _scores_are_fixed(backbone, mode)
+    softmax = softmax_over(n_items, outer.softmax) if may_sample else "full"
+    obstacle = _obstacle(config, base.gradient, softmax)
+    recorded = outer.cuda_graphs == "on" and obstacle is None
+    # The recording pads batches and gives each position a weight, which `unseen` does not take.
+    real_batch_too = recorded and backbone.causal and outer.among == "all"
+
+    def notes() -> Iterator[str]:
+        if outer.softmax == "sampled" and not may_sample:
+            why = "these learners train a part of the scoring table"
+            yield f"outer.softmax: sampled is ignored for {mode} learners of {_name(config)}: {why}"
+        if outer.cuda_graphs != "on":
+            return
+        if obstacle is not None:
+            yield f"outer.cuda_graphs: on is ignored for {mode} learners: {obstacle}"
+            return
+        if not real_batch_too:
+            yield f"outer.cuda_graphs: on leaves out real batches under outer.among: {outer.among}"
+        if device.type != "cuda":
+            yield f"outer.cuda_graphs: on makes nothing faster: {device.type} has no CUDA graphs"
+
+    return InnerLoopPlan(
+        gradient=base.gradient,
+        soft_embedding=embedding,
+        softmax=softmax,
+        unroll="cuda-graphs" if recorded else "sequential",
+        real_batch="cuda-graph" if real_batch_too else "direct",
+        recompute=outer.recompute,
+        notes=tuple(notes()),
+    )
+
+
+def plans_of(
+    config: DistillConfig, backbone: Backbone, n_items: int, device: torch.device
+) -> dict[Mode, InnerLoopPlan]:
+    """A plan for each mode that the distillation distils for, in their order."""
+    modes: list[Mode] = [config.mode]
+    if config.mode == "from-scratch" and config.outer.shared_steps:
+        modes.insert(0, "shared-items")
+    return {mode: plan_distillation(config, mode, backbone, n_items, device) for mode in modes}
+
+
+def _gradient(backbone: Backbone) -> GradientMethod:
+    # The passes know of no item bias.
+    return "analytic" if backbone.has_analytic_grad and not backbone.biased else "autograd"
+
+
+def _scores_are_fixed(backbone: Backbone, mode: Mode) -> bool:
+    return mode == "shared-items" and not backbone.biased
+
+
+def _obstacle(
+    config: DistillConfig, gradient: GradientMethod, softmax: SoftmaxMethod
+) -> str | None:
+    """What keeps inner steps from being recorded; None: nothing."""
+    if gradient == "autograd":
+        return f"{_name(config)} has no analytic gradient"
+    if softmax == "sampled":
+        return "a sampled softmax has other items at each outer step"
+    return None
+
+
+def _name(config: DistillConfig) -> str:
+    return config.backbone.name

@@ -1,0 +1,150 @@
+"""The decision table of inner steps, row by row, and what is said of what it ignores."""
+
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from td3engine.config import BACKBONES, MODES, BackboneName, DistillConfig, Mode
+from td3engine.inner_loop import plan as module
+from td3engine.inner_loop.plan import (
+    InnerLoopPlan,
+    plan_distillation,
+    plan_training,
+    plans_of,
+)
+from td3engine.models.registry import build_backbone
+from td3engine.summary.soft_sequences import ChunkedQueries, DenseProbs, Precomputed
+from tests.td3engine.small import small_config
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+FEW, MANY = 150, 60_000  # items; `softmax: auto` samples from 50,000 on
+POSITIONS = 4 * 8 * 2  # of `small_config`, with targets of their own
+
+# What does not depend on settings: gradient and soft embedding of a distillation, then the latter
+# of a summary's user where S is too large to be stored. BERT4Rec trains an item bias in both modes.
+STATIC: dict[tuple[BackboneName, Mode], tuple[str, str, str]] = {
+    ("sasrec", "shared-items"): ("analytic", "precomputed", "precomputed"),
+    ("sasrec", "from-scratch"): ("analytic", "chunked", "chunked"),
+    ("gru4rec", "shared-items"): ("autograd", "precomputed", "precomputed"),
+    ("gru4rec", "from-scratch"): ("autograd", "dense", "chunked"),
+    ("narm", "shared-items"): ("autograd", "precomputed", "precomputed"),
+    ("narm", "from-scratch"): ("autograd", "dense", "chunked"),
+    ("bert4rec", "shared-items"): ("autograd", "dense", "chunked"),
+    ("bert4rec", "from-scratch"): ("autograd", "dense", "chunked"),
+}
+FIXED_SCORES = {
+    ("sasrec", "shared-items"),
+    ("gru4rec", "shared-items"),
+    ("narm", "shared-items"),
+}
+SAMPLED = {("sampled", FEW), ("sampled", MANY), ("auto", MANY)}
+
+
+def plan_of(
+    name: BackboneName, mode: Mode, n_items: int, device: torch.device = CPU, **outer: Any
+) -> InnerLoopPlan:
+    config = small_config(mode=mode, backbone={"name": name}, outer=outer)
+    backbone = build_backbone(config.backbone, config.data.max_history)
+    return plan_distillation(config, mode, backbone, n_items, device)
+
+
+@pytest.mark.parametrize("n_items", [FEW, MANY])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", BACKBONES)
+def test_every_row_of_the_table(
+    name: BackboneName, mode: Mode, n_items: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGEST_DENSE", FEW * POSITIONS)
+    gradient, large, of_user = STATIC[name, mode]
+    rows = product(
+        ("auto", "full", "sampled"),
+        ("auto", "on", "off"),
+        ("all", "unseen"),
+        (False, True),
+        (CPU, GPU),
+    )
+    for softmax, graphs, among, recompute, device in rows:
+        outer = {"softmax": softmax, "cuda_graphs": graphs, "among": among, "recompute": recompute}
+        plan = plan_of(name, mode, n_items, device, **outer)
+        fixed, sampled = (name, mode) in FIXED_SCORES, (softmax, n_items) in SAMPLED
+        assert plan.gradient == gradient
+        dense_enough = n_items == FEW and not fixed
+        assert plan.soft_embedding == ("dense" if dense_enough else large)
+        assert plan.softmax == ("sampled" if sampled and fixed else "full")
+        recorded = graphs == "on" and name == "sasrec" and plan.softmax == "full"
+        assert plan.unroll == ("cuda-graphs" if recorded else "sequential")
+        assert plan.real_batch == ("cuda-graph" if recorded and among == "all" else "direct")
+        assert plan.recompute == recompute
+        ignored = [
+            softmax == "sampled" and not fixed,
+            graphs == "on" and not recorded,
+            recorded and among == "unseen",
+            recorded and device == CPU,
+        ]
+        assert len(plan.notes) == sum(ignored)
+        backbone = build_backbone(small_config(backbone={"name": name}).backbone, 8)
+        user = plan_training(backbone, mode, n_items, POSITIONS)
+        embedding = "dense" if dense_enough else of_user
+        assert user == InnerLoopPlan(plan.gradient, embedding)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("row", "outer", "notes"),
+    [
+        (("sasrec", "shared-items", FEW), {}, []),
+        (("sasrec", "shared-items", FEW), {"cuda_graphs": "off", "softmax": "full"}, []),
+        (
+            ("bert4rec", "shared-items", FEW),
+            {"cuda_graphs": "on", "softmax": "sampled"},
+            [
+                "outer.softmax: sampled is ignored for shared-items learners of bert4rec: these "
+                "learners train a part of the scoring table",
+                "outer.cuda_graphs: on is ignored for shared-items learners: bert4rec has no "
+                "analytic gradient",
+            ],
+        ),
+        (
+            ("sasrec", "shared-items", MANY),
+            {"cuda_graphs": "on"},
+            [
+                "outer.cuda_graphs: on is ignored for shared-items learners: a sampled softmax has "
+                "other items at each outer step",
+            ],
+        ),
+        (
+            ("sasrec", "from-scratch", FEW),
+            {"cuda_graphs": "on", "among": "unseen"},
+            [
+                "outer.cuda_graphs: on leaves out real batches under outer.among: unseen",
+                "outer.cuda_graphs: on makes nothing faster: cpu has no CUDA graphs",
+            ],
+        ),
+    ],
+)
+def test_what_is_ignored_is_said_with_its_reason(
+    row: tuple[BackboneName, Mode, int], outer: dict[str, Any], notes: list[str]
+) -> None:
+    assert list(plan_of(*row, **outer).notes) == notes
+
+
+def modes_of(config: DistillConfig) -> list[tuple[Mode, str]]:
+    backbone = build_backbone(config.backbone, config.data.max_history)
+    return [(mode, plan.softmax) for mode, plan in plans_of(config, backbone, MANY, CPU).items()]
+
+
+def test_a_plan_for_each_mode_that_is_distilled_for() -> None:
+    shared = small_config(mode="shared-items", outer={"shared_steps": 2})
+    assert modes_of(shared) == [("shared-items", "sampled")]
+    scratch = small_config(mode="from-scratch", outer={"shared_steps": 0})
+    assert modes_of(scratch) == [("from-scratch", "full")]
+    both = small_config(mode="from-scratch", outer={"shared_steps": 2})
+    assert modes_of(both) == [("shared-items", "sampled"), ("from-scratch", "full")]
+
+
+def test_the_plan_makes_the_embedding_that_it_names() -> None:
+    V = torch.zeros(3, 2)
+    kinds = {"precomputed": Precomputed, "dense": DenseProbs, "chunked": ChunkedQueries}
+    for method, kind in kinds.items():
+        assert type(InnerLoopPlan("analytic", method).embed(V)) is kind  # type: ignore[arg-type]
