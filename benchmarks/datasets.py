@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from td3engine.config import BackboneName, DistillConfig, Mode
-from td3engine.config.presets import LEARNERS, build_config, merge
+from td3engine.config.presets import build_config, merge
 from td3engine.data.movielens import cache_folder, fetch_ml100k
 from td3engine.data.reading import read_log
 from td3engine.data.split import Split, split_log
+from td3engine.models.registry import backbone_spec
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Dataset:
         """Settings of a distillation with this backbone for this mode."""
         over = merge(self.settings, self.by_mode.get(mode, {}))
         requested = {"backbone": {"name": backbone}, "mode": mode, "seed": seed}
-        own = merge(merge(over, {"learner": LEARNERS[backbone]}), requested)
+        own = merge(merge(over, {"learner": dict(backbone_spec(backbone).learner)}), requested)
         return build_config("quality", merge(own, BY_BACKBONE.get(backbone, {})))
 
     def read(self, folder: Path, config: DistillConfig) -> Split:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from td3engine.config import BackboneName, DataConfig, Device, Mode
-from td3engine.config.presets import learner_of
 from td3engine.data.readers.tables import ArrowTable
 from td3engine.data.reading import read_log
 from td3engine.data.split import split_log
@@ -13,7 +12,7 @@ from td3engine.data.types import Interactions
 from td3engine.errors import WrongLogError
 from td3engine.evaluation.benchmark import benchmark_for
 from td3engine.inner_loop.learner import learn
-from td3engine.models.registry import build_backbone
+from td3engine.models.registry import build_backbone, learner_of
 from td3engine.models.trained_model import TrainedModel
 from td3engine.ranking.holdout import Holdouts
 from td3engine.ranking.metrics import Metrics, Protocol, available_protocols

@@ -18,7 +18,6 @@ from td3engine.cli.options import (
     refuse,
 )
 from td3engine.config import MODES, BackboneName, Mode
-from td3engine.config.presets import learner_of
 from td3engine.data.types import Interactions
 
 
@@ -84,6 +83,7 @@ def _train(
     from td3engine.evaluation.benchmark import benchmark_for
     from td3engine.evaluation.table import results_table
     from td3engine.files import refuse_unwritable
+    from td3engine.models.registry import learner_of
     from td3engine.runtime.torch_setup import configure, pick_device
     from td3engine.summary.bundle import load_bundle
 

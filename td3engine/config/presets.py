@@ -1,18 +1,11 @@
-"""How a configuration is built: a preset, overrides, the size of the log, the learner's backbone.
+"""How a configuration is built: a preset, overrides over it, and the size of the log.
 
 Imports no torch.
 """
 
 from typing import Any
 
-from td3engine.config import (
-    AUTO_KNOBS,
-    AutoKnob,
-    BackboneName,
-    DistillConfig,
-    LearnerConfig,
-    Preset,
-)
+from td3engine.config import AUTO_KNOBS, AutoKnob, DistillConfig, Preset
 
 TEACHER_STEPS = 16_000  # of a teacher whose number of epochs is `auto`
 
@@ -27,40 +20,6 @@ PRESETS: dict[Preset, dict[str, Any]] = {
     },
     "auto": {"auto": AUTO_KNOBS},
 }
-
-
-# What learners of another backbone need on a summary that SASRec distilled; chosen on ML-100k's
-# validation (docs/decisions.md).
-LEARNERS: dict[BackboneName, dict[str, Any]] = {
-    "sasrec": {},
-    "gru4rec": {"steps": 600},
-    "narm": {"steps": 600},
-    "bert4rec": {"lr": 0.01, "steps": 3000},
-}
-
-
-def learner_of(
-    config: DistillConfig, backbone: BackboneName | None, over: dict[str, Any] | None = None
-) -> DistillConfig:
-    """The settings of learners on a summary that was distilled by `config`.
-
-    Args:
-        config: of the summary.
-        backbone: of the learners; None is that of the summary. Another one has its own steps and
-            rate.
-        over: `learner` settings laid over that.
-
-    Raises:
-        pydantic.ValidationError: an unknown setting, or a value outside its limits.
-    """
-    name = backbone or config.backbone.name
-    own = LEARNERS[name] if name != config.backbone.name else {}
-    learner = merge(config.learner.model_dump(), merge(own, over or {}))
-    parts = {
-        "backbone": config.backbone.model_copy(update={"name": name}),
-        "learner": LearnerConfig.model_validate(learner),
-    }
-    return config.model_copy(update=parts)
 
 
 def build_config(

@@ -4,15 +4,32 @@ The API validates job requests with these models, the engine runs on them, and t
 summary holds them. Section numbers refer to docs/method.md.
 """
 
-from typing import Annotated, Any, Literal, Self, get_args
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StrictBool,
+    StrictInt,
+    model_validator,
+)
 
 from td3engine.config.retired import RetiredSetting, drop_retired
 
 Preset = Literal["fast", "balanced", "quality", "auto"]
-BackboneName = Literal["sasrec", "gru4rec", "narm", "bert4rec"]
-BACKBONES: tuple[BackboneName, ...] = ("sasrec", "gru4rec", "narm", "bert4rec")
+# Each module in this folder is a backbone of its name. Listing them imports none, so no torch.
+_BACKBONE_FOLDER = Path(__file__).parents[1] / "models" / "backbones"
+BACKBONES: tuple[str, ...] = tuple(
+    sorted(module.name for module in pkgutil.iter_modules([str(_BACKBONE_FOLDER)]))
+)
+if TYPE_CHECKING:
+    BackboneName = str
+else:
+    BackboneName = Literal[BACKBONES]
 Mode = Literal["shared-items", "from-scratch"]
 MODES: tuple[Mode, ...] = ("shared-items", "from-scratch")
 AutoKnob = Literal[
@@ -83,6 +100,11 @@ class BackboneConfig(_Part):
     dropout: Probability = Field(
         default=0.2,
         description="Of learners, and of the teacher unless `teacher.dropout` is given.",
+    )
+    options: dict[str, StrictBool | StrictInt | FiniteFloat | str] = Field(
+        default={},
+        description="Settings that only this backbone has; checked by its own file when a run "
+        "starts.",
     )
 
     @model_validator(mode="after")

@@ -63,7 +63,7 @@ def transform(
     x = drop(norm(input_BLD, p, "input_"), masks[0])
     for layer in range(config.layers):
         attention_mask, projection_mask, output_mask = masks[1 + 3 * layer : 4 + 3 * layer]
-        mixed = _attend(config.heads, x, p, f"{layer}_", hidden_from, attention_mask)
+        mixed = attend(config.heads, x, p, f"{layer}_", hidden_from, attention_mask)
         x = norm(x + drop(mixed, projection_mask), p, f"{layer}_attention_")
         inner = F.gelu(F.linear(x, p[f"{layer}_up"], p[f"{layer}_up_bias"]))
         out = F.linear(inner, p[f"{layer}_down"], p[f"{layer}_down_bias"])
@@ -77,7 +77,7 @@ def norm(x: Tensor, p: dict[str, Tensor], prefix: str) -> Tensor:
     return F.layer_norm(x, weight.shape, weight, p[prefix + "norm_bias"])
 
 
-def _attend(
+def attend(
     heads: int,
     x_BLD: Tensor,
     p: dict[str, Tensor],
@@ -85,6 +85,16 @@ def _attend(
     hidden_from: Tensor,
     mask: Tensor | None,
 ) -> Tensor:
+    """Softmax attention and its output projection, (B, L, d).
+
+    Args:
+        heads: number of heads, each d / heads wide.
+        x_BLD: what queries, keys and values are projected from.
+        p: parameters by name; of these `{layer}qkv`, `{layer}out` and their biases are read.
+        layer: prefix of this layer's names.
+        hidden_from: what a position must not attend to, bool, broadcast to (B, heads, L, L).
+        mask: dropout mask of the attention weights, (B, heads, L, L).
+    """
     sequences, positions, hidden = x_BLD.shape
     qkv = F.linear(x_BLD, p[layer + "qkv"], p[layer + "qkv_bias"])
     query, key, value = (

@@ -32,6 +32,8 @@ CASES: dict[str, dict[str, Any]] = {
     "from-scratch": {"mode": "from-scratch"},
     "gru4rec": {"backbone": {"name": "gru4rec"}},
     "narm": {"backbone": {"name": "narm"}},
+    "esasrec": {"backbone": {"name": "esasrec", "layers": 2, "heads": 2}},
+    "hstu": {"backbone": {"name": "hstu", "layers": 2, "heads": 2}},
     "bert4rec": {"backbone": {"name": "bert4rec"}},
     "bert4rec-from-scratch": {"mode": "from-scratch", "backbone": {"name": "bert4rec"}},
     "two-layers-two-heads": {

@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from td3engine.config import BACKBONES, MODES, DistillConfig, Preset
-from td3engine.config.presets import LEARNERS, PRESETS, build_config, learner_of
+from td3engine.config.presets import PRESETS, build_config
 from td3engine.config.retired import RetiredSetting, retired_note
 from tests.td3engine.small import small_config
 
@@ -23,7 +23,10 @@ WINDOWS = {"steps": 20, "scratch_steps": 60}
         ({"backbone": {"heads": 3}}, r"hidden \(8\) must be a multiple of heads \(3\)"),
         ({"outer": {"windows": 3}}, "windows"),
         ({"mode": "scratch"}, "'shared-items' or 'from-scratch'"),
-        ({"backbone": {"name": "lstm"}}, "'sasrec', 'gru4rec', 'narm' or 'bert4rec'"),
+        (
+            {"backbone": {"name": "lstm"}},
+            "'bert4rec', 'esasrec', 'gru4rec', 'hstu', 'narm' or 'sasrec'",
+        ),
         ({"learner": {"scratch_steps": 1}}, "learner.scratch_steps"),
         (
             {"outer": {"window": 9}},
@@ -110,17 +113,6 @@ def test_presets_work_in_every_mode_with_every_backbone(
 ) -> None:
     config = build_config(preset, {"mode": mode, "backbone": {"name": backbone}})
     assert (config.mode, config.backbone.name) == (mode, backbone)
-
-
-def test_learners_of_another_backbone_have_settings_of_their_own() -> None:
-    config = small_config()
-    assert learner_of(config, None) == config == learner_of(config, "sasrec")
-    other = learner_of(config, "bert4rec")
-    assert other.backbone.name == "bert4rec"
-    assert other.learner == config.learner.model_copy(update=LEARNERS["bert4rec"])
-    # What is asked for goes over both; fewer steps than a window of distilling are no matter.
-    asked = learner_of(config, "bert4rec", {"steps": 2}).learner
-    assert (asked.steps, asked.lr) == (2, LEARNERS["bert4rec"]["lr"])
 
 
 def test_outer_steps_from_scratch_have_the_rate_of_others_unless_one_of_their_own() -> None:

@@ -23,7 +23,7 @@ from td3engine.outer_loop.initial_summary import (
 from td3engine.runtime.seeding import Purpose, numpy_generator
 from td3engine.summary.tucker import TuckerSummary, query
 from td3engine.teacher.training import TrainedOnLog
-from tests.td3engine.backbone_kit import rows_taken
+from tests.td3engine.models.backbone_kit import rows_taken
 from tests.td3engine.oracles import default_double, distance, make_split, normal, seeded
 from tests.td3engine.small import small_config
 

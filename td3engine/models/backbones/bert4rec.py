@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from td3engine.config import BackboneConfig
-from td3engine.models.backbone import AnalyticEncoder, TargetPositions
+from td3engine.models.backbone import AnalyticEncoder, BackboneSpec, TargetPositions
 from td3engine.models.flat_parameters import FlatParameters, Shape, cut_masks, draw_masks
 from td3engine.models.transformer import mask_shapes, norm, parameter_shapes, transform
 
@@ -109,3 +109,6 @@ def _shapes(config: BackboneConfig, history: int) -> dict[str, Shape]:
         "head_norm_weight": (d,),
         "head_norm_bias": (d,),
     }
+
+
+BACKBONE = BackboneSpec(BERT4Rec, learner={"lr": 0.01, "steps": 3000})

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from td3engine.config import BackboneConfig
-from td3engine.models.backbone import Causal
+from td3engine.models.backbone import BackboneSpec, Causal
 from td3engine.models.flat_parameters import FlatParameters, Shape, cut_masks, draw_masks, drop
 from td3engine.models.recurrent import parameter_shapes, recur, xavier
 
@@ -51,3 +51,6 @@ class GRU4Rec(FlatParameters, Causal):
 def _shapes(config: BackboneConfig) -> dict[str, Shape]:
     d, inner = config.hidden, config.inner
     return {**parameter_shapes(config), "out": (d, inner), "out_bias": (d,)}
+
+
+BACKBONE = BackboneSpec(GRU4Rec, learner={"steps": 600})

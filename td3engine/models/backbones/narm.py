@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from td3engine.config import BackboneConfig
-from td3engine.models.backbone import Causal
+from td3engine.models.backbone import BackboneSpec, Causal
 from td3engine.models.flat_parameters import FlatParameters, Shape, cut_masks, draw_masks, drop
 from td3engine.models.recurrent import parameter_shapes, recur, xavier
 
@@ -105,3 +105,6 @@ def _shapes(config: BackboneConfig) -> dict[str, Shape]:
         "attention_out": (1, inner),  # v
         "out": (d, 2 * inner),  # B
     }
+
+
+BACKBONE = BackboneSpec(NARM, learner={"steps": 600})

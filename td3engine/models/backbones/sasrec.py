@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from td3engine.config import BackboneConfig
 from td3engine.models.analytic.sasrec import AnalyticSASRec
-from td3engine.models.backbone import AnalyticEncoder, Causal, TargetPositions
+from td3engine.models.backbone import AnalyticEncoder, BackboneSpec, Causal, TargetPositions
 from td3engine.models.flat_parameters import FlatParameters, Shape, cut_masks, draw_masks
 from td3engine.models.transformer import mask_shapes, parameter_shapes, transform
 
@@ -92,3 +92,6 @@ def _at_all(mask: Tensor | None, place: tuple[Tensor, Tensor], positions: int) -
 
 def _shapes(config: BackboneConfig, history: int) -> dict[str, Shape]:
     return {"position": (history, config.hidden), **parameter_shapes(config)}
+
+
+BACKBONE = BackboneSpec(SASRec)

@@ -9,7 +9,7 @@ from td3engine.config import BackboneConfig
 from td3engine.models import trained_model
 from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.trained_model import TrainedModel
-from tests.td3engine.backbone_kit import (
+from tests.td3engine.models.backbone_kit import (
     EXACT,
     HISTORY,
     WIDTH,

@@ -1,4 +1,4 @@
-"""What every backbone promises, asked of all four; and that each of them learns."""
+"""What every backbone promises, and that each of them learns."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from td3engine.models.registry import build_backbone
 from td3engine.ranking.holdout import holdout_set
 from td3engine.ranking.metrics import evaluate
 from td3engine.teacher.training import LogTraining
-from tests.td3engine.backbone_kit import (
+from tests.td3engine.models.backbone_kit import (
     EXACT,
     HISTORY,
     WIDTH,
@@ -23,7 +23,7 @@ from tests.td3engine.backbone_kit import (
 )
 from tests.td3engine.oracles import distance, leaves, make_split, normal, seeded
 
-CAUSAL: list[BackboneName] = ["sasrec", "gru4rec", "narm"]
+CAUSAL: list[BackboneName] = ["sasrec", "gru4rec", "narm", "esasrec", "hstu"]
 LENGTHS = torch.tensor([3, HISTORY + 1, 2, 5])
 every_backbone = pytest.mark.parametrize("name", BACKBONES)
 every_causal_one = pytest.mark.parametrize("name", CAUSAL)

@@ -153,3 +153,25 @@ def rows_taken(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> list[int]
 
     monkeypatch.setattr(backbone, "last", counted)
     return taken
+
+
+Encode = Callable[[Tensor, Tensor], Tensor]
+
+
+def same_derivatives(encode: Encode, reference: Encode, parameters_P: Tensor, x: Tensor) -> None:
+    """Two encoders of (parameters, input): states, gradients, and gradients of those."""
+    rows = [_derivatives(each, parameters_P, x) for each in (encode, reference)]
+    for own, its in zip(*rows, strict=True):
+        assert own.shape == its.shape
+        assert distance(own, its) < EXACT
+
+
+def _derivatives(encode: Encode, parameters_P: Tensor, x: Tensor) -> list[Tensor]:
+    inputs = leaves(parameters_P, x)
+    states = encode(*inputs)
+    weighted = (states * normal(99, *states.shape)).sum()
+    first = torch.autograd.grad(weighted, inputs, create_graph=True)
+    directions = normal(98, len(parameters_P)), normal(97, *x.shape)
+    along = sum((each * way).sum() for each, way in zip(first, directions, strict=True))
+    assert isinstance(along, Tensor)
+    return [states, *first, *torch.autograd.grad(along, inputs)]

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from td3engine.config import BackboneConfig
 from td3engine.models.backbones.gru4rec import GRU4Rec
-from tests.td3engine.backbone_kit import (
+from tests.td3engine.models.backbone_kit import (
     EXACT,
     HISTORY,
     INNER,

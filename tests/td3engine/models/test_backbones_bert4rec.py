@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from td3engine.config import BackboneConfig
 from td3engine.models.backbone import TargetPositions
 from td3engine.models.backbones.bert4rec import BERT4Rec
-from tests.td3engine.backbone_kit import (
+from tests.td3engine.models.backbone_kit import (
     EXACT,
     HISTORY,
     WIDTH,
