@@ -71,7 +71,7 @@ DATASETS: dict[str, Dataset] = {
     ),
     "ml-1m": Dataset(
         "ml-1m.csv.gz",
-        # Chosen on validation, from short runs of SASRec (docs/decisions.md).
+        # Chosen on validation, from short runs of SASRec (docs/notebook.md).
         {
             "backbone": {"dropout": 0.1},
             "summary": _size(50, 50, 16),
@@ -116,7 +116,7 @@ DATASETS: dict[str, Dataset] = {
         {
             "summary": _size(15, 30, 16),
             "backbone": SPARSE,
-            # Over all items an epoch is some ten times as long (docs/decisions.md).
+            # Over all items an epoch is some ten times as long (docs/notebook.md).
             "teacher": {
                 "softmax": "sampled",
                 "negatives": 2048,
@@ -130,7 +130,7 @@ DATASETS: dict[str, Dataset] = {
             "from-scratch": merge(
                 merge(SHORT, FEW),
                 {
-                    # Chosen on validation: learners from scratch want less (docs/decisions.md).
+                    # Chosen on validation: learners from scratch want less (docs/notebook.md).
                     "backbone": {"dropout": 0.2},
                     "teacher": {"dropout": SPARSE["dropout"]},
                     "outer": {"shared_steps": 300, "steps": 420, "validate_every": 40},

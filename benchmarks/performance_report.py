@@ -334,7 +334,7 @@ def _how(runs: dict[str, Run]) -> str:
     machine = next(iter(runs.values()))["machine"]
     return (
         f"Machine: {machine['processor']}, torch {machine['torch']}, Python {machine['python']}; "
-        f"rows by\n\n```\n{commands}\n```"
+        f"rows by\n\n```sh\n{commands}\n```"
     )
 
 

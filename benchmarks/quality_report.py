@@ -95,14 +95,16 @@ def _introduction(content: dict[str, Any]) -> str:
         "seed of their own each, and learners take turns with them (so the spread holds the "
         f"teachers' too), of {_made_again(content['rows'])}; of the others once. A cell that is "
         "missing has not been run. `summary at initialisation` is what distilling starts from: "
-        "random users' histories in Tucker form, labelled by the teacher (docs/method.md).\n\n"
+        "random users' histories in Tucker form, labelled by the teacher "
+        "([method](method.md#3-the-summary)).\n\n"
         "Rows come from several releases and machines, those of one log mostly from one machine; "
         "the same seed gives other numbers in another release. "
         f"The last machine: {machine['processor']}, {machine['threads']} thread(s), torch "
         f"{machine['torch']}, Python {machine['python']}. All rows: docs/results/quality.json; "
         "`python -m benchmarks.quality` makes them. Seconds were taken while several studies and "
         "test runs shared two cores: they are a multiple of what an idle machine needs, and "
-        "compare only roughly with each other. The logs: [logs.md](logs.md)."
+        "compare only roughly with each other. The logs: "
+        "[input formats](input-formats.md#logs-of-the-benchmarks)."
         f"{of_earlier_releases(content['configs'])}"
     )
 
@@ -286,25 +288,17 @@ def _ablation_table(mode: Mode, rows: Rows) -> list[str]:
 
 
 def _readme_table(rows: Rows) -> str:
+    """SASRec's NDCG@10 on the full data and on summaries in both modes; `PAGE` has the rest."""
     lines = [
-        "| data set | full data | TD3, `shared-items` | its start, not distilled "
-        "| random users, `shared-items` | zero steps | TD3, `from-scratch` "
-        "| random users, `from-scratch` |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data set | full data | summary, `shared-items` | summary, `from-scratch` |",
+        "|---|---|---|---|",
     ]
     for dataset in dict.fromkeys(r["dataset"] for r in rows):
         own = [r for r in rows if r["dataset"] == dataset and r["backbone"] == "sasrec"]
         full = one(own, "full")
         if full is None:
             continue
-        cells = [
-            one(own, "summary", "shared-items"),
-            one(own, "initial", "shared-items"),
-            one(own, "random", "shared-items"),
-            one(own, "zero-steps"),
-            one(own, "summary", "from-scratch"),
-            one(own, "random", "from-scratch"),
-        ]
+        cells = [one(own, "summary", mode) for mode in MODES]
         shown = [f"{_figure(c)} ({_share(c, full)})" if c else "-" for c in cells]
         lines.append(f"| {dataset} | {_figure(full)} | {' | '.join(shown)} |")
     return "\n".join(lines)

@@ -20,7 +20,7 @@ from td3engine.data.split import Split
 from td3engine.data.windows import training_windows
 from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
-from td3engine.models.sequences import gather
+from td3engine.models.sequences import padded_sequences
 from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.ranking.holdout import holdout_set
@@ -170,7 +170,7 @@ class Work:
         """A textbook's real batch: one target a row."""
         windows = self._prefixes
         chosen = rng.choice(len(windows), min(self.real_targets, len(windows)), replace=False)
-        rows = gather(self.split, windows.start[chosen], windows.end[chosen])
+        rows = padded_sequences(self.split, windows.start[chosen], windows.end[chosen])
         items, lengths = (part.to(self.device) for part in rows)
         targets = items.gather(1, lengths[:, None] - 1).squeeze(1)
         return RealRows(items[:, :-1], lengths - 1, targets)

@@ -5,6 +5,7 @@ JSON, whose field `event` is its type (docs/contracts.md).
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import field
@@ -113,10 +114,17 @@ def to_line(event: EngineEvent) -> str:
 def parse_event(line: bytes) -> EngineEvent | None:
     """The event on a line; None if the line is something else, such as a library's output."""
     try:
-        # NaN and infinities are not JSON, and PostgreSQL refuses them: they become null.
-        return _ADAPTER.validate_python(json.loads(line, parse_constant=lambda _: None))
+        # NaN and infinities are not JSON, and PostgreSQL takes none: they become null.
+        content = json.loads(line, parse_constant=lambda _: None, parse_float=_finite)
+        return _ADAPTER.validate_python(content)
     except (ValueError, RecursionError, ValidationError):
         return None
+
+
+def _finite(number: str) -> float | None:
+    """The number, or None where it is beyond a float's range (1e999)."""
+    value = float(number)
+    return value if math.isfinite(value) else None
 
 
 def throttled(listener: Listener, every_seconds: float = 1.0) -> Listener:

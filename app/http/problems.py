@@ -29,7 +29,7 @@ from app.logs import log_fields
 from app.store.quotas import QuotaExceededError
 from td3engine.data.types import LogErrorCode
 
-# All codes, so that the type checker refuses others. A test compares the table in docs/api.md.
+# All codes, so that the type checker refuses others. A test compares the table in docs/http-api.md.
 # Codes are stable: none is removed, and none changes its meaning.
 ServiceCode = Literal[
     "artifact_not_found",
@@ -96,7 +96,7 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status.
-        code: stable, for programs; explained in docs/api.md.
+        code: stable, for programs; explained in docs/http-api.md.
         detail: for people: what is wrong, and what would be right.
         param: the offending field of the request, as a dotted path.
         errors: all offending fields.

@@ -13,7 +13,8 @@ from rich.console import Console
 from td3engine import client
 from td3engine.client import Job
 from td3engine.config import Preset
-from td3engine.errors import UnusableError
+from td3engine.contract import MANIFEST_FILE
+from td3engine.errors import OutputExistsError, UnusableError
 from td3engine.pipeline.progress_bar import PhaseBars
 
 if TYPE_CHECKING:
@@ -59,11 +60,14 @@ class Client(client.Client):
             The summary.
 
         Raises:
+            OutputExistsError: the folder holds a summary.
             JobFailedError: the job failed or was cancelled.
             ServiceError: the service refused the log or the settings.
         """
         from td3engine.api.summary import Summary
 
+        if folder is not None and (Path(folder) / MANIFEST_FILE).exists():
+            raise OutputExistsError(f"{folder} holds a summary already; take another folder")
         job = self.create_job(file=Path(log), preset=preset, config=config, seed=seed, name=name)
         job = self.follow(job.id, Console()) if progress else self.wait(job.id)
         if job.status != "succeeded":

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from td3engine.api.training import Source, train
 from td3engine.config import BackboneName, DistillConfig, Mode
 from td3engine.contract import MANIFEST_FILE
-from td3engine.errors import OutputExistsError
+from td3engine.errors import OutputExistsError, UnusableError
 from td3engine.export.sequences import (
     COPIES,
     GUIDANCE,
@@ -211,7 +211,13 @@ class Summary(Bundle):
 
         Returns:
             For each position, (item id, probability) by falling probability.
+
+        Raises:
+            IndexError: there is no such sequence.
+            UnusableError: k is not positive.
         """
+        if k < 1:
+            raise UnusableError(f"k must be positive, not {k}")
         query_TD = self.factors.soft_sequences().inputs[sequence]
         probability, items = (query_TD @ self.factors.V.T).softmax(-1).topk(min(k, self.n_items))
         return [

@@ -4,12 +4,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from td3engine.config import BackboneName, DataConfig, Device, Mode
+from td3engine.config import MODES, BackboneConfig, BackboneName, DataConfig, Device, Mode
 from td3engine.data.readers.tables import ArrowTable
 from td3engine.data.reading import read_log
 from td3engine.data.split import split_log
 from td3engine.data.types import Interactions
-from td3engine.errors import WrongLogError
+from td3engine.errors import UnusableError, WrongLogError
 from td3engine.evaluation.benchmark import benchmark_for
 from td3engine.inner_loop.learner import learn
 from td3engine.models.registry import build_backbone, learner_of
@@ -58,10 +58,15 @@ def train(
 
     Raises:
         pydantic.ValidationError: an unknown backbone or setting, or a value outside its limits.
+        UnusableError: an unknown mode.
         WrongLogError: `log` is not the log that the summary was made from.
         DeviceError: the device does not exist on this machine.
         DivergedError: training produced numbers that are not finite.
     """
+    if mode not in MODES:
+        raise UnusableError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
+    if backbone is not None:
+        BackboneConfig(name=backbone)  # refuses an unknown one
     config = learner_of(summary.manifest.config, backbone, dict(settings or {}))
     where = pick_device(device)
     configure(where)

@@ -6,8 +6,8 @@ with Client("http://127.0.0.1:8000") as client:
         print(event.type, event.data)
     client.download_summary(job.id, Path("summary"))
 
-Calls that make something carry an idempotency key of their own, so they are sent again when the
-connection breaks, and still done once.
+A call that makes something carries an idempotency key. The client sends it again when the
+connection breaks, and the service still does it once.
 """
 
 import hashlib
@@ -69,8 +69,10 @@ _Points = TypeAdapter(list[MetricsPoint])
 
 
 class Client:
-    """A service, by its URL. Every call raises `ServiceError` where the service refuses, and
-    `httpx.TransportError` where it cannot be reached.
+    """A service, by its URL.
+
+    Every call raises `ServiceError` where the service refuses it, and `httpx.TransportError` where
+    the service cannot be reached.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
@@ -116,7 +118,7 @@ class Client:
         """Upload a log.
 
         Args:
-            path: CSV, TSV, RecBole .inter or Parquet; gzip or zstd.
+            path: CSV, TSV, RecBole .inter, JSON lines or Parquet; text also with gzip or zstd.
             name: shown in lists; the file's name otherwise.
             columns: names of the file's columns, by `user`, `item`, `time`.
             idempotency_key: what makes a call of another process the same as this one.
@@ -152,14 +154,14 @@ class Client:
         Raises:
             ValueError: both or none of `dataset_id` and `file`.
         """
-        asked: dict[str, Any] = {"preset": preset, "config": dict(config or {}), "name": name}
-        asked |= {"seed": seed, "metadata": dict(metadata or {})}
-        asked["webhook"] = dict(webhook) if webhook is not None else None
+        request: dict[str, Any] = {"preset": preset, "config": dict(config or {}), "name": name}
+        request |= {"seed": seed, "metadata": dict(metadata or {})}
+        request["webhook"] = dict(webhook) if webhook is not None else None
         if file is not None and dataset_id is None:
-            fields = {"request": json.dumps(asked)}
+            fields = {"request": json.dumps(request)}
             return _read(Job, self._send_file("/jobs", file, fields, idempotency_key))
         if dataset_id is not None and file is None:
-            content = {"dataset_id": dataset_id, **asked}
+            content = {"dataset_id": dataset_id, **request}
             return self._make_job("/jobs", idempotency_key, json=content)
         raise ValueError("give either a dataset_id or a file")
 
@@ -176,22 +178,22 @@ class Client:
         return _read(Job, self._http.get(f"/jobs/{job_id}"))
 
     def jobs(self, *, status: str | None = None, dataset_id: str | None = None) -> Iterator[Job]:
-        """Jobs, newest first; fetched page by page as they are taken."""
-        wanted = {"status": status, "dataset_id": dataset_id}
-        params: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
+        """Jobs, newest first. Pages are fetched as the iterator needs them."""
+        filters = {"status": status, "dataset_id": dataset_id}
+        params: dict[str, Any] = {key: value for key, value in filters.items() if value is not None}
         while True:
             page = _check(self._http.get("/jobs", params=params)).json()
-            found = _Jobs.validate_python(page["data"])
-            yield from found
+            jobs = _Jobs.validate_python(page["data"])
+            yield from jobs
             if not page["has_more"]:
                 return
-            params["after"] = found[-1].id
+            params["after"] = jobs[-1].id
 
     def wait(self, job_id: str, timeout: float | None = None) -> Job:
-        """The job once it is over.
+        """Waits for the end of a job and returns it.
 
         Raises:
-            TimeoutError: it is not, after `timeout` seconds.
+            TimeoutError: the job is not over after `timeout` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
@@ -205,13 +207,13 @@ class Client:
                 raise TimeoutError(f"{job_id} is {job.status} after {timeout:g} seconds")
 
     def events(self, job_id: str, after: int = 0) -> Iterator[Event]:
-        """Events with a sequence above `after`, those to come as well, until the job is over.
+        """Events with a sequence above `after`, past and future, until the job is over.
 
-        A connection that breaks is made again where it stopped, so no event is lost or doubled.
+        After a broken connection the stream resumes where it stopped: no event is lost or doubled.
 
         Raises:
-            httpx.TransportError, ServiceError: it cannot be made again, or the service answers
-                with a 5xx, for about half a minute.
+            httpx.TransportError, ServiceError: the service could not be reached, or answered with
+                a 5xx, for about half a minute.
         """
         failures = 0
         first, longest = _RECONNECT_SECONDS
@@ -248,15 +250,15 @@ class Client:
         _check(self._http.delete(f"/datasets/{dataset_id}"))
 
     def metrics(self, job_id: str) -> Iterator[MetricsPoint]:
-        """How the job went so far, point by point; fetched page by page as they are taken."""
+        """Points of the job's progress so far. Pages are fetched as the iterator needs them."""
         params: dict[str, Any] = {}
         while True:
             page = _check(self._http.get(f"/jobs/{job_id}/metrics", params=params)).json()
-            found = _Points.validate_python(page["data"])
-            yield from found
+            points = _Points.validate_python(page["data"])
+            yield from points
             if not page["has_more"]:
                 return
-            params["after"] = found[-1].sequence
+            params["after"] = points[-1].sequence
 
     def download_summary(self, job_id: str, folder: Path) -> list[Path]:
         """Write the summary's three files to `folder`, each complete and checked, or not at all.
@@ -360,8 +362,8 @@ def _answered_later(answer: httpx.Response) -> bool:
 
 
 def _retry_after(answer: httpx.Response) -> float:
-    given = answer.headers.get("retry-after", "")
-    return min(int(given), _LONGEST_RETRY_AFTER_SECONDS) if given.isdecimal() else 0.0
+    seconds = answer.headers.get("retry-after", "")
+    return min(int(seconds), _LONGEST_RETRY_AFTER_SECONDS) if seconds.isdecimal() else 0.0
 
 
 def _server_sent_data(lines: Iterator[str]) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""What a service and its client say to each other, as the client sees it.
+"""Models of the service's answers, as the client reads them.
 
-Fields that a newer service has besides are ignored.
+Unknown fields, which a newer service may send, are ignored.
 """
 
 from datetime import datetime
@@ -12,7 +12,7 @@ TERMINAL = frozenset({"succeeded", "failed", "cancelled"})
 
 
 class Problem(BaseModel):
-    """What the service says about a request that it refused (RFC 9457)."""
+    """Why the service refused a request (RFC 9457)."""
 
     status: int
     title: str = ""
@@ -34,7 +34,7 @@ class ServiceError(Exception):
 
 
 class DownloadError(Exception):
-    """What came down is not what the job made."""
+    """The downloaded bytes are not those that the job made."""
 
 
 class Dataset(BaseModel):

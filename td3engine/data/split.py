@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 2**21
 
 
 class SplitStatistics(BaseModel):
-    """What is left after the filter, and what of it trains."""
+    """Counts after the filter, and how many interactions are for training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -30,10 +30,10 @@ class SplitStatistics(BaseModel):
 
 
 class FilterStatistics(BaseModel):
-    """What a filter leaves of a log, and what it takes away and why.
+    """What a filter keeps of a log, and what it removes and why.
 
-    An interaction goes because its user or its item has too few of them; one with both reasons
-    counts for both.
+    An interaction is removed because its user or its item has too few of them. One that is removed
+    for both reasons counts for both.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,9 +53,9 @@ class FilterStatistics(BaseModel):
 class Split:
     """A filtered log, items re-indexed 0..n_items-1, cut by leave-one-out.
 
-    Of a user with at least three events the last is test, the one before it validation, the rest
-    training. The single-pass filter can leave a user fewer than that (it counts on the raw log, and
-    then takes rare items away): such a user counts as a user, and all its events are training.
+    Of a user with at least three events, the last is for testing, the one before it for validation,
+    and the others for training. A user can have fewer: the single-pass filter counts on the raw log
+    and then removes rare items. Such a user counts as a user, and trains with all of its events.
 
     Attributes:
         histories: int32[M], items of all users, user after user, each by time.

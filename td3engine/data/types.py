@@ -7,8 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from td3engine.data.fingerprint import fingerprint
-
 LogErrorCode = Literal[
     "missing_column",
     "duplicate_column",
@@ -131,6 +129,9 @@ class Interactions:
         The service's dataset has another fingerprint: the sha256 of its normalised Parquet file
         (`write_normalised`), which is the address of that file in the store.
         """
+        # Here, because fingerprints need pyarrow, and the service's API needs none of it.
+        from td3engine.data.fingerprint import fingerprint  # noqa: PLC0415
+
         return fingerprint(self)
 
 

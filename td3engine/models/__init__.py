@@ -1,1 +1,1 @@
-"""The recommenders that teach and learn. One file a backbone, one interface."""
+"""Recommenders: backbones, their registry, and the model of backbone and item table."""

@@ -1,4 +1,4 @@
-"""Parameters as views of one flat vector, and dropout masks drawn ahead of their use."""
+"""Parameters as views of one flat vector; dropout masks drawn before their use."""
 
 import math
 from collections.abc import Sequence
@@ -15,8 +15,9 @@ class FlatParameters:
     """Named parameters in one flat vector (P).
 
     Args:
-        shapes: name and shape of each, in the vector's order. By its name a parameter starts at one
-            (`...norm_weight`), at zero (`...bias`), or at N(0, 0.02^2).
+        shapes: name and shape of each parameter, in the vector's order. The name says how it is
+            initialised: `...norm_weight` at one, `...bias` at zero, others from N(0, 0.02^2). A
+            backbone with another rule overrides `_initial`.
     """
 
     def __init__(self, shapes: dict[str, Shape]) -> None:
@@ -44,24 +45,24 @@ class FlatParameters:
 
 
 def draw_masks(shapes: Sequence[Shape], rate: float, generator: Generator) -> Tensor | None:
-    """Scaled dropout masks of these shapes as one flat tensor; None when nothing is dropped.
+    """Scaled dropout masks of these shapes as one flat tensor; None if the rate is zero.
 
-    The rate is rounded to a 65,536th, and the scale fits what it is then.
+    The rate is rounded to a multiple of 1/65,536. The scale is that of the rounded rate.
     """
     if rate == 0:
         return None
     count = sum(math.prod(shape) for shape in shapes)
-    # Four 16-bit numbers of each drawn word: an eighth of the time of as many uniform floats.
+    # A 64-bit word gives four 16-bit numbers: an eighth of the time of as many uniform floats.
     words = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
-    drawn = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
+    uniform = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
     threshold = min(round(rate * 2**16), 2**16 - 1)
-    kept = torch.empty(count, device=generator.device)
-    torch.ge(drawn, threshold - 2**15, out=kept)
-    return kept.mul_(2**16 / (2**16 - threshold))
+    masks = torch.empty(count, device=generator.device)
+    torch.ge(uniform, threshold - 2**15, out=masks)
+    return masks.mul_(2**16 / (2**16 - threshold))
 
 
 def cut_masks(flat: Tensor | None, shapes: Sequence[Shape]) -> list[Tensor | None]:
-    """The masks that `draw_masks` drew, each in its own shape."""
+    """Views of what `draw_masks` returned for these shapes; Nones if that was None."""
     if flat is None:
         return [None] * len(shapes)
     ends = [0]
@@ -74,4 +75,5 @@ def cut_masks(flat: Tensor | None, shapes: Sequence[Shape]) -> list[Tensor | Non
 
 
 def drop(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x times its mask; x itself without one."""
     return x if mask is None else x * mask

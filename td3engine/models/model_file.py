@@ -12,26 +12,29 @@ The header's metadata holds `format` and `model`, the JSON of a `ModelDescriptio
 code. Every tensor is validated before it is used.
 """
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor
 
 from td3engine.config import BackboneConfig, DataConfig
 from td3engine.errors import UnusableError
 from td3engine.files import atomic_file
+from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
 
 FORMAT = "td3-model-1"
 IDS, ENDS = "item_ids", "item_id_ends"
 ITEMS, BIAS, ENCODER = "items", "item_bias", "encoder."
+NAMED = 5  # tensors, at most, that an error names
 
 
 class ModelFileError(UnusableError):
@@ -57,6 +60,12 @@ class ModelDescription(BaseModel):
     reads: Annotated[int, Field(ge=1, le=100_000)]
     data: DataConfig | None = None
 
+    @model_validator(mode="after")
+    def _has_positions_for_what_it_reads(self) -> Self:
+        if self.reads > self.history:
+            raise ValueError(f"it reads {self.reads} events and has positions for {self.history}")
+        return self
+
 
 class ModelContent(NamedTuple):
     """The content of a model's file.
@@ -75,7 +84,12 @@ class ModelContent(NamedTuple):
 
 
 def write_model(path: Path, content: ModelContent) -> None:
-    """Write the file whole or not at all; a file of that name is replaced."""
+    """Write the file, whole or not at all; one of that name is replaced.
+
+    Raises:
+        UnusableError: the content is not what `read_model` reads: a weight that is not a finite
+            float32 number, or item ids that are not text or occur twice.
+    """
     config = content.description.backbone
     backbone = build_backbone(config, content.description.history)
     tensors = {
@@ -84,13 +98,16 @@ def write_model(path: Path, content: ModelContent) -> None:
     tensors[ITEMS] = content.table[:, : config.hidden]
     if backbone.biased:
         tensors[BIAS] = content.table[:, config.hidden]
-    tensors[IDS], tensors[ENDS] = _pack_ids(content.item_ids)
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32 or not torch.isfinite(tensor).all():
+            raise UnusableError(f"{name} of this model is not all finite float32 numbers")
+    tensors[IDS], tensors[ENDS] = _packed(content.item_ids)
     data = safetensors.torch.save(
         {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
         {"format": FORMAT, "model": content.description.model_dump_json()},
     )
     with atomic_file(path) as file:
-        file.write(data)
+        file.write(_ordered(data))
 
 
 def read_model(path: Path) -> ModelContent:
@@ -105,71 +122,115 @@ def read_model(path: Path) -> ModelContent:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 release = metadata.get("format", "none")
-                raise ModelFileError(f"{path}: its format is {release!r}, not {FORMAT!r}")
+                raise ModelFileError(f"{path}: its format is {release[:40]!r}, not {FORMAT!r}")
             description = ModelDescription.model_validate_json(metadata.get("model", ""))
-            names = list(file.keys())
-            tensors = {name: file.get_tensor(name) for name in names}
+            backbone = build_backbone(description.backbone, description.history)
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            layout = {
+                name: Layout(part.get_dtype(), tuple(part.get_shape()))
+                for name, part in slices.items()
+            }
+            # Before any tensor is made: what the header claims is not to be believed.
+            _refuse_other_layout(path, description, backbone, layout)
+            tensors = {name: file.get_tensor(name) for name in layout}
     except FileNotFoundError:
         raise
     except (SafetensorError, OSError, ValidationError) as error:
         raise ModelFileError(f"{path} does not hold a model: {error}") from error
-    return _validated(path, description, tensors)
+    return _content(path, description, tensors)
 
 
-def _validated(
-    path: Path, description: ModelDescription, tensors: dict[str, Tensor]
-) -> ModelContent:
-    """The content, if every tensor has the name, shape, type and values that it must have."""
-    config = description.backbone
-    if description.reads > description.history:
-        raise ModelFileError(
-            f"{path}: it reads {description.reads} events and has positions for "
-            f"{description.history}"
-        )
-    backbone = build_backbone(config, description.history)
+class Layout(NamedTuple):
+    """What a file's header says of a tensor: its type, as safetensors writes it, and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def _refuse_other_layout(
+    path: Path, description: ModelDescription, backbone: Backbone, layout: dict[str, Layout]
+) -> None:
+    """ModelFileError unless there are the tensors of such a model, of its sizes, and no others."""
+    # A meta tensor has a shape and no memory.
+    named = backbone.named(torch.empty(backbone.n_parameters, device="meta"))
     shapes: dict[str, tuple[int, ...]] = {
-        f"{ENCODER}{name}": tuple(view.shape)
-        for name, view in backbone.named(torch.empty(backbone.n_parameters, device="meta")).items()
+        f"{ENCODER}{name}": tuple(view.shape) for name, view in named.items()
     }
-    n_items = len(tensors[ITEMS]) if ITEMS in tensors and tensors[ITEMS].dim() else 0
-    shapes[ITEMS] = (n_items, config.hidden)
+    n_items = _length(layout, ITEMS)
+    shapes[ITEMS] = (n_items, description.backbone.hidden)
     if backbone.biased:
         shapes[BIAS] = (n_items,)
-    weights = {name: tensor for name, tensor in tensors.items() if name not in (IDS, ENDS)}
-    if n_items == 0 or set(weights) != set(shapes):
-        raise ModelFileError(f"{path}: a {config.name} has other tensors than {sorted(weights)}")
-    for name, shape in shapes.items():
-        tensor = weights[name]
-        if tuple(tensor.shape) != shape or tensor.dtype != torch.float32:
+    expected = {name: Layout("F32", shape) for name, shape in shapes.items()}
+    expected[IDS] = Layout("U8", (_length(layout, IDS),))
+    expected[ENDS] = Layout("I64", (n_items,))
+    missing, surplus = sorted(expected.keys() - layout), sorted(layout.keys() - expected)
+    if missing or surplus:
+        raise ModelFileError(
+            f"{path}: not the tensors of a {description.backbone.name}: "
+            f"missing {missing[:NAMED]}, unexpected {surplus[:NAMED]}"
+        )
+    if n_items == 0:
+        raise ModelFileError(f"{path}: it has no items")
+    for name, wanted in expected.items():
+        if layout[name] != wanted:
             raise ModelFileError(
-                f"{path}: {name} is {tensor.dtype} {tuple(tensor.shape)}, not float32 {shape}"
+                f"{path}: {name} is {layout[name].dtype} {layout[name].shape}, "
+                f"not {wanted.dtype} {wanted.shape}"
             )
+
+
+def _length(layout: dict[str, Layout], name: str) -> int:
+    """Rows of a tensor; 0 where there is no such tensor, or it is one number."""
+    return layout[name].shape[0] if name in layout and layout[name].shape else 0
+
+
+def _content(path: Path, description: ModelDescription, tensors: dict[str, Tensor]) -> ModelContent:
+    """The content of tensors that have their sizes, once their values are checked too."""
+    weights = {name: tensor for name, tensor in tensors.items() if name not in (IDS, ENDS)}
+    for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
             raise ModelFileError(f"{path}: {name} holds numbers that are not finite")
-    parameters = [weights[name].flatten() for name in shapes if name.startswith(ENCODER)]
+    backbone = build_backbone(description.backbone, description.history)
+    names = backbone.named(torch.empty(backbone.n_parameters, device="meta"))
+    parameters = torch.cat([weights[f"{ENCODER}{name}"].flatten() for name in names])
     table_NF = weights[ITEMS]
     if backbone.biased:
         table_NF = torch.cat([table_NF, weights[BIAS][:, None]], 1)
-    item_ids = _unpack_ids(path, tensors, n_items)
-    return ModelContent(description, torch.cat(parameters), table_NF, item_ids)
+    item_ids = _unpacked(path, tensors[IDS], tensors[ENDS])
+    return ModelContent(description, parameters, table_NF, item_ids)
 
 
-def _pack_ids(item_ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """The ids' bytes without separators, uint8, and the end of each, int64 (n)."""
-    texts = [item_id.encode() for item_id in item_ids]
+def _ordered(data: bytes) -> bytes:
+    """The same file, its header's keys in order: safetensors writes metadata in a random one, and
+    the same model shall give the same bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors are aligned
+    return len(header).to_bytes(8, "little") + header + data[end:]
+
+
+def _packed(item_ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The ids' bytes one after another, uint8, and the end of each, int64 (n).
+
+    Raises:
+        UnusableError: an id is not Unicode text, or occurs twice.
+    """
+    try:
+        texts = [item_id.encode() for item_id in item_ids]
+    except UnicodeEncodeError as error:
+        raise UnusableError(f"the item id {error.object!r} is not Unicode text") from error
+    if len(set(texts)) != len(texts):
+        raise UnusableError("an item id of this model occurs twice")
     ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
     content = np.frombuffer(b"".join(texts), np.uint8)
     return torch.from_numpy(content.copy()), torch.from_numpy(ends)
 
 
-def _unpack_ids(path: Path, tensors: dict[str, Tensor], n_items: int) -> tuple[str, ...]:
-    ids, ends = tensors.get(IDS), tensors.get(ENDS)
-    if ids is None or ends is None or ids.dtype != torch.uint8 or ends.dtype != torch.int64:
-        raise ModelFileError(f"{path}: it has no item ids")
-    starts = torch.cat([ends.new_zeros(1), ends[:-1]]) if ends.dim() == 1 else ends
-    ordered = ends.dim() == 1 and ids.dim() == 1 and bool((starts <= ends).all())
-    if not ordered or len(ends) != n_items or int(starts[0]) != 0 or int(ends[-1]) != len(ids):
-        raise ModelFileError(f"{path}: its item ids are not those of {n_items:,} items")
+def _unpacked(path: Path, ids: Tensor, ends: Tensor) -> tuple[str, ...]:
+    """The text of each id, from their bytes (uint8) and the end of each (int64)."""
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    if not bool((starts <= ends).all()) or int(ends[-1]) != len(ids):
+        raise ModelFileError(f"{path}: its item ids do not lie one after another")
     content = ids.numpy().tobytes()
     try:
         texts = [
@@ -178,6 +239,6 @@ def _unpack_ids(path: Path, tensors: dict[str, Tensor], n_items: int) -> tuple[s
         ]
     except UnicodeDecodeError as error:
         raise ModelFileError(f"{path}: an item id is not UTF-8 text") from error
-    if len(set(texts)) != n_items:
+    if len(set(texts)) != len(texts):
         raise ModelFileError(f"{path}: an item id occurs twice")
     return tuple(texts)

@@ -10,8 +10,10 @@ from td3engine.models.flat_parameters import Shape
 
 
 def parameter_shapes(config: BackboneConfig) -> dict[str, Shape]:
-    """Name and shape of the layers' parameters, in order; the gates lie as torch has them (reset,
-    update, new), each `inner` wide."""
+    """Name and shape of the layers' parameters, in order.
+
+    Gates are in torch's order (reset, update, new), each `inner` wide.
+    """
     gates = 3 * config.inner
     shapes: dict[str, Shape] = {}
     for layer in range(config.layers):
@@ -25,11 +27,12 @@ def parameter_shapes(config: BackboneConfig) -> dict[str, Shape]:
 
 
 def recur(config: BackboneConfig, p: dict[str, Tensor], input_BLD: Tensor) -> Tensor:
-    """States of the last layer at every position, (B, L, inner), from a zero start.
+    """States of the last layer at every position, (B, L, inner), from a zero state.
 
-    Twice differentiable. On CUDA torch would take cuDNN's GRU, which has no double backward, so
-    cuDNN is off in this call; the fused cell that then serves has one, by torch's sources: this
-    has been tested on the CPU only.
+    Twice differentiable. cuDNN is off in this call, because its GRU has no double backward; torch's
+    fused cell, which replaces it, has one by torch's sources.
+
+    Limits: tested on the CPU only.
     """
     start = input_BLD.new_zeros(config.layers, len(input_BLD), config.inner)
     weights = [p[name] for name in parameter_shapes(config)]
@@ -51,7 +54,7 @@ def recur(config: BackboneConfig, p: dict[str, Tensor], input_BLD: Tensor) -> Te
 def xavier(shape: Shape, generator: Generator) -> Tensor:
     """A fresh matrix (out, in), uniform within sqrt(6 / (in + out)) (Glorot and Bengio 2010).
 
-    Gates and states must start wide: with N(0, 0.02^2) a state is nearly zero, and so is the
+    Recurrent weights need this scale: with N(0, 0.02^2) a state is nearly zero, and so is the
     gradient that reaches earlier events through it.
     """
     bound = math.sqrt(6 / sum(shape))

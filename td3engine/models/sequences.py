@@ -8,9 +8,18 @@ from torch import Tensor
 from td3engine.data.split import Split
 
 
-def gather(split: Split, start: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-    """Rows [start, end) as (items, lengths): int64 (B, L) and int64 (B); L is the longest row's
-    length, the others are padded with 0."""
+def padded_sequences(
+    split: Split, start: NDArray[np.int64], end: NDArray[np.int64]
+) -> tuple[Tensor, Tensor]:
+    """Parts of histories as rows of one length, padded on the right with item 0.
+
+    Args:
+        split: the log.
+        start, end: int64[B]; row b is `split.histories[start[b]:end[b]]`.
+
+    Returns:
+        Items, int64 (B, L), where L is the length of the longest row; lengths, int64 (B).
+    """
     rows = start[:, None] + np.arange(int((end - start).max(initial=0)))
     inside = rows < end[:, None]
     items = np.where(inside, split.histories[np.minimum(rows, len(split.histories) - 1)], 0)

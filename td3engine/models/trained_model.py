@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -114,10 +114,14 @@ class TrainedModel:
         Raises:
             UnknownItemError: an unknown id under `raise`, or a history without any known item; with
                 the position of the history.
-            UnusableError: the model has no item ids, or k is not positive.
+            UnusableError: the model has no item ids, k is not positive, `unknown` is
+                neither word, or a history is one text.
         """
         if k < 1:
             raise UnusableError(f"k must be positive, not {k}")
+        if unknown not in get_args(Unknown):
+            raise UnusableError(f"unknown must be one of {get_args(Unknown)}, not {unknown!r}")
+        self._require_item_ids()
         rows = [self._indices(nth, history, unknown) for nth, history in enumerate(histories)]
         if not rows:
             return []
@@ -177,9 +181,10 @@ class TrainedModel:
     def _require_item_ids(self) -> None:
         if len(self.item_ids) != len(self.table):
             raise UnusableError("this model has no item ids")
+        if len(self._index) != len(self.table):
+            raise UnusableError("an item id of this model occurs twice")
 
     def _indices(self, nth: int, history: Sequence[str], unknown: Unknown) -> list[int]:
-        self._require_item_ids()
         if isinstance(history, str):
             raise UnusableError(f"history {nth} is one text, not a list of item ids: {history!r}")
         indices = [self._index.get(item_id) for item_id in history]

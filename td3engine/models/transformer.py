@@ -34,8 +34,11 @@ def parameter_shapes(config: BackboneConfig) -> dict[str, Shape]:
 def mask_shapes(
     config: BackboneConfig, sequences: int, positions: int, last: int | None = None
 ) -> list[Shape]:
-    """Dropout masks of one pass: the input, then attention, projection and output of each layer;
-    of the last layer for so many positions a sequence only, if that is given."""
+    """Shapes of one pass's dropout masks: the input, then each layer's attention, projection and
+    output.
+
+    With `last`, the last layer's masks are for that many positions a sequence.
+    """
     shapes: list[Shape] = [(sequences, positions, config.hidden)]
     for layer in range(config.layers):
         computed = last if last is not None and layer == config.layers - 1 else positions

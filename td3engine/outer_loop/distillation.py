@@ -33,7 +33,7 @@ from td3engine.inner_loop.trainer import InnerLoopTrainer, advance
 from td3engine.inner_loop.windows import SequentialUnroll
 from td3engine.models.backbone import Backbone
 from td3engine.models.recommender import StepRandomness
-from td3engine.models.sequences import gather
+from td3engine.models.sequences import padded_sequences
 from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop.initial_summary import initial_summary
 from td3engine.outer_loop.item_sampler import ItemSampler
@@ -293,7 +293,7 @@ class Distillation:
     ) -> Tensor:
         """Gradient of the surrogate objective on a real batch."""
         windows = self.windows.draw(self.config.outer.batch, rng)
-        rows = gather(self.split, windows.start, windows.end)
+        rows = padded_sequences(self.split, windows.start, windows.end)
         items, lengths = (part.to(self.device) for part in rows)
         randomness = StepRandomness(self.backbone.draw_targets(lengths, draw), dropout=None)
         return self.surrogate.gradient(theta, RealBatch(items, lengths, randomness, rng))

@@ -54,7 +54,7 @@ class Checkpoint:
         if self.group.is_main and self.path.exists():
             on_main = torch.load(self.path, map_location=self.device, weights_only=True)
         stored: dict[str, Any] = self.group.broadcast(on_main, self.device)
-        if stored and any(stored[name] != value for name, value in self.identity.items()):
+        if stored and any(stored.get(name) != value for name, value in self.identity.items()):
             raise CheckpointMismatchError(f"{self.path} belongs to another log or configuration")
         return stored
 

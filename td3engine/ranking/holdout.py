@@ -10,7 +10,7 @@ from torch import Tensor
 
 from td3engine.config import DataConfig
 from td3engine.data.split import Split
-from td3engine.models.sequences import gather
+from td3engine.models.sequences import padded_sequences
 
 Role = Literal["validation", "test"]
 
@@ -53,7 +53,7 @@ def holdout_set(split: Split, role: Role, history: int, at_most: int | None = No
         users = np.sort(np.random.default_rng(0).choice(users, at_most, replace=False))
     first = split.offsets[:-1][users]
     holdout = split.offsets[1:][users] - (1 if role == "test" else 2)
-    items, lengths = gather(split, np.maximum(first, holdout - history), holdout)
+    items, lengths = padded_sequences(split, np.maximum(first, holdout - history), holdout)
     seen_rows, seen_items = _pairs(split, first, holdout)
     user_rows, user_items = _pairs(split, first, split.offsets[1:][users])
     return HoldoutSet(

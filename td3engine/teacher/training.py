@@ -22,7 +22,7 @@ from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import BETA1
 from td3engine.models.backbone import Backbone
 from td3engine.models.recommender import Recommender, StepRandomness
-from td3engine.models.sequences import gather
+from td3engine.models.sequences import padded_sequences
 from td3engine.models.trained_model import TrainedModel
 from td3engine.models.training_loss import real_loss
 from td3engine.ranking.holdout import HoldoutSet
@@ -210,7 +210,7 @@ class LogTraining:
         draw = generator(self.seed, Purpose.TEACHER_EPOCH, self.epoch, self.device.type)
         index = self.windows(rng)
         for batch in batches_of_like_length(index, self.config.batch, rng):
-            items, lengths = gather(self.split, index.start[batch], index.end[batch])
+            items, lengths = padded_sequences(self.split, index.start[batch], index.end[batch])
             items, lengths = items.to(self.device), lengths.to(self.device)
             self.steps.step(items, lengths, self.randomness(lengths, draw), rng)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from td3engine.api.client import Client as PublicClient
 from td3engine.client.client import Client, Event, Problem, ServiceError
 from td3engine.config import DistillConfig
 from td3engine.config.presets import merge
@@ -139,6 +140,16 @@ def test_a_job_gives_what_the_library_gives(
         "initial summary",
         "TD3 summary",
     }
+
+
+def test_the_public_client_gives_the_summary_that_the_library_gives(
+    served: Served, log: Path, by_library: dict[str, bytes], tmp_path: Path
+) -> None:
+    with PublicClient(served.url) as public:
+        summary = public.distill(log, config=dump(CONFIG), folder=tmp_path / "fetched")
+    assert files(tmp_path / "fetched") == by_library
+    summary.save(tmp_path / "saved")
+    assert files(tmp_path / "saved") == by_library
 
 
 def test_cancel_while_distilling(served: Served, client: Client, log: Path) -> None:

@@ -25,7 +25,7 @@ from td3engine.inner_loop.learner import recommender
 from td3engine.inner_loop.unroll import train
 from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
-from td3engine.models.sequences import gather
+from td3engine.models.sequences import padded_sequences
 from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop import distillation as distill
 from td3engine.outer_loop.distillation import Distillation
@@ -81,14 +81,14 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watched:
         watched.windows.append(steps)
         return train(state, synthetic, steps, *rest)
 
-    def watched_gather(split: Split, start: Any, end: Any) -> tuple[Tensor, Tensor]:
-        items, lengths = gather(split, start, end)
+    def watched_sequences(split: Split, start: Any, end: Any) -> tuple[Tensor, Tensor]:
+        items, lengths = padded_sequences(split, start, end)
         rows = zip(items, lengths.tolist(), strict=True)
         watched.real.append([row[:length] for row, length in rows])
         return items, lengths
 
     monkeypatch.setattr(windows, "train", watched_train)
-    monkeypatch.setattr(distill, "gather", watched_gather)
+    monkeypatch.setattr(distill, "padded_sequences", watched_sequences)
     return watched
 
 

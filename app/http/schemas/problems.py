@@ -31,7 +31,9 @@ class Problem(BaseModel):
     title: str = Field(description="The status in words.")
     status: int
     detail: str = Field(description="What is wrong, for people.")
-    code: str = Field(description="What is wrong, for programs: stable, listed in docs/api.md.")
+    code: str = Field(
+        description="What is wrong, for programs: stable, listed in docs/http-api.md."
+    )
     request_id: str = Field(description="Also in the header `x-request-id`, and in our log.")
     param: str | None = Field(default=None, description="The field at fault, as a dotted path.")
     errors: list[FieldError] | None = Field(default=None, description="All fields at fault.")

@@ -1,9 +1,8 @@
 """BERT4Rec: a bidirectional transformer trained by cloze (Sun et al., CIKM 2019).
 
-Events that are asked for are replaced by a learned mask embedding and predicted from all others of
-the row; at inference a mask after the last event asks for the next. Before scoring, a state passes
-a linear map, GELU and layer norm, as in the paper; its item bias is the recommender's, not ours
-(`td3engine.models.recommender`).
+A learned mask embedding replaces the targets, which are predicted from the row's other events. At
+inference a mask follows the last event. Before scoring, a state passes a linear map, GELU and layer
+norm, as in the paper. The item bias belongs to `td3engine.models.recommender`.
 """
 
 import torch
@@ -15,10 +14,10 @@ from td3engine.models.backbone import AnalyticEncoder, BackboneSpec, TargetPosit
 from td3engine.models.flat_parameters import FlatParameters, Shape, cut_masks, draw_masks
 from td3engine.models.transformer import mask_shapes, norm, parameter_shapes, transform
 
-# Both as RecBole's defaults have them (mask_ratio, ft_ratio). The paper masks at random too and
-# trains the last event apart, so that training also sees rows as inference has them.
-MASKED = 0.2  # probability that a cloze row asks for an event
-LAST_ONLY = 0.5  # probability that a row asks for its last event and no other
+# RecBole's defaults (mask_ratio, ft_ratio). The last event alone is a target in half of the rows,
+# because inference masks no other.
+MASKED = 0.2  # probability of an event to be a target in the other rows
+LAST_ONLY = 0.5  # probability that a row's only target is its last event
 
 
 class BERT4Rec(FlatParameters):
@@ -38,15 +37,18 @@ class BERT4Rec(FlatParameters):
         sequences: int,
         events: int,
         generator: Generator,
-        _each: int | None = None,
+        _per_row: int | None = None,
         passes: int = 1,
     ) -> Tensor | None:
         shapes = mask_shapes(self.config, sequences, events)
         return draw_masks(shapes * passes, self.config.dropout, generator)
 
     def draw_targets(self, lengths_B: Tensor, generator: Generator) -> TargetPositions:
-        """The cloze rule: a row asks for its last event only, or for each event with probability
-        `MASKED`, and for its last if that chose none. Row by row, in order of position."""
+        """The cloze rule: a row's last event, or each event with probability `MASKED`.
+
+        A row of the second kind without any target has its last event. Targets are in order of row,
+        then position.
+        """
         device = lengths_B.device
         shape = len(lengths_B), int(lengths_B.max())
         last_only_B = torch.rand(shape[0], generator=generator, device=device) < LAST_ONLY
@@ -95,7 +97,7 @@ class BERT4Rec(FlatParameters):
         _dropout: Tensor | None,
         _rows: int,
     ) -> AnalyticEncoder:
-        raise NotImplementedError("derivatives go by autograd")
+        raise NotImplementedError("this backbone is differentiated by autograd")
 
 
 def _shapes(config: BackboneConfig, history: int) -> dict[str, Shape]:

@@ -1,8 +1,8 @@
 """GRU4Rec: a recurrent network over item embeddings (Hidasi et al., ICLR 2016).
 
-With dropout on the embedded input and all positions of a row trained at once, after Tan, Xu and
-Liu, *Improved Recurrent Neural Networks for Session-based Recommendations* (DLRS 2016); trained
-with the cross-entropy over all items that every backbone here is trained with.
+Dropout falls on the embedded input, and a pass trains all positions of a row, after Tan, Xu and
+Liu, *Improved Recurrent Neural Networks for Session-based Recommendations* (DLRS 2016). The loss is
+the cross-entropy over items that every backbone here has.
 """
 
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ class GRU4Rec(FlatParameters, Causal):
         sequences: int,
         events: int,
         generator: Generator,
-        _each: int | None = None,
+        _per_row: int | None = None,
         passes: int = 1,
     ) -> Tensor | None:
         shape = (sequences, events - 1, self.config.hidden)

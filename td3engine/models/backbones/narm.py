@@ -1,12 +1,13 @@
 """NARM: a recurrent network with attention to its own states (Li et al., CIKM 2017).
 
-At each position t the state h_t is the global encoder, and the local one weighs the states so far
-by how they fit to it: alpha_tj = v^T sigmoid(A1 h_t + A2 h_j) for j <= t. As in the paper these
-weights are not normalised. What predicts the next event is B [sum_j alpha_tj h_j ; h_t].
+The state h_t at position t is the global encoder. The local encoder is sum_j alpha_tj h_j with the
+weights alpha_tj = v^T sigmoid(A1 h_t + A2 h_j) for j <= t, which are not normalised, as in the
+paper. The hidden state is B [sum_j alpha_tj h_j ; h_t].
 
-The published model reads a prefix and predicts once; here all positions of a row do at once. That
-takes memory of order B L^2 inner: at 64 rows of 50 events and inner = 64 a float32 tensor of 25 MB,
-and a few of those with its graph.
+The published model reads a prefix and predicts once; here a pass predicts from every position.
+
+Limits: memory is of order B L^2 inner. For 64 rows of 50 events and inner = 64 the blocks of such a
+float32 tensor have 25 MB, and the graph holds a few of them.
 """
 
 import torch
@@ -18,9 +19,8 @@ from td3engine.models.backbone import BackboneSpec, Causal
 from td3engine.models.flat_parameters import FlatParameters, Shape, cut_masks, draw_masks, drop
 from td3engine.models.recurrent import parameter_shapes, recur, xavier
 
-# Positions that attend at once. A block leaves out the states after its end, and stays in cache:
-# at the size above a gradient takes a third of the time that it takes all at once (on one CPU
-# thread, 90 against 290 ms).
+# Positions that attend together. A block skips the states after its end and fits the cache: a
+# gradient at the size above takes 90 ms, against 290 ms without blocks (one CPU thread).
 BLOCK = 10
 
 
@@ -40,7 +40,7 @@ class NARM(FlatParameters, Causal):
         sequences: int,
         events: int,
         generator: Generator,
-        _each: int | None = None,
+        _per_row: int | None = None,
         passes: int = 1,
     ) -> Tensor | None:
         shapes = self._mask_shapes(sequences, events - 1)
@@ -54,14 +54,16 @@ class NARM(FlatParameters, Causal):
         visible = torch.ones(positions, positions, dtype=torch.bool, device=input_BLD.device).tril()
         blocks = []
         for first in range(0, positions, BLOCK):
-            end = first + BLOCK  # of the last block perhaps beyond the row, which slices cut off
+            end = first + BLOCK  # may lie beyond the row; slices stop there
             current, seen = states_BLH[:, first:end], states_BLH[:, :end]
             blocks.append(_attend(p, current, seen, visible[first:end, :end]))
         return _out(p, torch.cat(blocks, 1), states_BLH, both_mask)
 
     def last(self, parameters_P: Tensor, events_BLD: Tensor, lengths_B: Tensor) -> Tensor:
-        """As `Causal.last`, but attends from the last events alone: a thousand rows at all
-        positions would hold half a gigabyte."""
+        """As `Causal.last`, attending from the last events alone.
+
+        A thousand rows at all positions would take half a gigabyte.
+        """
         p = self.named(parameters_P)
         states_BLH = recur(self.config, p, events_BLD)
         rows = torch.arange(len(events_BLD), device=events_BLD.device)
@@ -84,8 +86,10 @@ class NARM(FlatParameters, Causal):
 def _attend(
     p: dict[str, Tensor], current_BQH: Tensor, states_BLH: Tensor, visible: Tensor
 ) -> Tensor:
-    """The local encoder (B, Q, inner) at positions with the states `current_BQH`, over those of
-    `states_BLH` that `visible`, bool, broadcast to (B, Q, L), shows them."""
+    """The local encoder (B, Q, inner) at the positions whose states are `current_BQH`.
+
+    `visible`, bool, broadcast to (B, Q, L), says which of `states_BLH` each position reads.
+    """
     query = F.linear(current_BQH, p["attention_current"]).unsqueeze(2)
     key = F.linear(states_BLH, p["attention_state"]).unsqueeze(1)
     alpha_BQL = F.linear((query + key).sigmoid(), p["attention_out"]).squeeze(-1)

@@ -1,8 +1,8 @@
 """SASRec: a causal transformer over item embeddings (Kang and McAuley, ICDM 2018).
 
-Post-norm layers with GELU, as in the published TD3 and RecBole configurations. Written as a
-function of one flat parameter vector with the plain (math) attention, because the inner loop is
-differentiated twice and the fused attention kernels have no double backward.
+Post-norm layers with GELU, as in the published TD3 and RecBole configurations. Attention is the
+plain (math) one, because the inner loop is differentiated twice and the fused attention kernels
+have no double backward.
 """
 
 import torch
@@ -75,18 +75,18 @@ class SASRec(FlatParameters, Causal):
     ) -> AnalyticEncoder:
         at_BA = None
         if targets is not None and not targets.all_positions:
-            assert targets.selected_per_row is not None, "rows ask for unlike numbers of events"
+            assert targets.selected_per_row is not None, "rows have unlike numbers of targets"
             at_BA = targets.at.view(rows, targets.selected_per_row) - 1
         return AnalyticSASRec(self.config, self.named, parameters_P, dropout, at_BA)
 
 
 def _at_all(mask: Tensor | None, place: tuple[Tensor, Tensor], positions: int) -> Tensor | None:
-    """A last layer's mask for all positions, from that of the asked ones; elsewhere ones."""
+    """A last layer's mask at all positions, from that at the targets; ones elsewhere."""
     if mask is None:
         return None
-    asked_first = mask.transpose(1, 2) if mask.dim() == 4 else mask  # (B, A, ...)
-    at_all = mask.new_ones(len(mask), positions, *asked_first.shape[2:])
-    at_all = at_all.index_put(place, asked_first.flatten(0, 1))
+    targets_first = mask.transpose(1, 2) if mask.dim() == 4 else mask  # (B, A, ...)
+    at_all = mask.new_ones(len(mask), positions, *targets_first.shape[2:])
+    at_all = at_all.index_put(place, targets_first.flatten(0, 1))
     return at_all.transpose(1, 2) if mask.dim() == 4 else at_all
 
 

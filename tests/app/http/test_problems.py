@@ -174,7 +174,7 @@ def test_the_document_names_the_problems_of_each_route(service: Service) -> None
 
 def test_the_documentation_has_every_code() -> None:
     """Both ways: no code without an explanation, none explained that cannot happen."""
-    text = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text()
     rows = re.findall(r"^\| [45]\S\S \| (.+?) \| .+ \|$", text, re.MULTILINE)
     assert {code for row in rows for code in re.findall(r"`(\w+)`", row)} == PROBLEM_CODES
 

@@ -234,19 +234,19 @@ def test_it_learns_the_order_of_a_ring(name: BackboneName) -> None:
     training = LogTraining(
         split,
         Recommender(backbone, n_items, config.hidden),
-        TeacherConfig(max_epochs=60, batch=16, lr=0.01, validate_every=5),
+        TeacherConfig(max_epochs=200, batch=16, lr=0.01, validate_every=5, patience=20),
         lambda rng: training_windows(split, history, rng),
         holdout_set(split, "validation", history),
         seed=0,
         device=torch.device("cpu"),
     )
     for best in training.epochs():
-        if best > 0.95:
+        if best > (0.9 if name == "bert4rec" else 0.95):
             break
     model = training.result().model
     found = evaluate(model, holdout_set(split, "test", history), "full")
     # One of the 29 unseen items at random would be among the first five in a sixth of the cases.
-    # BERT4Rec predicts a fifth of the events a step and ends between .84 and 1, by its seed and
-    # by the last bits of a processor's arithmetic.
+    # BERT4Rec predicts a fifth of the events a step, and its number of epochs to there depends on
+    # the last bits of a processor's arithmetic: after 60 of them it has been at .70 and at .84.
     assert found["hr@5"] > (0.7 if name == "bert4rec" else 0.95)
     assert found["ndcg@10"] > 0.8

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from td3engine.models.sequences import gather
+from td3engine.models.sequences import padded_sequences
 from tests.td3engine.oracles import make_split
 
 N_ITEMS = 9
@@ -32,7 +32,7 @@ def test_padded_rows_are_those_events(
     split = make_split(histories, N_ITEMS)
     start = np.array([split.offsets[user] + first for user, first, _ in rows], np.int64)
     end = np.array([split.offsets[user] + stop for user, _, stop in rows], np.int64)
-    items, lengths = gather(split, start, end)
+    items, lengths = padded_sequences(split, start, end)
     width = max((stop - first for _, first, stop in rows), default=0)  # the longest row's
     assert items.shape == (len(rows), width)
     assert items.dtype == lengths.dtype == torch.int64
