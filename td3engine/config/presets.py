@@ -1,4 +1,4 @@
-"""How a configuration is built: a preset, overrides, the size of the log, the learner's backbone.
+"""How a configuration is built: a preset, overrides over it, and the size of the log.
 
 Imports no torch.
 """

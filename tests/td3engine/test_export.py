@@ -239,11 +239,13 @@ def test_guided_sampling_is_the_slow_loop(name: BackboneName, weight: float) -> 
         for t in range(LENGTH):
             z = logS[row // copies, t]
             if prefix:
-                events = guide.model.table[torch.tensor([prefix])]
+                table = guide.model.table[:, : config.backbone.hidden]
+                bias = guide.model.table[:, config.backbone.hidden :].sum(-1)
+                events = table[torch.tensor([prefix])]
                 h = guide.model.backbone.last(
                     guide.model.parameters, events, torch.tensor([len(prefix)])
                 )[0]
-                scores = torch.stack([(h * item).sum() for item in guide.model.table]).double()
+                scores = torch.stack([(h * item).sum() for item in table]).add(bias).double()
                 z = (1 - weight) * z + weight * scores
             p = [
                 0.0 if i in prefix else float(((z[i] - z.max()) / temperature).exp())
