@@ -13,7 +13,7 @@ from td3engine.api.training import Source, as_log
 from td3engine.config import Preset
 from td3engine.config.presets import build_config
 from td3engine.events import Listener
-from td3engine.pipeline.distil import distil
+from td3engine.pipeline.launch import launch
 from td3engine.pipeline.progress_bar import PhaseBars
 from td3engine.pipeline.run import Control
 from td3engine.runtime.stop_signals import stop_signals
@@ -58,7 +58,7 @@ def distill(
         overrides["seed"] = seed
     settings = build_config(preset, overrides)
     with _folder(folder) as target, _listener(progress) as listener, stop_signals() as stop:
-        outcome = distil(lambda: as_log(log), settings, target, Control(listener, stop))
+        outcome = launch(lambda: as_log(log), settings, target, Control(listener, stop))
         if outcome is None:
             raise RuntimeError("this process only assists another one, which has the summary")
         return Summary.load(target)

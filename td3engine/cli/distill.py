@@ -38,13 +38,13 @@ def distill(
 
     def work() -> None:
         from td3engine.evaluation.table import results_table
-        from td3engine.pipeline.distil import distil
+        from td3engine.pipeline.launch import launch
         from td3engine.pipeline.progress_bar import PhaseBars
         from td3engine.pipeline.run import Control
         from td3engine.runtime.stop_signals import stop_signals
 
         with PhaseBars(console) as bars, stop_signals() as stop:
-            outcome = distil(lambda: read(log), config, out, Control(bars.listen, stop))
+            outcome = launch(lambda: read(log), config, out, Control(bars.listen, stop))
         if outcome is not None:
             console.print(results_table(outcome.rows))
             console.print(f"summary: {out}", soft_wrap=True)

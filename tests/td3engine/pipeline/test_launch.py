@@ -7,7 +7,7 @@ import pytest
 from td3engine.contract import MANIFEST_FILE
 from td3engine.data.types import Interactions, LogError
 from td3engine.errors import OutputExistsError
-from td3engine.pipeline.distil import distil
+from td3engine.pipeline.launch import launch
 from td3engine.pipeline.run import Control
 from tests.td3engine.small import small_config
 
@@ -21,7 +21,7 @@ def test_a_taken_folder_is_refused_before_the_log_is_read(tmp_path: Path) -> Non
         pytest.fail("it read the log")
 
     with pytest.raises(OutputExistsError, match="take another folder"):
-        distil(read, small_config(), tmp_path, CONTROL)
+        launch(read, small_config(), tmp_path, CONTROL)
 
 
 def test_a_log_that_cannot_be_read_makes_no_folder(tmp_path: Path) -> None:
@@ -29,5 +29,5 @@ def test_a_log_that_cannot_be_read_makes_no_folder(tmp_path: Path) -> None:
         raise LogError("bad_value", "no number", line=3)
 
     with pytest.raises(LogError):
-        distil(read, small_config(), tmp_path / "out", CONTROL)
+        launch(read, small_config(), tmp_path / "out", CONTROL)
     assert not (tmp_path / "out").exists()

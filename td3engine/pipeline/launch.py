@@ -13,7 +13,7 @@ from td3engine.runtime.distributed import join
 from td3engine.runtime.torch_setup import pick_device
 
 
-def distil(
+def launch(
     read: Callable[[], Interactions], config: DistillConfig, folder: Path, control: Control
 ) -> Outcome | None:
     """Run one distillation.
