@@ -135,18 +135,18 @@ def filter_statistics(
         per_user += np.bincount(log.user_codes[some], minlength=len(per_user))
         per_item += np.bincount(log.item_codes[some], minlength=len(per_item))
     rare_user, rare_item = per_user < min_user_interactions, per_item < min_item_interactions
-    kept_user, kept_item, kept = np.zeros_like(rare_user), np.zeros_like(rare_item), 0
+    keep_user, keep_item, n_kept = np.zeros_like(rare_user), np.zeros_like(rare_item), 0
     for some in rows:
         users, items = log.user_codes[some], log.item_codes[some]
         stays = ~(rare_user[users] | rare_item[items])
-        kept_user[users[stays]] = kept_item[items[stays]] = True
-        kept += int(np.count_nonzero(stays))
+        keep_user[users[stays]] = keep_item[items[stays]] = True
+        n_kept += int(np.count_nonzero(stays))
     return FilterStatistics(
         min_user_interactions=min_user_interactions,
         min_item_interactions=min_item_interactions,
-        users=int(kept_user.sum()),
-        items=int(kept_item.sum()),
-        interactions=kept,
+        users=int(keep_user.sum()),
+        items=int(keep_item.sum()),
+        interactions=n_kept,
         rare_users=int(rare_user.sum()),
         rare_items=int(rare_item.sum()),
         interactions_of_rare_users=int(per_user[rare_user].sum()),
@@ -173,12 +173,12 @@ def split(
     users, items, times = log.user_codes, log.item_codes, log.times
     while True:
         enough_by_user = np.bincount(users, minlength=1)[users] >= min_user_interactions
-        kept = enough_by_user & (np.bincount(items, minlength=1)[items] >= min_item_interactions)
-        done = bool(kept.all())
-        users, items, times = users[kept], items[kept], times[kept]
+        keep = enough_by_user & (np.bincount(items, minlength=1)[items] >= min_item_interactions)
+        done = bool(keep.all())
+        users, items, times = users[keep], items[keep], times[keep]
         if done or not iterative_core:
             break
-    kept_users, lengths = np.unique(users, return_counts=True)
+    keep_users, lengths = np.unique(users, return_counts=True)
     kept_items, histories = np.unique(items, return_inverse=True)
     if not len(lengths) or lengths.max() < EVALUATED_FROM:
         left = f"{len(users):,} of {len(log.times):,} interactions are left"
@@ -192,7 +192,7 @@ def split(
         offsets=np.concatenate([[0], np.cumsum(lengths)]),
         times=times,
         item_ids=[log.item_ids[code] for code in kept_items],
-        user_ids=[log.user_ids[code] for code in kept_users],
+        user_ids=[log.user_ids[code] for code in keep_users],
     )
 
 

@@ -19,6 +19,7 @@ from td3engine.losses.softmax import SoftmaxOverItems
 from td3engine.models.backbone import AnalyticEncoder
 from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.summary.soft_sequences import SoftEmbedding
+from td3engine.summary.tucker import SoftSequences
 
 Randomness = TypeVar("Randomness")
 
@@ -68,17 +69,16 @@ def summary_loss(
     Args:
         model: the learner.
         soft_embedding: how the batch is read.
-        length: zeta. The first zeta positions of the batch are inputs, the last zeta are targets;
-            without targets of their own these are the same positions.
+        length: zeta.
         theta: flat parameters (P).
-        batch: of the synthetic data, (B, zeta or 2 zeta, .).
+        batch: rows of `SoftSequences.stacked`, (B, positions, .).
         randomness: target positions and dropout.
     """
     encoder_P, table_NF = model.parts(theta)
-    X_BTF = soft_embedding.read(batch, table_NF)
-    lengths = torch.full((len(X_BTF),), length, device=X_BTF.device)
-    hidden_KF = model.states(encoder_P, X_BTF[:, :length], lengths, randomness)
-    expected_KF = X_BTF[:, -length:][randomness.targets.rows, randomness.targets.at]
+    X = SoftSequences(soft_embedding.read(batch, table_NF), length)
+    lengths = torch.full((len(batch),), length, device=batch.device)
+    hidden_KF = model.states(encoder_P, X.inputs, lengths, randomness)
+    expected_KF = X.targets[randomness.targets.rows, randomness.targets.at]
     return cross_entropy(hidden_KF, expected_KF, table_NF, model.log_weight).mean()
 
 
@@ -127,7 +127,7 @@ class AnalyticGradient:
         encoder: its encoder's passes.
         soft_embedding: how the batch is read.
         theta: flat parameters (P).
-        batch: of the synthetic data, (B, zeta or 2 zeta, .); see `summary_loss`.
+        batch: rows of `SoftSequences.stacked`, (B, positions, .).
         length: zeta.
         randomness: target positions, as many in every row.
     """
@@ -178,7 +178,7 @@ class AnalyticGradient:
         return to_hidden_KD.sub_(X_BTD.flatten(0, 1)[self.targets], alpha=self.weight)
 
     def _to_soft(self, to_input_BLD: Tensor, hidden_KD: Tensor) -> Tensor:
-        """Gradient of X, (B, zeta or 2 zeta, d): as the encoder's input, and as targets."""
+        """Gradient of X, (B, positions, d): as the encoder's input, and as targets."""
         to_X = F.pad(to_input_BLD, (0, 0, 0, self.positions - self.inputs))
         to_X.flatten(0, 1).index_add_(0, self.targets, hidden_KD, alpha=-self.weight)
         return to_X

@@ -47,8 +47,8 @@ def learn(
         mode: `shared-items` reads and scores with the summary's V; `from-scratch` trains its own
             item table E and reads X = softmax(C V^T) E, re-computed at each step.
         draw: of the initial weights, dropout and augmentation.
-        validate: if given, asked every `VALIDATE_EVERY` steps, and the best state is returned;
-            its time is not counted. Without it, the last state.
+        validate: called every `VALIDATE_EVERY` steps, and the best state is returned; its time
+            does not count. None: the last state is returned.
 
     Raises:
         DivergedError: the learner's parameters are no longer finite.
@@ -60,7 +60,7 @@ def learn(
 def learn_from(
     training: InnerLoopTrainer, synthetic: Tensor, draw: Generator, validate: Validate | None = None
 ) -> TrainedLearner:
-    """`learn`, for a recipe and what its batches are cut from, (mu, zeta or 2 zeta, .)."""
+    """`learn` with a trainer and the synthetic tensor, (mu, positions, .)."""
     model = training.model
     state = LearnerState.fresh(model.initial(draw))
     best: TrainedLearner | None = None
@@ -85,7 +85,7 @@ def learn_from(
 def training_on(
     summary: TuckerSummary, backbone: Backbone, config: LearnerConfig, mode: Mode
 ) -> tuple[InnerLoopTrainer, Tensor]:
-    """The trainer of learners on this summary, and what their batches are cut from."""
+    """The trainer of learners on this summary, and its synthetic tensor."""
     plan = plan_training(backbone, mode, len(summary.V), summary.positions)
     model, soft_embedding = recommender(backbone, summary.V, mode), plan.embed(summary.V)
     sizes = config.steps_in(mode), soft_embedding, len(summary.T)

@@ -33,7 +33,7 @@ class Unroll(Protocol):
         """The state at the window's end, and the way back from there.
 
         Args:
-            synthetic: what batches are cut from, (mu, zeta or 2 zeta, .).
+            synthetic: what batches are cut from, `SoftSequences.stacked` (mu, positions, .).
             start: the learner at the window's start.
             steps: the window's steps.
         """

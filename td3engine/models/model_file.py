@@ -171,11 +171,11 @@ def _refuse_other_layout(
         )
     if n_items == 0:
         raise ModelFileError(f"{path}: it has no items")
-    for name, wanted in expected.items():
-        if layout[name] != wanted:
+    for name, required in expected.items():
+        if layout[name] != required:
             raise ModelFileError(
                 f"{path}: {name} is {layout[name].dtype} {layout[name].shape}, "
-                f"not {wanted.dtype} {wanted.shape}"
+                f"not {required.dtype} {required.shape}"
             )
 
 

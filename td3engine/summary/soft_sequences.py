@@ -9,8 +9,8 @@ unrolled inner loop is differentiated by:
 | `DenseProbs` | trained | S (mu, zeta, n) | S fits in memory |
 | `ChunkedQueries` | trained | C (mu, zeta, d) | S does not fit; it is recomputed in chunks |
 
-If targets have a temporal factor Y, zeta in these shapes is 2 zeta: inputs, then targets. Each
-class reads a batch for autograd (`read`) and by analytic derivatives (`passes`).
+The second dimension has the positions of `tucker.SoftSequences.stacked`. Each class
+reads a batch for autograd (`read`) and by analytic derivatives (`passes`).
 """
 
 from collections.abc import Iterator

@@ -54,3 +54,14 @@ SMALL: dict[str, Any] = {
 def small_config(**over: Any) -> DistillConfig:
     """`SMALL` with parts laid over it: `small_config(outer={"steps": 9})`."""
     return build_config("balanced", merge(SMALL, over))
+
+
+def set_options(parts: dict[str, Any] = SMALL, above: str = "") -> list[str]:
+    """`SMALL` as `--set` arguments."""
+    options = []
+    for key, value in parts.items():
+        if isinstance(value, dict):
+            options += set_options(value, f"{above}{key}.")
+        else:
+            options += ["--set", f"{above}{key}={value}"]
+    return options

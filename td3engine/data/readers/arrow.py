@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from td3engine.data.readers.batches import Batch
-from td3engine.data.readers.columns import FoundColumns
+from td3engine.data.readers.columns import ColumnRoles
 from td3engine.data.readers.values import is_id_type, is_time_type
 from td3engine.data.types import LogError
 
@@ -32,16 +32,16 @@ def check_types(types: list[Any], names: tuple[str, str, str]) -> None:
             raise LogError("bad_format", problem, column=name)
 
 
-def row_batches(batches: Iterable[Any], found: FoundColumns) -> Iterator[Batch]:
+def row_batches(batches: Iterable[Any], roles: ColumnRoles) -> Iterator[Batch]:
     """Batches whose places are rows, counted from 1.
 
     Args:
         batches: arrow record batches.
-        found: where in each batch the three columns are, and their names.
+        roles: where in each batch the three columns are, and their names.
     """
     row = 1
     for batch in batches:
-        user, item, time = (batch.column(position) for position in found.positions)
+        user, item, time = (batch.column(position) for position in roles.positions)
         places = range(row, row + batch.num_rows)
-        yield Batch((user, item, time), [places], found.names, unit="row")
+        yield Batch((user, item, time), [places], roles.names, unit="row")
         row = places.stop

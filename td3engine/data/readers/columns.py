@@ -25,20 +25,20 @@ RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 
 
 @dataclass(frozen=True)
-class FoundColumns:
+class ColumnRoles:
     """Positions of the three columns, and their names for messages."""
 
     positions: tuple[int, int, int]
     names: tuple[str, str, str]
 
-    def narrowed(self) -> "FoundColumns":
+    def narrowed(self) -> "ColumnRoles":
         """The same columns, where only they are left, in the order user, item, time."""
-        return FoundColumns((0, 1, 2), self.names)
+        return ColumnRoles((0, 1, 2), self.names)
 
 
 def find_columns(
     header: list[str], requested: ColumnNames, limits: Limits, *, line: int | None = None
-) -> FoundColumns:
+) -> ColumnRoles:
     """Positions of user, item and time in a header.
 
     Args:
@@ -66,7 +66,7 @@ def find_columns(
             "duplicate_column", "user, item and time must be three different columns", line=line
         )
     user, item, time = positions
-    return FoundColumns((user, item, time), (names[user], names[item], names[time]))
+    return ColumnRoles((user, item, time), (names[user], names[item], names[time]))
 
 
 def _find(

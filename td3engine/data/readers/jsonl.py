@@ -143,11 +143,11 @@ class _Lines:
         return fields
 
     def _find_keys(self, keys: list[str]) -> tuple[str, str, str]:
-        found = find_columns(
+        roles = find_columns(
             [_shown(key) for key in keys], self._columns, self._limits, line=self._line
         )
-        user, item, time = found.positions
-        self._keys, self._names = (keys[user], keys[item], keys[time]), found.names
+        user, item, time = roles.positions
+        self._keys, self._names = (keys[user], keys[item], keys[time]), roles.names
         return self._keys
 
     def _array(self, column: list[str], role: int, lines: list[int]) -> Any:

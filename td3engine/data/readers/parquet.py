@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from td3engine.data.readers import arrow
 from td3engine.data.readers.batches import collect_batches
-from td3engine.data.readers.columns import FoundColumns, find_columns
+from td3engine.data.readers.columns import ColumnRoles, find_columns
 from td3engine.data.readers.format import Format
 from td3engine.data.types import ColumnNames, Interactions, Limits, LogError
 
@@ -28,11 +28,11 @@ def read_parquet(
     try:
         with pq.ParquetFile(path) as opened:
             schema, metadata = opened.schema_arrow, opened.metadata
-        found = find_columns(schema.names, columns, limits)
-        names = [schema.names[position] for position in found.positions]
-        arrow.check_types([schema.types[position] for position in found.positions], found.names)
+        roles = find_columns(schema.names, columns, limits)
+        names = [schema.names[position] for position in roles.positions]
+        arrow.check_types([schema.types[position] for position in roles.positions], roles.names)
         _check_promises(metadata, names, limits, packed=path.stat().st_size)
-        return _collect(path, names, found, limits, scratch)
+        return _collect(path, names, roles, limits, scratch)
     # pyarrow decodes a damaged column name only when it is read, and without translating.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         if NO_MEMORY_SIGN in str(error):
@@ -59,13 +59,13 @@ def _check_promises(metadata: Any, names: list[str], limits: Limits, *, packed: 
 
 
 def _collect(
-    path: Path, names: list[str], found: FoundColumns, limits: Limits, scratch: Path | None
+    path: Path, names: list[str], roles: ColumnRoles, limits: Limits, scratch: Path | None
 ) -> Interactions:
     # Ids come as dictionaries: a long id that repeats is held once.
     with pq.ParquetFile(path, read_dictionary=names[:2], pre_buffer=False) as opened:
         batches = opened.iter_batches(arrow.BATCH_ROWS, columns=names, use_threads=False)
         log, rows = collect_batches(
-            arrow.row_batches((batch.select(names) for batch in batches), found.narrowed()),
+            arrow.row_batches((batch.select(names) for batch in batches), roles.narrowed()),
             limits,
             scratch,
         )

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from td3engine.data.readers.batches import Batch, Columns
 from td3engine.data.readers.blocks import BLOCK_BYTES, LINE_BYTES, LINE_FEED, made_ahead
-from td3engine.data.readers.columns import FoundColumns
+from td3engine.data.readers.columns import ColumnRoles
 from td3engine.data.types import LogError
 
 # Rows taken at once. Few, so that what a hostile file can make of them in memory is little, and the
@@ -46,7 +46,7 @@ class Layout:
 
     delimiter: str
     width: int
-    found: FoundColumns
+    roles: ColumnRoles
 
 
 def delimited_batches(
@@ -76,7 +76,7 @@ def delimited_batches(
             for start in range(0, len(columns[0]), BATCH_ROWS):
                 user, item, time = (column.slice(start, BATCH_ROWS) for column in columns)
                 places = [range(line, line + len(user))]
-                yield Batch((user, item, time), places, layout.found.names)
+                yield Batch((user, item, time), places, layout.roles.names)
                 line += len(user)
 
 
@@ -101,7 +101,7 @@ def plain_columns(block: bytes, layout: Layout) -> Columns | None:
     if np.diff(line_ends_R, prepend=-1).max() > LINE_BYTES:
         return None
     buffer = pa.py_buffer(block)
-    user, item, time = (_column(buffer, ends_RW, position) for position in layout.found.positions)
+    user, item, time = (_column(buffer, ends_RW, position) for position in layout.roles.positions)
     return user, item, time
 
 
@@ -141,7 +141,7 @@ class _Exact:
             if set(map(len, rows)) - {self.layout.width}:
                 _refuse_ragged(rows, lines, self.layout.width)
             seen.append(lines)
-            for position, column in zip(self.layout.found.positions, columns, strict=True):
+            for position, column in zip(self.layout.roles.positions, columns, strict=True):
                 column.extend([row[position] for row in rows])
             if len(columns[0]) >= BATCH_ROWS:
                 yield self._batch(columns, seen)
@@ -150,7 +150,7 @@ class _Exact:
 
     def _batch(self, columns: tuple[list[str], ...], lines: list[Sequence[int]]) -> Batch:
         user, item, time = (pa.array(column, pa.string()) for column in columns)
-        return Batch((user, item, time), lines, self.layout.found.names)
+        return Batch((user, item, time), lines, self.layout.roles.names)
 
     def _slices(self) -> Iterator[Slice]:
         """A few rows at a time, with the line each starts on; no blank lines."""

@@ -36,20 +36,20 @@ def read_table(
         LogError: any of its codes that a table can have; `line` is the row, from 1.
         MemoryError: there is not enough of it.
     """
-    found = None
+    roles = None
     source: Any = table
     if _is_data_frame(source):
         labels = list(source.columns)
-        found = find_columns([str(label) for label in labels], columns, limits)
-        source = _Selected(source, [labels[position] for position in found.positions], found.names)
-        found = found.narrowed()
+        roles = find_columns([str(label) for label in labels], columns, limits)
+        source = _Selected(source, [labels[position] for position in roles.positions], roles.names)
+        roles = roles.narrowed()
     try:
         with _opened(source) as reader:
-            found = found or find_columns(reader.schema.names, columns, limits)
-            types = [reader.schema.types[position] for position in found.positions]
-            arrow.check_types(types, found.names)
-            pieces = _pieces(reader, found.positions)
-            batches = arrow.row_batches(pieces, found.narrowed())
+            roles = roles or find_columns(reader.schema.names, columns, limits)
+            types = [reader.schema.types[position] for position in roles.positions]
+            arrow.check_types(types, roles.names)
+            pieces = _pieces(reader, roles.positions)
+            batches = arrow.row_batches(pieces, roles.narrowed())
             return collect_batches(batches, limits, scratch)[0]
     except (pa.ArrowMemoryError, pa.lib.ArrowCapacityError):
         raise

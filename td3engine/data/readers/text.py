@@ -41,8 +41,8 @@ def read_text(
     with CheckedBlocks(path, limits) as blocks:
         start, end, first = next(blocks, b"").partition(b"\n")
         header, delimiter = _read_header((start + end).decode(), delimiter)
-        found = find_columns(header, columns, limits, line=1)
-        layout = Layout(delimiter, len(header), found)
+        roles = find_columns(header, columns, limits, line=1)
+        layout = Layout(delimiter, len(header), roles)
         rest = chain([first], blocks)
         with closing(delimited_batches(rest, 2, layout, quick=quick)) as batches:
             return collect_batches(batches, limits, scratch)[0]

@@ -31,8 +31,7 @@ from td3engine.runtime.distributed import ProcessGroup, join
 from tests.td3engine.distill_kit import WIDTH, config_of, make
 from tests.td3engine.oracles import default_double, distance
 from tests.td3engine.ranks import CPU, together
-from tests.td3engine.small import SMALL, small_config, write_small_log
-from tests.td3engine.test_cli import settings
+from tests.td3engine.small import SMALL, set_options, small_config, write_small_log
 
 SINGLE, DOUBLE = 1e-4, 1e-9
 LEARNERS = 3  # of two processes one trains two of them
@@ -238,7 +237,7 @@ def test_torchrun_makes_the_summary_of_one(by_one: Path, log_path: Path, tmp_pat
     out = tmp_path / "out"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["-m", "td3engine.cli", "distill", str(log_path), "--out", str(out)]
-    command += [*settings(SMALL), "--set", f"outer.learners={LEARNERS}"]
+    command += [*set_options(SMALL), "--set", f"outer.learners={LEARNERS}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert len(re.findall("^summary:", done.stdout, re.M)) == 1  # one of them speaks

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -19,7 +18,7 @@ from td3engine.contract import SUMMARY_FILES
 from td3engine.data.normalised import write_normalised
 from td3engine.data.reading import read_log
 from td3engine.summary.bundle import load_bundle
-from tests.td3engine.small import SMALL, small_config, write_small_log
+from tests.td3engine.small import SMALL, set_options, small_config, write_small_log
 
 runner = CliRunner()
 
@@ -29,20 +28,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_log(tmp_path_factory.mktemp("log") / "log.csv")
 
 
-def settings(parts: dict[str, Any] = SMALL, above: str = "") -> list[str]:
-    """`SMALL` as `--set` arguments."""
-    found = []
-    for key, value in parts.items():
-        if isinstance(value, dict):
-            found += settings(value, f"{above}{key}.")
-        else:
-            found += ["--set", f"{above}{key}={value}"]
-    return found
-
-
 def test_distil_then_train(log: Path, tmp_path: Path) -> None:
     out = tmp_path / "summary"
-    done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *settings()])
+    done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *set_options()])
     assert done.exit_code == 0, done.output
     assert {path.name for path in out.iterdir()} == set(SUMMARY_FILES)
     assert "NDCG@10" in done.output
@@ -53,7 +41,7 @@ def test_distil_then_train(log: Path, tmp_path: Path) -> None:
     assert "from-scratch" in done.output
     assert "shared-items" in done.output
     assert safetensors.torch.load_file(model)["items"].shape[1] == 8
-    done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *settings()])
+    done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *set_options()])
     assert done.exit_code == 65
     assert "already" in done.output
     other = write_small_log(tmp_path / "other.csv", users=3)
@@ -70,7 +58,14 @@ def test_a_log_with_names_and_limits_of_its_own(log: Path, tmp_path: Path) -> No
     other.write_text("\n".join([named, *rows, ""]))
     columns = ["--columns", "user=buyer", "--columns", "time=when"]
     for path, given in ((log, []), (other, columns)):
-        arguments = ["distill", str(path), "--out", str(tmp_path / path.stem), *settings(), *given]
+        arguments = [
+            "distill",
+            str(path),
+            "--out",
+            str(tmp_path / path.stem),
+            *set_options(),
+            *given,
+        ]
         assert runner.invoke(cli.app, arguments).exit_code == 0
     summaries = [tmp_path / name / "summary.safetensors" for name in (log.stem, other.stem)]
     assert summaries[0].read_bytes() == summaries[1].read_bytes()
@@ -87,7 +82,7 @@ def test_a_log_with_names_and_limits_of_its_own(log: Path, tmp_path: Path) -> No
 
 
 def test_what_auto_cannot_size_is_named(log: Path, tmp_path: Path) -> None:
-    own = settings({key: value for key, value in SMALL.items() if key != "outer"})
+    own = set_options({key: value for key, value in SMALL.items() if key != "outer"})
     many = ["--set", "mode=from-scratch", "--set", "outer.shared_steps=600000"]
     given = [*own, *many, "--set", "outer.window=3", "--preset", "auto"]
     done = runner.invoke(cli.app, ["distill", str(log), "--out", str(tmp_path / "out"), *given])
@@ -157,7 +152,7 @@ def test_learners_have_settings_of_their_own(log: Path, distilled: Path) -> None
 @pytest.fixture
 def distilled(log: Path, tmp_path: Path) -> Path:
     out = tmp_path / "distilled"
-    done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *settings()])
+    done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *set_options()])
     assert done.exit_code == 0, done.output
     return out
 
@@ -182,7 +177,7 @@ def test_a_wrong_setting_is_named(log: Path, tmp_path: Path, setting: str, said:
 
 def test_null_takes_a_value_away(log: Path, tmp_path: Path) -> None:
     """Only where a knob can be without one."""
-    small = [*settings(), "--set", "outer.scratch_lr=0.06"]
+    small = [*set_options(), "--set", "outer.scratch_lr=0.06"]
     rates = []
     for nth, more in enumerate([[], ["--set", "outer.scratch_lr=null"]]):
         out = tmp_path / str(nth)
