@@ -15,8 +15,11 @@ SUMMARY_FILES = {
 }
 """Media type of each file of a summary."""
 
-RESULT_MEDIA_TYPES = tuple(sorted(set(SUMMARY_FILES.values())))
-"""Media types of artifacts, for the OpenAPI document: a worker stores whatever a run lists."""
+ARTIFACT_FILES = {**SUMMARY_FILES}
+"""Media type of each file that a run's result lists: the summary's files, and any others."""
+
+ARTIFACT_MEDIA_TYPES = tuple(sorted(set(ARTIFACT_FILES.values())))
+"""For the OpenAPI document: a worker stores whatever a run lists."""
 
 NORMALISER = ("-m", "td3engine.data.normalise")
 """Arguments of Python that normalise a log: `SOURCE TARGET --name= --limits= --columns=` follow."""

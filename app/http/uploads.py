@@ -26,7 +26,7 @@ COLUMNS_DESCRIPTION = (
     'Names of the file\'s columns as JSON, e.g. `{"user": "uid", "item": "isbn", "time": "at"}`; '
     "columns left out are found by their usual names."
 )
-FILE_DESCRIPTION = "The log: CSV, TSV, RecBole .inter or Parquet; gzip or zstd."
+FILE_DESCRIPTION = "The log: CSV, TSV, RecBole .inter, JSON lines or Parquet; gzip or zstd."
 UPLOAD_PROBLEMS = problem_responses(
     _400="`bad_multipart`: the form cannot be read.",
     _408="`body_stalled`: the client stopped sending; or `body_too_slow`.",

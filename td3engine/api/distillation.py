@@ -50,7 +50,10 @@ def distill(
         pydantic.ValidationError: an unknown setting, or a value outside its limits.
         OutputExistsError: the folder holds a summary.
         CheckpointMismatchError: the folder's checkpoint belongs to another log or configuration.
+        DeviceError: the device does not exist on this machine.
         DivergedError: training produced numbers that are not finite.
+        RanksError, PeerLostError: under a launcher (torchrun), see `pipeline.launch`.
+        RuntimeError: this process only assists another one.
         Interrupted: a signal stopped the run; the folder has a checkpoint.
     """
     overrides = dict(config or {})

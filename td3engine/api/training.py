@@ -44,8 +44,8 @@ def train(
 
     Args:
         summary: from `distill` or `load_summary`.
-        backbone: `sasrec`, `gru4rec`, `narm` or `bert4rec`; None: the one that the summary was
-            distilled with.
+        backbone: the name of a file in `td3engine/models/backbones`, e.g. `gru4rec`; None: the one
+            that the summary was distilled with.
         mode: `shared-items` uses the summary's item table; `from-scratch` trains one.
         log: the log of the summary. With it the best state by validation is returned, without it
             the last one.

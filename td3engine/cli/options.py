@@ -23,7 +23,9 @@ console = Console()
 
 LogArgument = Annotated[
     Path,
-    typer.Argument(help="The log: CSV, TSV, RecBole .inter or Parquet; .gz and .zst too."),
+    typer.Argument(
+        help="The log: CSV, TSV, RecBole .inter, JSON lines or Parquet; .gz and .zst too."
+    ),
 ]
 
 

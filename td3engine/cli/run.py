@@ -11,10 +11,10 @@ from pydantic import ValidationError
 
 from td3engine.config import DistillConfig
 from td3engine.contract import (
+    ARTIFACT_FILES,
     CHECKPOINT_FILE,
     EXIT_INTERRUPTED,
     EXIT_UNUSABLE,
-    SUMMARY_FILES,
 )
 from td3engine.data.normalised import read_normalised
 from td3engine.data.types import LogError
@@ -82,7 +82,7 @@ def run_job(data: Path, config: Path, out: Path, checkpoint_seconds: float) -> i
 def _success(out: Path, outcome: Outcome) -> RunSucceeded:
     artifacts = [
         ArtifactFile(name, str(out / name), media_type)
-        for name, media_type in SUMMARY_FILES.items()
+        for name, media_type in ARTIFACT_FILES.items()
     ]
     metrics = {
         "validation": outcome.manifest.validation,

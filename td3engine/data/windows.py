@@ -80,7 +80,7 @@ class WindowSampler:
     """
 
     def __init__(self, split: Split, history: int) -> None:
-        self._split, self._history = split, history
+        self.split, self._history = split, history
         transitions = split.training_ends - split.offsets[:-1] - 1
         slots = np.where(transitions > 0, _window_count(transitions, 1, history), 0)
         self._slot_ends = np.cumsum(slots)
@@ -92,7 +92,7 @@ class WindowSampler:
         """
         slots = int(self._slot_ends[-1]) if len(self._slot_ends) else 0
         if count > LARGEST_SAMPLED_SHARE * slots:
-            index = training_windows(self._split, self._history, rng)
+            index = training_windows(self.split, self._history, rng)
             return index.subset(rng.choice(len(index), min(count, len(index)), replace=False))
         proposed = cuts = np.empty(0, np.int64)
         while True:
@@ -112,8 +112,8 @@ class WindowSampler:
         """
         users = np.searchsorted(self._slot_ends, slots, side="right")
         _, first_proposals, nth_users = np.unique(users, return_index=True, return_inverse=True)
-        first = self._split.offsets[users]
-        transitions = self._split.training_ends[users] - first - 1
+        first = self.split.offsets[users]
+        transitions = self.split.training_ends[users] - first - 1
         heads = np.minimum(cuts[first_proposals[nth_users]], transitions)
         nth = slots - self._slot_ends[users] + _window_count(transitions, 1, self._history)
         accepted = nth < _window_count(transitions, heads, self._history)

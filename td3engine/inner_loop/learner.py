@@ -60,7 +60,11 @@ def learn(
 def learn_from(
     training: InnerLoopTrainer, synthetic: Tensor, draw: Generator, validate: Validate | None = None
 ) -> TrainedLearner:
-    """`learn` with a trainer and the synthetic tensor, (mu, positions, .)."""
+    """`learn` with a trainer and the synthetic tensor, (mu, positions, .).
+
+    Raises:
+        DivergedError: see `learn`.
+    """
     model = training.model
     state = LearnerState.fresh(model.initial(draw))
     best: TrainedLearner | None = None

@@ -114,7 +114,12 @@ def plan_distillation(
             yield f"outer.cuda_graphs: on is ignored for {mode} learners: {obstacle}"
             return
         if not real_batch_too:
-            yield f"outer.cuda_graphs: on leaves out real batches under outer.among: {outer.among}"
+            why = (
+                f"outer.among: {outer.among}"
+                if backbone.causal
+                else "a backbone that is not causal"
+            )
+            yield f"outer.cuda_graphs: on leaves out real batches: {why}"
         if device.type != "cuda":
             yield f"outer.cuda_graphs: on makes nothing faster: {device.type} has no CUDA graphs"
 

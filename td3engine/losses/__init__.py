@@ -1,1 +1,1 @@
-"""Losses over a catalogue of items, with derivatives in closed form."""
+"""Softmax losses over items, full and sampled, with derivatives in closed form."""

@@ -1,4 +1,4 @@
-"""Training steps that touch a few thousand items of a large catalogue.
+"""Cross-entropy over a sample of the items.
 
 The softmax over all n items is estimated from items drawn with replacement. For a target t, its
 scores s, and M negatives i with probabilities q_i, the sum in the softmax becomes
@@ -7,14 +7,6 @@ scores s, and M negatives i with probabilities q_i, the sum in the softmax becom
 
 which is unbiased for any q (the correction of Bengio and Senecal, 2008). A draw that hits the
 target is left out. All targets of a step share its negatives.
-
-Such a step needs the parameters of the drawn items and of those in its rows only. It is an ordinary
-step of a *smaller recommender*, whose theta is cut out of the whole one and put back after Adam.
-Adam's moments of other items do not change until they are drawn (lazy Adam).
-
-A learner on a summary has no single target, but the summary's queries show where the targets'
-weight lies. The items with most weight at some position are always part of the sum, each counting
-once; the draws stand for the others. The item table is frozen: the sample is a smaller frozen one.
 """
 
 from typing import Any

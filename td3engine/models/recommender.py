@@ -58,11 +58,6 @@ class Recommender:
         return cls(backbone, n_items, width, V_ND)
 
     @property
-    def scores_are_fixed(self) -> bool:
-        """Whether no part of the scoring table is trained."""
-        return self.frozen is not None and not self.backbone.biased
-
-    @property
     def n_parameters(self) -> int:
         """Size of theta, P."""
         return sum(self._sizes())

@@ -166,8 +166,8 @@ class Distillation:
         if self.sampler is None:
             return
         targets_UTD = C_UTD[:, -self.training.length :]
-        rng = numpy_generator(self.config.seed, Purpose.SUB_CATALOGUE, self.done)
-        self.training = self.training.over(self.sampler.sub_catalogue(targets_UTD, rng))
+        rng = numpy_generator(self.config.seed, Purpose.ITEM_SAMPLE, self.done)
+        self.training = self.training.over(self.sampler.sampled_recommender(targets_UTD, rng))
 
     def _meta_gradient(self, learner: int, synthetic: Tensor, on_stage: StageHook) -> Tensor:
         """dL/d(synthetic data) of one learner, which goes back to its pool a window older."""

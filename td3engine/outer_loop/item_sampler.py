@@ -1,4 +1,9 @@
-"""Samples of a frozen item table, for learners on a summary and for their real batches."""
+"""A sampled softmax for learners on a summary.
+
+A learner on a summary has no single target, but the summary's queries show where the targets'
+weight lies. The items with most weight at some position are always part of the sum, each counting
+once; the draws stand for the others. The item table is frozen: the sample is a smaller frozen one.
+"""
 
 from dataclasses import replace
 
@@ -28,7 +33,7 @@ class ItemSampler:
         self.model, self.table_ND = model, model.frozen
         self.negatives = NegativeSampler(split, min(count, model.n_items))
 
-    def sub_catalogue(self, C_UTD: Tensor, rng: np.random.Generator) -> Recommender:
+    def sampled_recommender(self, C_UTD: Tensor, rng: np.random.Generator) -> Recommender:
         """The model over the items that the queries C point at most, and over drawn ones."""
         certain_S = pointed_at(C_UTD, self.table_ND)
         drawn_M, log_weight_M = self._drawn(rng)

@@ -92,7 +92,7 @@ class Run:
 
     Args:
         log: the log.
-        fingerprint: sha256 of the normalised log, which identifies it in the checkpoint.
+        fingerprint: of the log (`Interactions.fingerprint`), as checkpoint and manifest name it.
         config: all settings.
         folder: for the checkpoint, and in the end for the summary.
         control: how the run is observed and stopped.

@@ -24,7 +24,7 @@ class Purpose(IntEnum):
     POOL = 8
     EXPORT = 9
     EXPORT_LEARNER = 10
-    SUB_CATALOGUE = 11
+    ITEM_SAMPLE = 11
 
 
 def generator(

@@ -40,7 +40,7 @@ class Manifest(BaseModel):
     Attributes:
         format: version of the file layout.
         config: all settings.
-        fingerprint: sha256 of the normalised log.
+        fingerprint: of the log, `Interactions.fingerprint`.
         statistics: counts of users, items and interactions of the log, after the filter.
         distilled_for: mode of the learners that the summary was distilled with.
         validation: best validation NDCG@10 (`full`) of teacher and summary, and the outer step.

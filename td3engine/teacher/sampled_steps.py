@@ -1,4 +1,9 @@
-"""Training steps with a sampled softmax, for logs of many items."""
+"""Training steps with a sampled softmax, for logs of many items.
+
+A step needs the parameters of the drawn items and of those in its rows only. It is an ordinary step
+of a *smaller recommender*, whose theta is cut out of the whole one and put back after Adam. Adam's
+moments of other items do not change until they are drawn (lazy Adam).
+"""
 
 from dataclasses import replace
 from typing import Any

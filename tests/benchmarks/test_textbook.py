@@ -8,11 +8,9 @@ import pytest
 import torch
 
 from benchmarks.work import Work, load
-from td3engine.data.split import Split
-from td3engine.data.windows import WindowIndex
+from td3engine.data.windows import WindowIndex, WindowSampler
 from td3engine.models.registry import build_backbone
 from td3engine.models.trained_model import TrainedModel
-from td3engine.outer_loop import distillation as distill
 from td3engine.teacher.training import TrainedOnLog
 from tests.td3engine.oracles import default_double, distance, make_split, normal
 from tests.td3engine.small import small_config
@@ -33,10 +31,11 @@ def _float64() -> Iterator[None]:
 def _whole_histories(monkeypatch: pytest.MonkeyPatch) -> None:
     """One window a user, so that the engine's targets have the contexts of prefix rows."""
 
-    def windows(split: Split, _history: int, _rng: np.random.Generator) -> WindowIndex:
-        return WindowIndex(split.offsets[:-1], split.training_ends)
+    def windows(sampler: WindowSampler, count: int, rng: np.random.Generator) -> WindowIndex:
+        users = rng.choice(sampler.split.n_users, min(count, sampler.split.n_users), replace=False)
+        return WindowIndex(sampler.split.offsets[users], sampler.split.training_ends[users])
 
-    monkeypatch.setattr(distill, "training_windows", windows)
+    monkeypatch.setattr(WindowSampler, "draw", windows)
 
 
 @pytest.mark.parametrize("layers", [1, 2])

@@ -219,6 +219,8 @@ def demo(folder: Path, log: Path, steps: int) -> subprocess.Popen[str]:
     for part, values in dump(small_config(outer={"steps": steps})).items():
         if isinstance(values, dict):
             for key, value in values.items():
+                if isinstance(value, dict):  # of options, which have names of their own
+                    continue
                 command += ["--set", f"{part}.{key}={'null' if value is None else value}"]
     return subprocess.Popen(
         command,

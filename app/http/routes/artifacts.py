@@ -15,14 +15,14 @@ from app.http.routing import StrictRoute
 from app.http.schemas.common import Page
 from app.http.schemas.jobs import Artifact, Job
 from app.http.summary_zip import Member, stream_zip, zip_etag
-from td3engine.contract import RESULT_MEDIA_TYPES, SUMMARY_FILES
+from td3engine.contract import ARTIFACT_MEDIA_TYPES, SUMMARY_FILES
 
 router = APIRouter(prefix="/jobs", tags=["artifacts"], route_class=StrictRoute)
 
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _ARTIFACT_CONTENT: dict[str, Any] = {
     media_type: {"schema": {}} if media_type == "application/json" else _BINARY
-    for media_type in RESULT_MEDIA_TYPES
+    for media_type in ARTIFACT_MEDIA_TYPES
 }
 
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from td3engine.cli import main as cli
 from td3engine.client.client import Problem, ServiceError
-from td3engine.contract import SUMMARY_FILES
+from td3engine.contract import ARTIFACT_FILES, SUMMARY_FILES
 from td3engine.data.normalised import write_normalised
 from td3engine.data.reading import read_log
 from td3engine.summary.bundle import load_bundle
@@ -257,7 +257,7 @@ def test_the_child_speaks_json_lines_and_ends_with_a_result(log: Path, tmp_path:
     assert {"phase", "progress", "checkpoint", "result"} == {event["event"] for event in events}
     result = events[-1]
     assert result["event"] == "result"
-    assert {artifact["name"] for artifact in result["artifacts"]} == set(SUMMARY_FILES)
+    assert {artifact["name"] for artifact in result["artifacts"]} == set(ARTIFACT_FILES)
     assert all(Path(artifact["path"]).exists() for artifact in result["artifacts"])
     assert {row["name"] for row in result["metrics"]["rows"]} == {
         "full data",

@@ -23,10 +23,7 @@ WINDOWS = {"steps": 20, "scratch_steps": 60}
         ({"backbone": {"heads": 3}}, r"hidden \(8\) must be a multiple of heads \(3\)"),
         ({"outer": {"windows": 3}}, "windows"),
         ({"mode": "scratch"}, "'shared-items' or 'from-scratch'"),
-        (
-            {"backbone": {"name": "lstm"}},
-            "'bert4rec', 'esasrec', 'gru4rec', 'hstu', 'narm' or 'sasrec'",
-        ),
+        ({"backbone": {"name": "lstm"}}, ".*".join(f"'{name}'" for name in BACKBONES)),
         ({"learner": {"scratch_steps": 1}}, "learner.scratch_steps"),
         (
             {"outer": {"window": 9}},

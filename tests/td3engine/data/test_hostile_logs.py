@@ -224,7 +224,7 @@ def test_no_damage_leads_to_anything_but_rows_or_a_log_error(
     edits: list[tuple[int, bytes]],
     cut: int | None,
 ) -> None:
-    """Damaged Parquet can end the process: tests/app/api/test_upload_fuzz.py has it."""
+    """Damaged Parquet can end the process: tests/app/http/test_upload_fuzz.py has it."""
     plain = HEADER + b"".join(b'"u%d",i%d,%d\n' % (n % 5, n, n) for n in range(40))
     content = {
         "csv": plain,

@@ -47,7 +47,6 @@ def test_theta_holds_what_is_trained(mode: Mode, biased: bool) -> None:
     model, textbook, theta = make(mode, biased)
     trained = (mode == "from-scratch") * ITEMS * WIDTH + biased * ITEMS
     assert model.n_parameters == len(theta) == textbook.size + trained
-    assert model.scores_are_fixed == (trained == 0)
     encoder, table = model.parts(theta)
     wanted_encoder, E, b = textbook.parts(theta)
     assert torch.equal(encoder, wanted_encoder)

@@ -137,7 +137,7 @@ def test_calls_that_cannot_be_meant_are_refused(
 @pytest.mark.parametrize("ids", [[], [f"i{item}" for item in range(ITEMS - 1)], ["i"] * ITEMS])
 def test_a_model_needs_one_id_an_item(ids: list[str], tmp_path: Path) -> None:
     model = make_model("sasrec", item_ids=ids)
-    message = "twice" if len(ids) == ITEMS else "not been told the ids"
+    message = "twice" if len(ids) == ITEMS else "no item ids"
     with pytest.raises(UnusableError, match=message):
         model.recommend([["i1"]])
     with pytest.raises(UnusableError, match=message):

@@ -68,7 +68,7 @@ def test_on_average_over_draws_the_sum_is_that_over_all_items(
             torch.tensor(sampler.negatives.log_weight_N[[item]]).double(),
         )
         monkeypatch.setattr(NegativeSampler, "draw", lambda _self, _rng, drawn=drawn: drawn)
-        part = sampler.sub_catalogue(C_UTD, np.random.default_rng(0))
+        part = sampler.sampled_recommender(C_UTD, np.random.default_rng(0))
         assert part.frozen is not None
         assert part.log_weight is not None
         scores_KR = hidden_KD @ part.frozen.T
