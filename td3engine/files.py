@@ -19,8 +19,12 @@ def refuse_unwritable(out: Path) -> None:
     """
     if out.exists():
         raise OutputExistsError(f"{out} exists already; take another name")
-    if not out.parent.is_dir():
-        raise UnusableError(f"there is no folder {out.parent} to write {out.name} to")
+    _refuse_absent_folder(out)
+
+
+def _refuse_absent_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise UnusableError(f"there is no folder {path.parent} to write {path.name} to")
 
 
 @contextmanager
@@ -35,7 +39,11 @@ def atomic_file(path: Path, part: Path | None = None) -> Iterator[BufferedRandom
         part: its name until then, in the same folder; None: a hidden one of its own. A process that
             is killed leaves this file behind. A fixed name lets the next process overwrite it, and
             is for a path that one process writes at a time.
+
+    Raises:
+        UnusableError: there is no such folder.
     """
+    _refuse_absent_folder(path)
     part = part or path.with_name(f".{path.name}.{uuid4().hex}.part")
     try:
         with part.open("w+b") as file:

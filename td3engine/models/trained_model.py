@@ -144,7 +144,7 @@ class TrainedModel:
 
         Raises:
             UnusableError: the model has no item ids.
-            FileNotFoundError: the folder does not exist.
+            UnusableError: there is no such folder.
         """
         self._require_item_ids()
         description = ModelDescription(
