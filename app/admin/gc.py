@@ -9,8 +9,11 @@ import json
 import sys
 from dataclasses import asdict
 
+from sqlalchemy import inspect
+
 from app.settings import get_settings
-from app.store.engine import open_store
+from app.store.engine import STORE_ERRORS, open_store
+from app.store.models import Job
 from app.store.retention import Ages, collect, preview
 
 
@@ -40,11 +43,19 @@ def main(arguments: list[str] | None = None) -> int:
     ages = Ages.from_settings(settings.model_copy(update=overrides))
     if not ages:
         parser.error("nothing is to go: give an age, or set TD3_RETAIN_..._DAYS")
-    store = open_store(settings.database_url)
     try:
-        counts = preview(store, ages) if options.dry_run else collect(store, ages)
-    finally:
-        store.close()
+        store = open_store(settings.database_url)
+        try:
+            if not inspect(store.engine).has_table(Job.__tablename__):
+                where = store.engine.url.render_as_string(hide_password=True)
+                sys.stderr.write(f"td3 gc: no service has used {where} yet\n")
+                return 1
+            counts = preview(store, ages) if options.dry_run else collect(store, ages)
+        finally:
+            store.close()
+    except (OSError, *STORE_ERRORS) as error:
+        sys.stderr.write(f"td3 gc: {error}\n")
+        return 1
     sys.stdout.write(json.dumps({"dry_run": options.dry_run, **asdict(counts)}) + "\n")
     return 0
 

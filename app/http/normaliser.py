@@ -34,7 +34,13 @@ _LOW_MEMORY_VARIABLES = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
-_OUT_OF_MEMORY_SIGNS = ("MemoryError", "bad_alloc", "Cannot allocate memory", "malloc of size")
+_OUT_OF_MEMORY_SIGNS = (
+    "MemoryError",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "malloc of size",
+    "Memory allocation still failed",  # OpenBLAS, which ends the process at its import
+)
 
 
 class NormalisedLog(BaseModel):

@@ -59,10 +59,14 @@ def train(
     Raises:
         pydantic.ValidationError: an unknown backbone or setting, or a value outside its limits.
         UnusableError: an unknown mode.
+        TypeError: `summary` is no summary, such as the path of one.
         WrongLogError: `log` is not the log that the summary was made from.
         DeviceError: the device does not exist on this machine.
         DivergedError: training produced numbers that are not finite.
     """
+    if not hasattr(summary, "manifest"):
+        kind = type(summary).__name__
+        raise TypeError(f"train takes a Summary, not a {kind}; load_summary reads a folder")
     if mode not in MODES:
         raise UnusableError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if backbone is not None:

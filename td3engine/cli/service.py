@@ -5,11 +5,15 @@ The engine does not import `app`, so the command line reaches it by `exec`.
 
 import os
 import sys
+from importlib.util import find_spec
 from typing import NoReturn
 
 import typer
 
+from td3engine.cli.options import fail
+
 FORWARD_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+NEEDED = ("celery", "pydantic_settings", "sqlalchemy")  # of the extra `service`
 
 
 def serve(context: typer.Context) -> NoReturn:
@@ -28,4 +32,7 @@ def keys(context: typer.Context) -> NoReturn:
 
 
 def _exec_module(module: str, context: typer.Context) -> NoReturn:
+    for name in NEEDED:
+        if find_spec(name) is None:
+            fail(f"{name} is missing: pip install 'td3engine[engine,service,embedded]'", 65)
     os.execv(sys.executable, [sys.executable, "-m", module, *context.args])

@@ -6,6 +6,7 @@ Imports no torch.
 from typing import Any
 
 from td3engine.config import AUTO_KNOBS, AutoKnob, DistillConfig, Preset
+from td3engine.errors import UnusableError
 
 TEACHER_STEPS = 16_000  # of a teacher whose number of epochs is `auto`
 
@@ -30,8 +31,11 @@ def build_config(
     A setting among the overrides is not `auto`, unless `overrides["auto"]` lists it.
 
     Raises:
+        UnusableError: an unknown preset.
         pydantic.ValidationError: an unknown key or a value outside its limits, with its path.
     """
+    if preset not in PRESETS:
+        raise UnusableError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     overrides = overrides or {}
     auto = [knob for knob in PRESETS[preset].get("auto", ()) if not _has(overrides, knob)]
     return DistillConfig.model_validate(merge(PRESETS[preset], {"auto": auto} | overrides))

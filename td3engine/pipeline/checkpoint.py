@@ -55,7 +55,9 @@ class Checkpoint:
             on_main = torch.load(self.path, map_location=self.device, weights_only=True)
         stored: dict[str, Any] = self.group.broadcast(on_main, self.device)
         if stored and any(stored.get(name) != value for name, value in self.identity.items()):
-            raise CheckpointMismatchError(f"{self.path} belongs to another log or configuration")
+            raise CheckpointMismatchError(
+                f"{self.path} belongs to another log, configuration or release"
+            )
         return stored
 
     @property

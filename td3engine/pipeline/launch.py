@@ -7,7 +7,7 @@ from pathlib import Path
 from td3engine.config import DistillConfig
 from td3engine.contract import MANIFEST_FILE
 from td3engine.data.types import Interactions
-from td3engine.errors import Interrupted, OutputExistsError
+from td3engine.errors import CheckpointMismatchError, Interrupted, OutputExistsError
 from td3engine.pipeline.run import Control, Outcome, Run
 from td3engine.runtime.distributed import join
 from td3engine.runtime.torch_setup import pick_device
@@ -37,7 +37,11 @@ def launch(
         raise OutputExistsError(f"{folder} holds a summary already; take another folder")
     log = read()
     if group.is_main:
-        return Run(log, log.fingerprint(), config, folder, control, group).run()
+        try:
+            return Run(log, log.fingerprint(), config, folder, control, group).run()
+        except CheckpointMismatchError as mismatch:
+            remedy = "delete it to begin anew, or take another folder"
+            raise CheckpointMismatchError(f"{mismatch}: {remedy}") from mismatch
     # The main process reports a stop. If this one failed, the launcher would kill the main process.
     silent = Control(listener=lambda _: None, stop=control.stop)
     with suppress(Interrupted):

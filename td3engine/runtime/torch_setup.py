@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -47,8 +47,11 @@ def pick_device(requested: Device = "auto") -> torch.device:
     A summary's own `config.device` says where it was made, and requests nothing of its users.
 
     Raises:
-        DeviceError: `cuda` is requested and absent.
+        DeviceError: `cuda` is requested and absent, or there is no such kind of device.
     """
+    if requested not in get_args(Device):
+        kinds = ", ".join(get_args(Device))
+        raise DeviceError(f"device must be one of {kinds}, not {requested!r}")
     if requested == "cuda" and not torch.cuda.is_available():
         raise DeviceError("device 'cuda' is asked for, but torch finds none here")
     automatic = "cuda" if torch.cuda.is_available() else "cpu"

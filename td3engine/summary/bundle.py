@@ -153,7 +153,7 @@ def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
         item_ids = pq.read_table(folder / ITEMS_FILE).column("item_id").to_pylist()
         U, T, G, V = (factors[name] for name in FACTORS[:4])
         summary = TuckerSummary(U, T, G, V, factors.get("Y"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{error.filename} is missing: not a summary's folder") from error
     except (ValidationError, SafetensorError, pa.ArrowException, KeyError) as error:
         raise BundleError(f"{folder} does not hold a summary that can be read: {error}") from error

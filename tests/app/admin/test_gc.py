@@ -40,3 +40,12 @@ def test_the_command(
     with pytest.raises(SystemExit):
         gc.main([])
     assert "nothing is to go" in capsys.readouterr().err
+
+
+def test_a_database_that_no_service_has_used_is_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = f"sqlite:///{tmp_path / 'none.db'}"
+    monkeypatch.setattr(gc, "get_settings", lambda: Settings(database_url=url))
+    assert gc.main(["--jobs-days", "1"]) == 1
+    assert capsys.readouterr().err == f"td3 gc: no service has used {url} yet\n"

@@ -170,3 +170,10 @@ def test_a_data_loader_takes_the_dataset(made: Made) -> None:
     assert torch.equal(stacked, torch.stack([item["targets"] for item in data]))
     shuffled = DataLoader(data, batch_size=3, shuffle=True, generator=torch.Generator())
     assert sum(len(batch["inputs"]) for batch in shuffled) == 4
+
+
+def test_a_file_is_no_summarys_folder(tmp_path: Path) -> None:
+    path = tmp_path / "ratings.csv"
+    path.write_text("user,item,time")
+    with pytest.raises(BundleError, match="not a summary's folder"):
+        Summary.load(path)

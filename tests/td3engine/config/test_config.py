@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from td3engine.config import BACKBONES, MODES, DistillConfig, Preset
 from td3engine.config.presets import PRESETS, build_config
 from td3engine.config.retired import RetiredSetting, retired_note
+from td3engine.errors import UnusableError
 from tests.td3engine.small import small_config
 
 WINDOWS = {"steps": 20, "scratch_steps": 60}
@@ -147,3 +148,8 @@ def test_a_retired_setting_is_no_setting_of_another_part() -> None:
         small_config(learner={"compiled": True})
     with pytest.raises(ValidationError, match="ignored"):
         small_config(ignored=["outer.window"])
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnusableError, match="fast, balanced, quality, auto, not 'turbo'"):
+        build_config("turbo")  # type: ignore[arg-type]

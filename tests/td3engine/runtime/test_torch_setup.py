@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from td3engine.errors import DeviceError
 from td3engine.runtime import torch_setup as processor
 from td3engine.runtime.torch_setup import (
     LARGEST_ERROR,
@@ -146,3 +147,8 @@ def test_a_gpu_adds_in_a_fixed_order_and_a_cpu_is_left_alone(
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_a_device_of_another_kind_is_refused() -> None:
+    with pytest.raises(DeviceError, match="one of auto, cpu, cuda, not 'tpu'"):
+        processor.pick_device("tpu")  # type: ignore[arg-type]
