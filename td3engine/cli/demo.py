@@ -107,6 +107,8 @@ def _follow(client: Client, log: Path, config: DistillConfig, console: Console) 
 
 def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Console) -> "list[Row]":
     """All rows of the table: from the job if they need the teacher, else trained here."""
+    import torch
+
     from td3engine.evaluation.baselines import random_user_rows, summary_rows, zero_step_rows
     from td3engine.evaluation.benchmark import benchmark_for
     from td3engine.pipeline.run import RESULT_SEEDS
@@ -117,6 +119,8 @@ def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Consol
     config = bundle.manifest.config
     device = pick_device(config.device)  # of this machine
     configure(device)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     benchmark = benchmark_for(bundle, read_log(log), device)
     distilled = bundle.factors.to(device)
     job_rows: list[Row] = job_metrics["rows"]
