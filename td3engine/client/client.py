@@ -37,18 +37,6 @@ from td3engine.client.wire import (
 from td3engine.config import Preset
 from td3engine.contract import SUMMARY_FILES
 
-__all__ = [
-    "Artifact",
-    "Client",
-    "Dataset",
-    "DownloadError",
-    "Event",
-    "Job",
-    "MetricsPoint",
-    "Problem",
-    "ServiceError",
-]
-
 API_KEY_VARIABLE = "TD3_API_KEY"
 
 _LONGEST_WAIT_SECONDS = 60

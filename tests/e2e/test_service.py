@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from td3engine.api.client import Client as PublicClient
-from td3engine.client.client import Client, Event, Problem, ServiceError
+from td3engine.client import Client, Event, Problem, ServiceError
 from td3engine.config import DistillConfig
 from td3engine.config.presets import merge
 from td3engine.contract import SUMMARY_FILES

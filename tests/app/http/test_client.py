@@ -7,7 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from td3engine.client.client import Client, DownloadError, ServiceError
+from td3engine.client import Client, DownloadError, ServiceError
 from tests.app.http.kit import BUNDLE, LOG, Service, wait_for
 
 

@@ -14,7 +14,7 @@ from app.http.auth import KEYS_LOOKUP_SECONDS, Authenticator, is_local
 from app.store import keys
 from app.store.ids import new_id
 from app.store.models import ApiKey
-from td3engine.client.client import Client, ServiceError
+from td3engine.client import Client, ServiceError
 from tests.app.http.kit import Service, bearer, problem
 
 LOCAL = {"host": "127.0.0.1:8000"}

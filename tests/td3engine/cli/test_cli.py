@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from td3engine.cli import main as cli
-from td3engine.client.client import Problem, ServiceError
+from td3engine.client import Problem, ServiceError
 from td3engine.contract import ARTIFACT_FILES, SUMMARY_FILES
 from td3engine.data.normalised import write_normalised
 from td3engine.data.reading import read_log
@@ -315,3 +315,13 @@ def test_the_child_refuses_for_good_what_a_retry_cannot_mend(
     assert process.returncode == 65, err
     last = json.loads(out.splitlines()[-1])
     assert (last["event"], last["code"]) == ("error", code)
+
+
+@pytest.mark.parametrize("command", ["serve", "gc", "keys"])
+def test_a_service_that_is_not_installed_is_said_in_one_line(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("td3engine.cli.service.find_spec", lambda _name: None)
+    done = runner.invoke(cli.app, [command])
+    assert done.exit_code == 65
+    assert "pip install 'td3engine[engine,service,embedded]'" in done.output
