@@ -31,7 +31,8 @@ from td3engine.data.windows import training_windows
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
 from td3engine.ranking.holdout import holdout_set
-from td3engine.ranking.metrics import PROTOCOLS, evaluate
+from td3engine.ranking.metrics import evaluate_all
+from td3engine.ranking.protocols import available_protocols
 from td3engine.teacher.training import LogTraining, TrainedOnLog
 
 CPU = torch.device("cpu")
@@ -137,8 +138,7 @@ class Trial:
         """A row with test figures."""
         _, trained, row = self.train(point, seed)
         test = holdout_set(self.split, "test", self.data.max_history, self.data.test_users)
-        figures = {each: evaluate(trained.model, test, each) for each in PROTOCOLS}
-        return row | {"test": figures}
+        return row | {"test": evaluate_all(trained.model, test, available_protocols(test))}
 
     def _model(self, point: Point) -> Recommender:
         config = BackboneConfig(
@@ -212,11 +212,12 @@ def measure(trial: Trial, dataset: str, results: ResultFile, seeds: int) -> None
 
 def table(content: dict[str, Any]) -> Iterator[str]:
     """The figures of all measured points as lines of Markdown: mean over seeds +- deviation."""
-    yield (
-        "| log | backbone | width, layers, dropout, rate | encoder | validation | NDCG@10 full "
-        "| HR@10 full | NDCG@10 sampled-100 | HR@10 sampled-100 | seconds |"
-    )
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    protocols = list(content["test"][0]["test"]) if content["test"] else []
+    columns = ["log", "backbone", "width, layers, dropout, rate", "encoder", "validation"]
+    columns += [f"{metric} {each}" for each in protocols for metric in ("NDCG@10", "HR@10")]
+    columns.append("seconds")
+    yield f"| {' | '.join(columns)} |"
+    yield f"|{'---|' * len(columns)}"
     cells = dict.fromkeys((row["dataset"], row["backbone"]) for row in content["test"])
     for dataset, backbone in cells:
         rows = [r for r in content["test"] if (r["dataset"], r["backbone"]) == (dataset, backbone)]
@@ -224,7 +225,7 @@ def table(content: dict[str, Any]) -> Iterator[str]:
         point = f"{first['width']}, {first['layers']}, {first['dropout']}, {first['lr']}"
         figures = [
             _with_deviation([row["test"][protocol][metric] for row in rows])
-            for protocol in PROTOCOLS
+            for protocol in protocols
             for metric in ("ndcg@10", "hr@10")
         ]
         validation = _with_deviation([row["validation"] for row in rows])

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-PROTOCOL = "full"
+PROTOCOLS = ("unseen", "full")  # today's name, and that of results of earlier releases
 COLOURS = {"TD3 summary": "#1f6f8b", "full data": "#333333"}
 OTHER = "#b8c4c9"
 OF_LOG = ("full data", "popularity")
@@ -22,7 +22,7 @@ OF_LOG = ("full data", "popularity")
 def main() -> None:
     result, target = Path(sys.argv[1]), Path(sys.argv[2])
     content: dict[str, Any] = json.loads(result.read_text())
-    rows = [row for row in content["rows"] if row["protocol"] == PROTOCOL]
+    rows = [row for row in content["rows"] if row["protocol"] in PROTOCOLS]
     full = next(row for row in rows if row["name"] == "full data")
     figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.2), sharex=True)
     for panel, mode in zip(panels, ("shared-items", "from-scratch"), strict=True):
@@ -37,7 +37,7 @@ def main() -> None:
             share = f"{value:.3f} ({value / full['ndcg@10']:.0%})"
             panel.text(value + error + 0.002, place, share, va="center", fontsize=8)
         panel.set_title(f"learners: {mode}", fontsize=10)
-        panel.set_xlabel(f"test NDCG@10, {PROTOCOL} ranking", fontsize=9)
+        panel.set_xlabel(f"test NDCG@10, protocol {full['protocol']}", fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
         panel.set_xlim(0, full["ndcg@10"] * 1.35)
         panel.tick_params(labelsize=9)

@@ -24,7 +24,7 @@ from td3engine.inner_loop.learner import learn
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
 from td3engine.ranking.holdout import holdout_set
-from td3engine.ranking.metrics import evaluate
+from td3engine.ranking.metrics import validation_ndcg
 from td3engine.runtime.seeding import Purpose, generator
 from td3engine.summary.tucker import TuckerSummary
 from td3engine.teacher.training import LogTraining, TrainedOnLog
@@ -156,7 +156,7 @@ def validation(summary: TuckerSummary, work: Work) -> float:
     for nth in range(config.outer.validation_learners):
         draw = generator(0, Purpose.VALIDATION_LEARNER, nth, work.device.type)
         model = learn(summary, work.backbone, trainer, "shared-items", draw).model
-        found.append(evaluate(model, holdout, "full")["ndcg@10"])
+        found.append(validation_ndcg(model, holdout))
     return sum(found) / len(found)
 
 

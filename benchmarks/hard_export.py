@@ -4,7 +4,7 @@
 
 An early-stopped model of the summary's own backbone trains on the sampled sequences alone, all
 positions at once, as the full-data model does on the log: with a table of its own, and with the
-summary's, frozen. Each way of sampling is a row for each of the two; figures are NDCG@10 (`full`)
+summary's, frozen. Each way of sampling is a row for each of the two; figures are NDCG@10 (`unseen`)
 on the real log's questions. Early stopping looks at the real validation events, as it does for
 every row of the project's tables, and only `--test` looks at test. Rows in OUT are kept, so an
 interrupted run goes on with what is missing.
@@ -173,7 +173,7 @@ def main() -> None:
                 rows = [r for r in rows if (r["way"], r["mode"], r["seed"]) != (name, mode, seed)]
                 rows.append(found)
                 options.json.write_text(json.dumps(rows, indent=1) + "\n")
-                tested = f"  test {found['test']['full']['ndcg@10']:.4f}" if options.test else ""
+                tested = f"  test {found['test']['unseen']['ndcg@10']:.4f}" if options.test else ""
                 print(f"{name:32} {mode:12} {seed}  {found['validation']:.4f}{tested}", flush=True)
 
 

@@ -27,7 +27,9 @@ from td3engine.summary.tucker import TuckerSummary
 
 
 class Quality(NamedTuple):
-    """NDCG@10 on test under protocol `full`.
+    """NDCG@10 on test, under the protocol that checkpoints were chosen by (`data.validate_by`).
+
+    A summary of a release that had protocol `full` has its figures under that one.
 
     Attributes:
         summary: of learners on the summary.
@@ -136,10 +138,11 @@ class Summary(Bundle):
     @property
     def quality(self) -> Quality | None:
         """NDCG@10 of learners on the summary and of the full-data model; None if not measured."""
+        protocols = {self.config.data.validate_by, "full"}
         ndcg = {
             row["name"]: float(row["ndcg@10"])
             for row in self.manifest.results
-            if row["protocol"] == "full"
+            if row["protocol"] in protocols
         }
         summary, full = ndcg.get("TD3 summary"), ndcg.get("full data")
         return Quality(summary, full, summary / full) if summary is not None and full else None

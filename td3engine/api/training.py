@@ -1,6 +1,7 @@
 """Train a model on a summary, and evaluate a model on a log."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +16,8 @@ from td3engine.inner_loop.learner import learn
 from td3engine.models.registry import build_backbone, learner_of
 from td3engine.models.trained_model import TrainedModel
 from td3engine.ranking.holdout import Holdouts
-from td3engine.ranking.metrics import Metrics, Protocol, available_protocols
-from td3engine.ranking.metrics import evaluate as measure
+from td3engine.ranking.metrics import Metrics, evaluate_all
+from td3engine.ranking.protocols import Protocol, available_protocols
 from td3engine.runtime.seeding import Purpose, generator
 from td3engine.runtime.torch_setup import configure, pick_device
 from td3engine.summary.bundle import Bundle
@@ -89,7 +90,21 @@ def train(
     return model.to(pick_device("cpu"))
 
 
-def evaluate(model: TrainedModel, log: Source) -> dict[Protocol, Metrics]:
+class Figures(dict[Protocol, Metrics]):
+    """Metrics by protocol. The old name `full` gives those of `unseen`, with a warning."""
+
+    def __missing__(self, protocol: str) -> Metrics:
+        if protocol == "full":
+            warnings.warn(
+                "protocol `full` is now `unseen`, which asks about new items only",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            return self["unseen"]
+        raise KeyError(protocol)
+
+
+def evaluate(model: TrainedModel, log: Source) -> Figures:
     """Metrics of a model on the test events of a log: each user's last event.
 
     Args:
@@ -97,9 +112,11 @@ def evaluate(model: TrainedModel, log: Source) -> dict[Protocol, Metrics]:
         log: the log that the model's summary was made from; the same filter is applied.
 
     Returns:
-        By protocol, "hr@k", "ndcg@k" and "mrr@k" for k = 5, 10, 20. `full` ranks the event among
-        all items that the user has not seen. `sampled-100` ranks it among 100 random ones of them;
-        it is absent if a user has fewer.
+        By protocol, "hr@k", "ndcg@k" and "mrr@k" for k = 5, 10, 20, and "questions", the number of
+        events that they are of. `all` ranks each event among all items. `unseen` asks about events
+        whose item is new to the user, and ranks it among the items that the user has not met.
+        `sampled-100` ranks it among 100 random items that the user never meets. A protocol without
+        a question is absent.
 
     Raises:
         WrongLogError: after the filter the log's items are not those of the model.
@@ -113,6 +130,4 @@ def evaluate(model: TrainedModel, log: Source) -> dict[Protocol, Metrics]:
             f"{model.n_items}, or their ids differ: this is not the log it was made from"
         )
     holdout = Holdouts(split, data).test(model.reads)
-    return {
-        protocol: measure(model, holdout, protocol) for protocol in available_protocols(holdout)
-    }
+    return Figures(evaluate_all(model, holdout, available_protocols(holdout)))

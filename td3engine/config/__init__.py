@@ -3,7 +3,9 @@
 from td3engine.config.schema import (
     AUTO_KNOBS,
     BACKBONES,
+    EARLIER_DATA,
     MODES,
+    REPEATS_FROM,
     SAMPLED_FROM,
     AutoKnob,
     BackboneConfig,
@@ -11,6 +13,7 @@ from td3engine.config.schema import (
     DataConfig,
     Device,
     DistillConfig,
+    Duplicates,
     LearnerConfig,
     Mode,
     OuterConfig,
@@ -18,13 +21,16 @@ from td3engine.config.schema import (
     Softmax,
     SummaryConfig,
     TeacherConfig,
+    ValidationProtocol,
     softmax_over,
 )
 
 __all__ = [
     "AUTO_KNOBS",
     "BACKBONES",
+    "EARLIER_DATA",
     "MODES",
+    "REPEATS_FROM",
     "SAMPLED_FROM",
     "AutoKnob",
     "BackboneConfig",
@@ -32,6 +38,7 @@ __all__ = [
     "DataConfig",
     "Device",
     "DistillConfig",
+    "Duplicates",
     "LearnerConfig",
     "Mode",
     "OuterConfig",
@@ -39,5 +46,6 @@ __all__ = [
     "Softmax",
     "SummaryConfig",
     "TeacherConfig",
+    "ValidationProtocol",
     "softmax_over",
 ]

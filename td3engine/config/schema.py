@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -45,6 +46,11 @@ AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
 Softmax = Literal["auto", "full", "sampled"]
 Device = Literal["auto", "cpu", "cuda"]
+Duplicates = Literal["drop", "keep"]
+ValidationProtocol = Literal["all", "unseen"]
+# What releases without these settings computed with; their manifests and models lack them.
+EARLIER_DATA: dict[str, Any] = {"duplicates": "keep", "validate_by": "unseen"}
+REPEATS_FROM = 0.1  # share of repeats, from which on `auto` validates among all items
 SAMPLED_FROM = 50_000  # items, from which on `auto` samples: a step over all is slow
 Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -61,6 +67,11 @@ def softmax_over(n_items: int, setting: Softmax) -> Literal["full", "sampled"]:
     if setting != "auto":
         return setting
     return "sampled" if n_items >= SAMPLED_FROM else "full"
+
+
+def _renamed(protocol: object) -> object:
+    """`unseen` for what an earlier release called `full`."""
+    return "unseen" if protocol == "full" else protocol
 
 
 class DataConfig(_Part):
@@ -80,6 +91,17 @@ class DataConfig(_Part):
     )
     test_users: PositiveInt = Field(
         default=25_000, description="Most users of the test set, drawn once for a log."
+    )
+    duplicates: Duplicates = Field(
+        default="drop",
+        description="Rows of one user, item and time: `drop` all but the first, before the filter "
+        "counts, or `keep` each as an event of its own.",
+    )
+    validate_by: Annotated[Literal["auto", ValidationProtocol], BeforeValidator(_renamed)] = Field(
+        default="auto",
+        description="Protocol of the validation NDCG@10 that checkpoints are chosen by. `auto`: "
+        f"`all` if at least {REPEATS_FROM:.0%} of a log's training and validation events repeat an "
+        "item of their user, else `unseen`. The manifest says which it was.",
     )
 
 

@@ -6,19 +6,26 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from td3engine.config import DataConfig
+from td3engine.config import DataConfig, Duplicates
+from td3engine.data.repeats import ROWS_AT_ONCE, duplicate_rows, repeats
 from td3engine.data.types import Codes, Interactions, LogError, Times
 
 Positions = NDArray[np.int64]
 # Train, validation, test: a user with fewer events cannot be evaluated.
 EVALUATED_FROM = 3
-ROWS_AT_ONCE = 2**21
 
 
 class SplitStatistics(BaseModel):
-    """Counts after the filter, and how many interactions are for training."""
+    """Counts after the filter, and how many interactions are for training.
+
+    Attributes:
+        repeat_share: of the training and validation events that have one of their user before them,
+            the part whose item the user met before. No test event counts.
+        duplicates: rows of the log that were dropped before the filter, because an earlier row has
+            the same user, item and time.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,13 +34,16 @@ class SplitStatistics(BaseModel):
     interactions: int
     training_interactions: int
     evaluated_users: int
+    repeat_share: float
+    duplicates: int
 
 
 class FilterStatistics(BaseModel):
     """What a filter keeps of a log, and what it removes and why.
 
-    An interaction is removed because its user or its item has too few of them. One that is removed
-    for both reasons counts for both.
+    Rows with the user, item and time of an earlier row go first: no other count has them. An
+    interaction is removed because its user or its item has too few of them. One that is removed for
+    both reasons counts for both.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +57,12 @@ class FilterStatistics(BaseModel):
     rare_items: int
     interactions_of_rare_users: int
     interactions_of_rare_items: int
+    duplicates: int | None = Field(
+        default=None,
+        description="Rows with the user, item and time of an earlier one, which go before the "
+        "filter counts. Absent if an older release normalised the log: it counted them like "
+        "others.",
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +79,7 @@ class Split:
         times: int64[M], when each of `histories` happened, in the log's own unit.
         item_ids: the id of each item index.
         user_ids: the id of each user index.
+        duplicates: rows of the log that were dropped as exact duplicates.
     """
 
     histories: Codes
@@ -70,6 +87,7 @@ class Split:
     times: Times
     item_ids: list[str]
     user_ids: Sequence[str]
+    duplicates: int = 0
 
     @property
     def n_users(self) -> int:
@@ -105,6 +123,19 @@ class Split:
         """int32[E]: for each of `evaluated`, the item to be ranked after all events before it."""
         return self.histories[self.offsets[self.evaluated + 1] - 1]
 
+    @cached_property
+    def repeats(self) -> NDArray[np.bool_]:
+        """bool[M]: whether the user of each of `histories` met its item before."""
+        return repeats(self.histories, self.offsets, self.n_items)
+
+    @cached_property
+    def repeat_share(self) -> float:
+        """Share of repeats among each user's events but the first and the test event."""
+        counts = np.ones(len(self.histories), bool)
+        counts[self.offsets[:-1]] = False
+        counts[self.offsets[self.evaluated + 1] - 1] = False
+        return float(self.repeats[counts].mean()) if counts.any() else 0.0
+
     def history(self, user: int) -> Codes:
         """int32[H]: all items of one user, by time."""
         return self.histories[self.offsets[user] : self.offsets[user + 1]]
@@ -121,24 +152,32 @@ class Split:
             interactions=len(self.histories),
             training_interactions=int((self.training_ends - self.offsets[:-1]).sum()),
             evaluated_users=len(self.evaluated),
+            repeat_share=self.repeat_share,
+            duplicates=self.duplicates,
         )
 
 
 def filter_statistics(
-    log: Interactions, *, min_user_interactions: int, min_item_interactions: int
+    log: Interactions,
+    *,
+    min_user_interactions: int,
+    min_item_interactions: int,
+    duplicates: Duplicates = "drop",
 ) -> FilterStatistics:
     """What the filter of one pass would do to a log; nothing is too little for it."""
+    duplicate = _dropped_rows(log, duplicates)
     rows = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(log.times), ROWS_AT_ONCE)]
     per_user = np.zeros(len(log.user_ids), np.int64)
     per_item = np.zeros(len(log.item_ids), np.int64)
     for some in rows:
-        per_user += np.bincount(log.user_codes[some], minlength=len(per_user))
-        per_item += np.bincount(log.item_codes[some], minlength=len(per_item))
+        counts = ~duplicate[some]
+        per_user += np.bincount(log.user_codes[some][counts], minlength=len(per_user))
+        per_item += np.bincount(log.item_codes[some][counts], minlength=len(per_item))
     rare_user, rare_item = per_user < min_user_interactions, per_item < min_item_interactions
     keep_user, keep_item, n_kept = np.zeros_like(rare_user), np.zeros_like(rare_item), 0
     for some in rows:
         users, items = log.user_codes[some], log.item_codes[some]
-        stays = ~(rare_user[users] | rare_item[items])
+        stays = ~(rare_user[users] | rare_item[items] | duplicate[some])
         keep_user[users[stays]] = keep_item[items[stays]] = True
         n_kept += int(np.count_nonzero(stays))
     return FilterStatistics(
@@ -151,6 +190,7 @@ def filter_statistics(
         rare_items=int(rare_item.sum()),
         interactions_of_rare_users=int(per_user[rare_user].sum()),
         interactions_of_rare_items=int(per_item[rare_item].sum()),
+        duplicates=int(np.count_nonzero(duplicate)),
     )
 
 
@@ -160,17 +200,23 @@ def split(
     min_user_interactions: int,
     min_item_interactions: int,
     iterative_core: bool,
+    duplicates: Duplicates = "drop",
 ) -> Split:
     """Filters a log and indexes what is left.
 
-    A row stays if its user and its item both have enough interactions *in the raw log* (one pass,
-    both counted before anything goes: the reading that gives the paper's figures). With
+    Of rows with one user, item and time the first stays, before anything is counted. A row stays if
+    its user and its item both have enough interactions *in the raw log* (one pass, both counted
+    before anything goes: the reading that gives the paper's figures). With
     `iterative_core` this repeats on what is left until nothing changes.
 
     Raises:
         LogError: `too_little_data` when no row is left, or no user has three events.
     """
     users, items, times = log.user_codes, log.item_codes, log.times
+    duplicate = _dropped_rows(log, duplicates)
+    n_duplicates = int(np.count_nonzero(duplicate))
+    if n_duplicates:
+        users, items, times = users[~duplicate], items[~duplicate], times[~duplicate]
     while True:
         enough_by_user = np.bincount(users, minlength=1)[users] >= min_user_interactions
         keep = enough_by_user & (np.bincount(items, minlength=1)[items] >= min_item_interactions)
@@ -193,7 +239,13 @@ def split(
         times=times,
         item_ids=[log.item_ids[code] for code in kept_items],
         user_ids=[log.user_ids[code] for code in keep_users],
+        duplicates=n_duplicates,
     )
+
+
+def _dropped_rows(log: Interactions, duplicates: Duplicates) -> NDArray[np.bool_]:
+    """bool[N]: rows that are no event of their own."""
+    return duplicate_rows(log) if duplicates == "drop" else np.zeros(len(log.times), bool)
 
 
 def split_log(log: Interactions, config: DataConfig) -> Split:
@@ -207,6 +259,7 @@ def split_log(log: Interactions, config: DataConfig) -> Split:
         min_user_interactions=config.min_user_interactions,
         min_item_interactions=config.min_item_interactions,
         iterative_core=config.iterative_core,
+        duplicates=config.duplicates,
     )
 
 

@@ -2,7 +2,7 @@
 
 All rows with a learner follow one rule, so that none is tuned more than another: fresh learners of
 up to `learner.steps` steps (`scratch_steps` if they train an item table), the best state by
-validation NDCG@10 (`full`), metrics on test, mean and standard deviation over learner seeds
+validation NDCG@10, metrics on test, mean and standard deviation over learner seeds
 (method, section 8).
 """
 
@@ -21,7 +21,8 @@ from td3engine.evaluation.real_users import random_users, train_on_windows
 from td3engine.evaluation.table import Row, make_rows
 from td3engine.inner_loop.learner import TrainedLearner, learn, recommender
 from td3engine.models.trained_model import TrainedModel
-from td3engine.ranking.metrics import evaluate
+from td3engine.ranking.holdout import HoldoutSet
+from td3engine.ranking.metrics import Scorer, evaluate_all
 from td3engine.runtime.seeding import Purpose, generator
 from td3engine.summary.tucker import TuckerSummary
 from td3engine.teacher.training import TrainedOnLog
@@ -35,25 +36,25 @@ class Popularity:
     """A model that ranks items by their training interactions, the same for every user.
 
     Attributes:
-        table: the interactions of each item, (n, 1).
+        counts: the interactions of each item, (n).
     """
 
-    table: Tensor
+    counts: Tensor
 
-    def states(self, items_BL: Tensor, _lengths_B: Tensor) -> Tensor:
-        """Ones, (B, 1)."""
-        return torch.ones(len(items_BL), 1)
+    def scorer(self, cases: HoldoutSet) -> Scorer:
+        """The counts, for each case."""
+        return lambda rows: self.counts.expand(len(cases.targets[rows]), -1)
 
 
 def popularity_rows(benchmark: Benchmark) -> list[Row]:
     """The most popular items; no training."""
-    model = Popularity(torch.from_numpy(training_counts(benchmark.split)).float()[:, None])
+    model = Popularity(torch.from_numpy(training_counts(benchmark.split)).float())
     return make_rows(
         "popularity",
         "from-scratch",
         [benchmark.measure(model)],
         train_seconds=0.0,
-        numbers_stored=len(model.table),
+        numbers_stored=len(model.counts),
         sequences=0,
     )
 
@@ -64,13 +65,7 @@ def teacher_rows(benchmark: Benchmark, teachers: Sequence[TrainedOnLog]) -> list
     return make_rows(
         "full data",
         "from-scratch",
-        [
-            {
-                protocol: evaluate(teacher.model, holdout, protocol)
-                for protocol in benchmark.protocols
-            }
-            for teacher in teachers
-        ],
+        [evaluate_all(teacher.model, holdout, benchmark.protocols) for teacher in teachers],
         train_seconds=float(np.mean([teacher.seconds for teacher in teachers])),
         numbers_stored=len(benchmark.split.histories),
         sequences=benchmark.split.n_users,

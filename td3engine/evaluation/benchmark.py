@@ -13,7 +13,8 @@ from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
 from td3engine.models.trained_model import TrainedModel
 from td3engine.ranking.holdout import Holdouts, HoldoutSet
-from td3engine.ranking.metrics import Metrics, Protocol, RankingModel, available_protocols, evaluate
+from td3engine.ranking.metrics import Metrics, RankingModel, evaluate_all, validation_ndcg
+from td3engine.ranking.protocols import Protocol, available_protocols
 from td3engine.summary.bundle import Bundle
 
 
@@ -27,7 +28,7 @@ class Benchmark:
         backbone: of the learners, untrained.
         holdouts: the log's holdout sets.
         validation, test: those of models with the learners' longest history.
-        protocols: those that the log has enough items for.
+        protocols: those that have a question about the test set.
         device: where learners train.
         on_step: called every few steps of a learner.
     """
@@ -75,13 +76,13 @@ class Benchmark:
         )
 
     def validate(self, model: TrainedModel) -> float:
-        """Validation NDCG@10 under `full`; calls `on_step`."""
+        """Validation NDCG@10; calls `on_step`."""
         self.on_step()
-        return evaluate(model, self.validation, "full")["ndcg@10"]
+        return validation_ndcg(model, self.validation)
 
     def measure(self, model: RankingModel) -> dict[Protocol, Metrics]:
         """Test metrics under every available protocol."""
-        return {protocol: evaluate(model, self.test, protocol) for protocol in self.protocols}
+        return evaluate_all(model, self.test, self.protocols)
 
 
 def benchmark_for(

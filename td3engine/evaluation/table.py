@@ -9,7 +9,8 @@ from rich.console import Group
 from rich.table import Table
 
 from td3engine.config import Mode
-from td3engine.ranking.metrics import Metrics, Protocol
+from td3engine.ranking.metrics import Metrics
+from td3engine.ranking.protocols import Protocol
 
 Row = TypedDict(
     "Row",
@@ -17,6 +18,7 @@ Row = TypedDict(
         "name": str,
         "mode": Mode,
         "protocol": Protocol,
+        "questions": int,
         "seeds": int,
         "hr@5": float,
         "hr@5_std": float,
@@ -64,8 +66,9 @@ def make_row(
         numbers_stored: size of the training data, in numbers (of real events, interactions).
         sequences: how many rows of training data there are.
     """
-    figures: Metrics = {}
-    for metric in results[0]:
+    figures: dict[str, float] = {}
+    questions = results[0]["questions"]
+    for metric in [name for name in results[0] if name != "questions"]:
         values = [result[metric] for result in results]
         figures[metric] = float(np.mean(values))
         figures[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
@@ -73,6 +76,7 @@ def make_row(
         "name": name,
         "mode": mode,
         "protocol": protocol,
+        "questions": questions,
         "seeds": len(results),
         **figures,
         "train_seconds": train_seconds,
@@ -122,7 +126,7 @@ def results_table(rows: Sequence[Row]) -> Group:
 
 def _table(protocol: Protocol, rows: Sequence[Row]) -> Table:
     table = Table(
-        title=f"On the test events, protocol `{protocol}`",
+        title=f"On the test events, protocol `{protocol}`, {rows[0]['questions']:,} questions",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),

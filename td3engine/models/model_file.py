@@ -15,7 +15,7 @@ code. Every tensor is validated before it is used.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import safetensors
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from safetensors import SafetensorError
 from torch import Tensor
 
-from td3engine.config import BackboneConfig, DataConfig
+from td3engine.config import EARLIER_DATA, BackboneConfig, DataConfig
 from td3engine.errors import UnusableError
 from td3engine.files import atomic_file
 from td3engine.models.backbone import Backbone
@@ -59,6 +59,13 @@ class ModelDescription(BaseModel):
     history: Annotated[int, Field(ge=1, le=100_000)]
     reads: Annotated[int, Field(ge=1, le=100_000)]
     data: DataConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_defaults_of_earlier_releases(cls, content: Any) -> Any:
+        """A filter that an earlier release wrote counts rows as that release did."""
+        data = content.get("data") if isinstance(content, dict) else None
+        return content | {"data": EARLIER_DATA | data} if isinstance(data, dict) else content
 
     @model_validator(mode="after")
     def _has_positions_for_what_it_reads(self) -> Self:

@@ -36,7 +36,7 @@ from td3engine.outer_loop.item_sampler import ItemSampler
 from td3engine.outer_loop.learner_pool import LearnerPools, LearnerWindow
 from td3engine.outer_loop.objective import RealBatch, RecordedObjective, SurrogateObjective
 from td3engine.ranking.holdout import HoldoutSet
-from td3engine.ranking.metrics import evaluate
+from td3engine.ranking.metrics import validation_ndcg
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.runtime.torch_setup import deterministic
@@ -274,7 +274,7 @@ class Distillation:
         count, total = self.config.outer.validation_learners, torch.zeros(1, dtype=torch.float64)
         for nth in self.group.share(count):
             draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
-            total += evaluate(self._learner_of(current, draw), self.holdout, "full")["ndcg@10"]
+            total += validation_ndcg(self._learner_of(current, draw), self.holdout)
         self.group.all_reduce([total])
         validation = float(total) / count
         if validation > self.best["validation"]:

@@ -27,6 +27,7 @@ from td3engine.pipeline.checkpoint import Checkpoint, State
 from td3engine.pipeline.progress import PhaseClock
 from td3engine.pipeline.settings import settled_for
 from td3engine.ranking.holdout import Holdouts
+from td3engine.ranking.protocols import protocol_notes
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.torch_setup import configure, cpu_contention, pick_device
 from td3engine.summary.bundle import Manifest, save_bundle
@@ -163,10 +164,10 @@ class Run:
         self.clock.seconds = dict(saved.get("seconds", {}))
         self.split = split_log(self.log, self.config.data)
         _refuse_too_little_data(self.split)
-        self.holdouts = Holdouts(self.split, self.config.data)
         self.config, notes = settled_for(self.config, self.split, self.backbone, self.device)
         for note in notes:
             self._note(note)
+        self.holdouts = Holdouts(self.split, self.config.data)
         return saved
 
     def _refuse_mismatched_ranks(self) -> None:
@@ -246,8 +247,8 @@ class Run:
             on_step=lambda: self._between_steps(self.config.outer.steps, lambda: distilled.state),
             holdouts=self.holdouts,
         )
-        if "sampled-100" not in benchmark.protocols:
-            self._note("too few items for 100 negatives a user: no `sampled-100` figures")
+        for note in protocol_notes(benchmark.test):
+            self._note(note)
         cases, users = len(benchmark.test.targets), len(self.split.evaluated)
         if cases < users:
             self._note(f"test figures are of {cases:,} of {users:,} users")

@@ -1,4 +1,5 @@
-"""Settings that depend on the log: those under `auto`, and where a softmax is sampled."""
+"""Settings that depend on the log: those under `auto`, where a softmax is sampled, and by which
+protocol checkpoints are chosen."""
 
 from typing import Literal
 
@@ -9,6 +10,7 @@ from td3engine.config.presets import sized_by_data
 from td3engine.data.split import Split
 from td3engine.inner_loop.plan import plans_of
 from td3engine.models.backbone import Backbone
+from td3engine.ranking.holdout import validation_protocol
 
 
 def settled_for(
@@ -24,7 +26,8 @@ def settled_for(
 
     Returns:
         The configuration, where nothing that depends on the log is `auto`; and notes for the user:
-        what is sampled, and what the plans of the inner loop ignore.
+        duplicates, what is sampled, what chooses checkpoints, and what the plans of the inner loop
+        ignore.
 
     Raises:
         pydantic.ValidationError: the settings cannot work with a log of this size.
@@ -43,6 +46,15 @@ def settled_for(
         "outer": "sampled" if sampled else "full",
     }
     notes = []
+    if split.duplicates:
+        notes.append(
+            f"{split.duplicates:,} rows have the user, item and time of an earlier row and were "
+            "dropped (data.duplicates: keep counts them as events)"
+        )
+    protocol, reasons = validation_protocol(split, config.data)
+    data = config.data.model_copy(update={"validate_by": protocol})
+    config = config.model_copy(update={"data": data})
+    notes += reasons
     for part, softmax in settled.items():
         section = getattr(config, part).model_copy(update={"softmax": softmax})
         config = config.model_copy(update={part: section})

@@ -1,6 +1,7 @@
 """The holdout sets of a log: leave-one-out cases (method, section 1)."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from td3engine.config import DataConfig
-from td3engine.data.split import Split
+from td3engine.config import REPEATS_FROM, DataConfig, ValidationProtocol
+from td3engine.data.split import Positions, Split
 from td3engine.models.sequences import padded_sequences
 
 Role = Literal["validation", "test"]
@@ -24,9 +25,10 @@ class HoldoutSet:
         lengths: events in each row, int64 (Q).
         targets: the held-out item, int64 (Q).
         seen_rows, seen_items: pairs (case, item) of all events before the target, int64, sorted by
-            case.
+            case, then by time.
         user_rows, user_items: the same of all the user's events, for drawing negatives.
         n_items: items of the log, n.
+        validate_by: the protocol by which checkpoints are chosen on this set.
     """
 
     items: Tensor
@@ -37,9 +39,34 @@ class HoldoutSet:
     user_rows: Tensor
     user_items: Tensor
     n_items: int
+    validate_by: ValidationProtocol = "unseen"
+
+    @cached_property
+    def seen_offsets(self) -> Tensor:
+        """Case q's history is `seen_items[seen_offsets[q]:seen_offsets[q + 1]]`, int64 (Q + 1)."""
+        return torch.searchsorted(self.seen_rows, torch.arange(len(self.targets) + 1))
+
+    @cached_property
+    def user_offsets(self) -> Tensor:
+        """The same for `user_items`, int64 (Q + 1)."""
+        return torch.searchsorted(self.user_rows, torch.arange(len(self.targets) + 1))
+
+    @cached_property
+    def new_target(self) -> Tensor:
+        """Whether the target is none of the events before it, bool (Q)."""
+        repeated = self.seen_items == self.targets[self.seen_rows]
+        new = torch.ones(len(self.targets), dtype=torch.bool)
+        new[self.seen_rows[repeated]] = False
+        return new
 
 
-def holdout_set(split: Split, role: Role, history: int, at_most: int | None = None) -> HoldoutSet:
+def holdout_set(
+    split: Split,
+    role: Role,
+    history: int,
+    at_most: int | None = None,
+    validate_by: ValidationProtocol = "unseen",
+) -> HoldoutSet:
     """The leave-one-out cases of all users with at least three events.
 
     Args:
@@ -47,10 +74,9 @@ def holdout_set(split: Split, role: Role, history: int, at_most: int | None = No
         role: `test` holds out a user's last event, `validation` the one before.
         history: L, the longest history.
         at_most: a sample of this many users, the same for every model of a log; None: all.
+        validate_by: the protocol by which checkpoints are chosen.
     """
-    users = split.evaluated
-    if at_most is not None and at_most < len(users):
-        users = np.sort(np.random.default_rng(0).choice(users, at_most, replace=False))
+    users = _measured_users(split, at_most)
     first = split.offsets[:-1][users]
     holdout = split.offsets[1:][users] - (1 if role == "test" else 2)
     items, lengths = padded_sequences(split, np.maximum(first, holdout - history), holdout)
@@ -65,7 +91,39 @@ def holdout_set(split: Split, role: Role, history: int, at_most: int | None = No
         user_rows=user_rows,
         user_items=user_items,
         n_items=split.n_items,
+        validate_by=validate_by,
     )
+
+
+def validation_protocol(split: Split, config: DataConfig) -> tuple[ValidationProtocol, list[str]]:
+    """The protocol by which checkpoints are chosen on this log, with notes on why.
+
+    It depends on training and validation events only.
+    """
+    notes, protocol = [], config.validate_by
+    if protocol == "auto":
+        protocol = "all" if split.repeat_share >= REPEATS_FROM else "unseen"
+        if protocol == "all":
+            notes.append(
+                f"{split.repeat_share:.0%} of events repeat an item of their user: checkpoints are "
+                "chosen by protocol `all`"
+            )
+    users = _measured_users(split, config.validation_users)
+    if protocol == "unseen" and split.repeats[split.offsets[users + 1] - 2].all():
+        protocol = "all"
+        notes.append(
+            "every validation target is an item that its user met before: checkpoints are chosen "
+            "by protocol `all`, since `unseen` has no question"
+        )
+    return protocol, notes
+
+
+def _measured_users(split: Split, at_most: int | None) -> Positions:
+    """int64[Q]: the users of a holdout set, in order."""
+    users = split.evaluated
+    if at_most is None or at_most >= len(users):
+        return users
+    return np.sort(np.random.default_rng(0).choice(users, at_most, replace=False))
 
 
 def _pairs(split: Split, first: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
@@ -81,11 +139,15 @@ class Holdouts:
 
     Args:
         split: the log.
-        config: the largest number of users of a set.
+        config: the largest number of users of a set, and the protocol of choices.
+
+    Attributes:
+        validate_by: the protocol by which checkpoints are chosen.
     """
 
     def __init__(self, split: Split, config: DataConfig) -> None:
         self.split, self.config = split, config
+        self.validate_by, _ = validation_protocol(split, config)
         self._sets: dict[tuple[Role, int], HoldoutSet] = {}
 
     def validation(self, history: int) -> HoldoutSet:
@@ -98,5 +160,7 @@ class Holdouts:
 
     def _set(self, role: Role, history: int, at_most: int) -> HoldoutSet:
         if (role, history) not in self._sets:
-            self._sets[role, history] = holdout_set(self.split, role, history, at_most)
+            self._sets[role, history] = holdout_set(
+                self.split, role, history, at_most, self.validate_by
+            )
         return self._sets[role, history]

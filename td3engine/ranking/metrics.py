@@ -1,30 +1,31 @@
-"""HR, NDCG and MRR under both protocols (method, section 1).
+"""Ranks of the targets of a holdout set, and HR, NDCG and MRR (method, section 1).
 
-`full` ranks the held-out item among all items that the user has not seen. `sampled-100` ranks it
-among 100 uniform negatives from outside the user's whole history; it is the paper's protocol and is
-known to be biased. The two are always reported together.
+Ties, and scores that are not numbers, count against the model. Otherwise one that gives all items
+one score would rank first.
 """
 
 import typing
-from typing import Literal
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from td3engine.ranking.holdout import HoldoutSet
+from td3engine.ranking.protocols import Protocol, asked, sample_negatives
 
-Protocol = Literal["full", "sampled-100"]
-PROTOCOLS: tuple[Protocol, ...] = ("full", "sampled-100")
 CUTOFFS = (5, 10, 20)
-NEGATIVES = 100
 SCORES_AT_ONCE = 4_000_000  # 16 MiB, for any number of items
+FEWEST_ROWS = 8  # of a product of states and a table
 
 Metrics = dict[str, float]
+"""HR, NDCG and MRR by name and cutoff, such as "ndcg@10"; and "questions", how many there were."""
+
+Scorer = Callable[[slice], Tensor]
+"""Rows of a holdout set -> scores of all items after those histories, (B, n)."""
 
 
-class RankingModel(typing.Protocol):
-    """A model that can be measured: a `TrainedModel`, or a popularity count.
+class EncodingModel(typing.Protocol):
+    """A model whose scores are states times a table, such as a `TrainedModel`.
 
     Attributes:
         table: the scoring table, (n, f).
@@ -38,14 +39,40 @@ class RankingModel(typing.Protocol):
         lengths int64 (B)."""
 
 
+@typing.runtime_checkable
+class ScoringModel(typing.Protocol):
+    """A model that scores all items itself, such as one that counts."""
+
+    def scorer(self, cases: HoldoutSet) -> Scorer:
+        """What scores these cases, some of them at a time."""
+
+
+RankingModel = EncodingModel | ScoringModel
+
+
+def scorer_of(model: RankingModel, cases: HoldoutSet) -> Scorer:
+    """What scores these cases; the states of an `EncodingModel` are computed once, here."""
+    if isinstance(model, ScoringModel):
+        return model.scorer(cases)
+    hidden_QF, table_NF = model.states(cases.items, cases.lengths), model.table
+
+    def scores(rows: slice) -> Tensor:
+        hidden_BF = hidden_QF[rows]
+        # A product with few rows rounds equal columns differently by their place: no ties are left.
+        padding = hidden_BF.new_zeros(max(0, FEWEST_ROWS - len(hidden_BF)), hidden_BF.shape[1])
+        return (torch.cat([hidden_BF, padding]) @ table_NF.T)[: len(hidden_BF)]
+
+    return scores
+
+
 def metrics(ranks: Tensor) -> Metrics:
-    """HR@k, NDCG@k and MRR@k for k = 5, 10, 20, averaged over cases.
+    """HR@k, NDCG@k and MRR@k for k = 5, 10, 20, averaged over questions, and their number.
 
     Args:
-        ranks: rank of each case's target, 0 is best, int64 (Q).
+        ranks: rank of each question's target, 0 is best, int64 (Q).
     """
     place = ranks.double() + 1
-    averages: Metrics = {}
+    averages: Metrics = {"questions": len(ranks)}
     for k in CUTOFFS:
         hit = (place <= k).double()
         averages[f"hr@{k}"] = float(hit.mean())
@@ -54,100 +81,83 @@ def metrics(ranks: Tensor) -> Metrics:
     return averages
 
 
-def rank_among_unseen(hidden_QD: Tensor, table_ND: Tensor, holdout: HoldoutSet) -> Tensor:
-    """Rank of each target among all unseen items, int64 (Q). Ties count against the model.
+def rank_targets(
+    scorer: Scorer, cases: HoldoutSet, protocols: Sequence[Protocol], seed: int = 0
+) -> dict[Protocol, Tensor]:
+    """Rank of each case's target under each protocol, 0 is best, int64 (Q).
 
-    Otherwise a model that gives all items one score would rank first. The comparison is "not
-    below", so that NaN scores count against the model as well.
+    The rank of a case that a protocol does not ask about means nothing.
 
     Args:
-        hidden_QD: state after each case's history, (Q, f).
-        table_ND: scoring table, (n, f).
+        scorer: scores the cases.
+        cases: Q of them.
+        protocols: which items each target is ranked among.
+        seed: of the negatives under `sampled-100`.
+    """
+    n_cases = len(cases.targets)
+    ranks = {each: torch.empty(n_cases, dtype=torch.int64) for each in protocols}
+    negatives = cases.targets.new_empty(n_cases, 0)
+    if "sampled-100" in protocols:
+        negatives = sample_negatives(cases, seed)
+    at_once = max(1, SCORES_AT_ONCE // cases.n_items)
+    for first in range(0, n_cases, at_once):
+        rows = slice(first, min(first + at_once, n_cases))
+        scores = scorer(rows)
+        targets = cases.targets[rows, None].to(scores.device)
+        # "Not below" is true of ties, and wherever one of the two is not a number.
+        ahead = ~(scores < scores.gather(1, targets))
+        ahead.scatter_(1, targets, False)
+        for protocol, rank in ranks.items():
+            if protocol == "all":
+                among = ahead
+            elif protocol == "unseen":
+                among = _unmet(ahead, cases, rows)
+            else:
+                among = ahead.gather(1, negatives[rows].to(ahead.device))
+            rank[rows] = among.sum(1).cpu()
+    return ranks
+
+
+def _unmet(ahead_BN: Tensor, cases: HoldoutSet, rows: slice) -> Tensor:
+    """The same, but False for the items that the user of each of these cases met before."""
+    seen = slice(int(cases.seen_offsets[rows.start]), int(cases.seen_offsets[rows.stop]))
+    unmet = ahead_BN.clone()
+    device = ahead_BN.device
+    unmet[(cases.seen_rows[seen] - rows.start).to(device), cases.seen_items[seen].to(device)] = (
+        False
+    )
+    return unmet
+
+
+def evaluate_all(
+    model: RankingModel, holdout: HoldoutSet, protocols: Sequence[Protocol], seed: int = 0
+) -> dict[Protocol, Metrics]:
+    """Metrics of a model on a holdout set under several protocols; it scores each case once.
+
+    Args:
+        model: scores items after each history.
         holdout: the cases.
-    """
-    ranks = torch.empty(len(holdout.targets), dtype=torch.int64)
-    device = table_ND.device
-    at_once = max(1, SCORES_AT_ONCE // holdout.n_items)
-    starts = torch.searchsorted(holdout.seen_rows, torch.arange(0, len(ranks) + at_once, at_once))
-    for chunk, first in enumerate(range(0, len(ranks), at_once)):
-        rows = slice(first, first + at_once)
-        seen = slice(int(starts[chunk]), int(starts[chunk + 1]))
-        seen_rows, seen_items = holdout.seen_rows[seen] - first, holdout.seen_items[seen]
-        targets = holdout.targets[rows, None].to(device)
-        scores = hidden_QD[rows] @ table_ND.T
-        target = scores.gather(1, targets)
-        scores[seen_rows.to(device), seen_items.to(device)] = -torch.inf
-        # The target's own column is masked as well: it counts once, as the target.
-        scores.scatter_(1, targets, -torch.inf)
-        ranks[rows] = (~(scores < target)).sum(1).cpu()
-    return ranks
-
-
-def rank_among_sampled(
-    hidden_QD: Tensor, table_ND: Tensor, holdout: HoldoutSet, seed: int
-) -> Tensor:
-    """Rank of each target among 100 uniform items from outside the user's history, int64 (Q).
-
-    Arguments as for `rank_among_unseen`; `seed` is of the negatives.
+        protocols: which questions are asked, and which items each target is ranked among.
+        seed: of the negatives under `sampled-100`.
 
     Raises:
-        ValueError: a user has seen so many items that fewer than 100 are left.
+        ValueError: a protocol has no question about this set.
     """
-    candidates = torch.cat([holdout.targets[:, None], sample_negatives(holdout, seed)], 1)
-    hidden, table = hidden_QD.cpu(), table_ND.cpu()
-    ranks = torch.empty(len(candidates), dtype=torch.int64)
-    at_once = max(1, SCORES_AT_ONCE // (candidates.shape[1] * table.shape[1]))
-    for first in range(0, len(ranks), at_once):
-        rows = slice(first, first + at_once)
-        # A matrix product would round equal columns differently by their place, and break ties.
-        scores = (hidden[rows, None] * table[candidates[rows]]).sum(-1)
-        ranks[rows] = (~(scores[:, 1:] < scores[:, :1])).sum(1)
-    return ranks
-
-
-def available_protocols(holdout: HoldoutSet) -> tuple[Protocol, ...]:
-    """Both protocols; `full` alone if a user has fewer than 100 unseen items."""
-    pairs = torch.unique(holdout.user_rows * holdout.n_items + holdout.user_items)
-    most_seen = torch.bincount(pairs // holdout.n_items, minlength=1).max()
-    return PROTOCOLS if holdout.n_items - int(most_seen) >= NEGATIVES else ("full",)
-
-
-def sample_negatives(holdout: HoldoutSet, seed: int) -> Tensor:
-    """100 distinct uniform items a case, none from the user's history, int64 (Q, 100).
-
-    Raises:
-        ValueError: a user has seen so many items that fewer than 100 are left.
-    """
-    rng = np.random.default_rng(seed)
-    bounds = torch.searchsorted(holdout.user_rows, torch.arange(len(holdout.targets) + 1)).tolist()
-    negatives = np.empty((len(holdout.targets), NEGATIVES), dtype=np.int64)
-    for row in range(len(negatives)):
-        history = np.unique(holdout.user_items[bounds[row] : bounds[row + 1]].numpy())
-        left = holdout.n_items - len(history)
-        if left < NEGATIVES:
-            raise ValueError(f"{left} items are left as negatives, {NEGATIVES} are needed")
-        # Positions among the unseen items, shifted past the history's items below them.
-        position = rng.choice(left, NEGATIVES, replace=False)
-        gaps = history - np.arange(len(history))
-        negatives[row] = position + np.searchsorted(gaps, position, side="right")
-    return torch.from_numpy(negatives)
+    asks = {protocol: asked(holdout, protocol) for protocol in protocols}
+    for protocol, questions in asks.items():
+        if not questions.any():
+            raise ValueError(f"protocol {protocol} has no question about these cases")
+    ranks = rank_targets(scorer_of(model, holdout), holdout, protocols, seed)
+    return {protocol: metrics(ranks[protocol][asks[protocol]]) for protocol in protocols}
 
 
 def evaluate(
     model: RankingModel, holdout: HoldoutSet, protocol: Protocol, seed: int = 0
 ) -> Metrics:
-    """Metrics of a model on a holdout set.
+    """Metrics of a model on a holdout set under one protocol; see `evaluate_all`."""
+    return evaluate_all(model, holdout, (protocol,), seed)[protocol]
 
-    Args:
-        model: computes a state after each history, and has a table that scores it.
-        holdout: the cases.
-        protocol: which items each target is ranked among.
-        seed: of the negatives under `sampled-100`.
 
-    Raises:
-        ValueError: `sampled-100`, and a user has fewer than 100 unseen items.
-    """
-    hidden_QF = model.states(holdout.items, holdout.lengths)
-    if protocol == "full":
-        return metrics(rank_among_unseen(hidden_QF, model.table, holdout))
-    return metrics(rank_among_sampled(hidden_QF, model.table, holdout, seed))
+def validation_ndcg(model: RankingModel, holdout: HoldoutSet) -> float:
+    """NDCG@10 under the protocol by which checkpoints are chosen."""
+    return evaluate(model, holdout, holdout.validate_by)["ndcg@10"]

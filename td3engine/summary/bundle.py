@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 
 from td3engine import __version__
-from td3engine.config import DistillConfig, Mode
+from td3engine.config import EARLIER_DATA, DistillConfig, Mode
 from td3engine.config.presets import merge
 from td3engine.contract import FACTORS_FILE, ITEMS_FILE, MANIFEST_FILE
 from td3engine.errors import BundleError
@@ -41,9 +41,9 @@ class Manifest(BaseModel):
         format: version of the file layout.
         config: all settings.
         fingerprint: of the log, `Interactions.fingerprint`.
-        statistics: counts of users, items and interactions of the log, after the filter.
+        statistics: of the log, `data.split.SplitStatistics`.
         distilled_for: mode of the learners that the summary was distilled with.
-        validation: best validation NDCG@10 (`full`) of teacher and summary, and the outer step.
+        validation: best validation NDCG@10 of teacher and summary, and the outer step.
         results: test metrics, as `evaluation.table.Row` without wall times.
         numbers_stored: sizes of the trained factors U, T, G (and Y), and of V.
         checksums: sha256 of the other files, by name.
@@ -55,7 +55,7 @@ class Manifest(BaseModel):
     format: Literal[1, 2] = 2
     config: DistillConfig
     fingerprint: str
-    statistics: dict[str, int]
+    statistics: dict[str, int | float]
     distilled_for: Mode = "shared-items"
     validation: dict[str, float]
     results: list[dict[str, Any]]
@@ -70,7 +70,7 @@ class Manifest(BaseModel):
         config = content.get("config") if isinstance(content, dict) else None
         if not isinstance(config, dict):
             return content
-        implied: dict[str, Any] = {"learner": {"beta2": 0.999}}
+        implied: dict[str, Any] = {"learner": {"beta2": 0.999}, "data": EARLIER_DATA}
         if content.get("format") == 1:
             implied["summary"] = {"targets": "next"}
         return content | {"config": merge(implied, config)}

@@ -2,7 +2,7 @@
 
 All positions of a window are targets at once: a window of L events has L - 1 targets. Per target
 this is an order of magnitude cheaper than the paper's prefix rows, which have one target each.
-Training stops early on validation NDCG@10 under the `full` protocol (method, section 1). Logs of
+Training stops early on validation NDCG@10 (method, section 1). Logs of
 many items use a sampled softmax (`sampled_steps`).
 """
 
@@ -26,7 +26,7 @@ from td3engine.models.sequences import padded_sequences
 from td3engine.models.trained_model import TrainedModel
 from td3engine.models.training_loss import real_loss
 from td3engine.ranking.holdout import HoldoutSet
-from td3engine.ranking.metrics import evaluate
+from td3engine.ranking.metrics import validation_ndcg
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.teacher.sampled_steps import SampledSteps
 
@@ -218,7 +218,7 @@ class LogTraining:
         """Keep the model if it is the best so far."""
         parameters, table = self.model.parts(self.theta.detach())
         model = TrainedModel(self.model.backbone, parameters, table)
-        validation = evaluate(model, self.holdout, "full")["ndcg@10"]
+        validation = validation_ndcg(model, self.holdout)
         if not torch.isfinite(self.theta).all():
             raise DivergedError(f"training on real sequences diverged in epoch {self.epoch}")
         if validation > self.best["validation"]:

@@ -10,7 +10,7 @@ from benchmarks import backbones
 from benchmarks.backbones import GRID, Plan, Point, ResultFile, Trial, measure, search, table
 from td3engine.config import BACKBONES
 from td3engine.data.split import Split
-from td3engine.ranking.metrics import PROTOCOLS
+from td3engine.ranking.protocols import PROTOCOLS
 from tests.td3engine.oracles import make_split
 
 START = Point(32, 1, 0.2, 0.001)
@@ -62,7 +62,7 @@ def test_measured_points_are_a_row_each(tmp_path: Path, split: Split) -> None:
     assert [row["seed"] for row in content["test"]] == [1, 2]
     assert set(content["test"][0]["test"]) == set(PROTOCOLS)
     (line,) = list(table(content))[2:]
-    figures = [row["test"]["full"]["hr@10"] for row in content["test"]]
+    figures = [row["test"]["unseen"]["hr@10"] for row in content["test"]]
     assert f"{sum(figures) / 2:.4f}" in line
 
 

@@ -262,7 +262,7 @@ def test_the_demo_runs_and_writes_its_result(log: Path, tmp_path: Path) -> None:
         *((n, "from-scratch") for n in ("random users", "TD3 summary")),
     }
     for row in content["rows"]:
-        assert row["protocol"] in ("full", "sampled-100")
+        assert row["protocol"] in ("all", "unseen", "sampled-100")
         assert {"hr@10", "ndcg@10", "ndcg@10_std", "train_seconds", "numbers_stored"} <= set(row)
     assert left_running(tmp_path) == []
 

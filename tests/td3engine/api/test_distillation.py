@@ -42,9 +42,10 @@ def test_the_eight_lines(made: Made, tmp_path: Path) -> None:
     assert len(set(best)) == 10
     assert set(best) <= set(log.item_ids) - {"i3", "i5"}
     figures = td3.evaluate(model, log)
-    assert set(figures) == {"full", "sampled-100"}
+    assert set(figures) == {"all", "unseen", "sampled-100"}
     for metrics in figures.values():
-        assert set(metrics) == {f"{m}@{k}" for m in ("hr", "ndcg", "mrr") for k in (5, 10, 20)}
+        named = {f"{m}@{k}" for m in ("hr", "ndcg", "mrr") for k in (5, 10, 20)}
+        assert set(metrics) == named | {"questions"}
     batches = list(summary.torch_dataset())
     assert len(batches) == len(summary) == 4
 

@@ -50,7 +50,9 @@ def probabilities(summary: Summary) -> tuple[Any, Any]:
 def test_a_summary_says_how_large_and_how_good_it_is(made: Made) -> None:
     summary = made.summary
     manifest = json.loads((made.folder / "manifest.json").read_text())
-    rows = {row["name"]: row for row in manifest["results"] if row["protocol"] == "full"}
+    chosen_by = manifest["config"]["data"]["validate_by"]
+    assert chosen_by == "unseen"
+    rows = {row["name"]: row for row in manifest["results"] if row["protocol"] == chosen_by}
     ours, full = rows["TD3 summary"]["ndcg@10"], rows["full data"]["ndcg@10"]
     assert summary.quality == (ours, full, ours / full)
     assert (len(summary), summary.length, summary.n_items) == (4, 8, len(summary.item_ids))
@@ -78,7 +80,7 @@ def test_what_was_not_measured_is_none_and_not_shown(made: Made) -> None:
     assert "NDCG" not in summary._repr_html_()
     nothing = [row | {"ndcg@10": 0.0} for row in made.summary.manifest.results]
     assert without_results(made.summary, results=nothing).quality is None
-    sampled = [row for row in made.summary.manifest.results if row["protocol"] != "full"]
+    sampled = [row for row in made.summary.manifest.results if row["protocol"] != "unseen"]
     assert without_results(made.summary, results=sampled).quality is None
 
 

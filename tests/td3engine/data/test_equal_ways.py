@@ -191,13 +191,14 @@ def test_more_ids_than_a_row_group_has_rows_are_written_plain(
 def test_the_filter_is_counted_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("td3engine.data.split.ROWS_AT_ONCE", 2)
     path = tmp_path / "log.csv"
-    path.write_text("user,item,time\nu,i,1\nu,i,2\nu,j,3\nv,i,4\nv,k,5\nw,i,6\n")
+    path.write_text("user,item,time\nu,i,1\nu,i,2\nu,j,3\nv,i,4\nv,k,5\nw,i,6\nw,i,6\n")
     found = filter_statistics(read_log(path), min_user_interactions=2, min_item_interactions=2)
     assert found.model_dump() == {
         "min_user_interactions": 2, "min_item_interactions": 2,
         "users": 2, "items": 1, "interactions": 3,
         "rare_users": 1, "rare_items": 2,
         "interactions_of_rare_users": 1, "interactions_of_rare_items": 2,
+        "duplicates": 1,
     }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from td3engine.config import Duplicates
 from td3engine.data.reading import read_log
 from td3engine.data.split import Split, split
 from td3engine.data.types import Interactions, LogError, describe
@@ -27,12 +28,21 @@ def make_log(pairs: list[tuple[int, int]]) -> Interactions:
     )
 
 
-def cut(log: Interactions, *, users: int = 1, items: int = 1, core: bool = False) -> Split:
-    return split(log, min_user_interactions=users, min_item_interactions=items, iterative_core=core)
-
-
-def single_pass(path: Path) -> Split:
-    return cut(read_log(path), users=5, items=5)
+def cut(
+    log: Interactions,
+    *,
+    users: int = 1,
+    items: int = 1,
+    core: bool = False,
+    duplicates: Duplicates = "drop",
+) -> Split:
+    return split(
+        log,
+        min_user_interactions=users,
+        min_item_interactions=items,
+        iterative_core=core,
+        duplicates=duplicates,
+    )
 
 
 def test_movielens_100k_has_the_published_counts(ml100k_path: Path) -> None:
@@ -45,25 +55,33 @@ def test_movielens_100k_has_the_published_counts(ml100k_path: Path) -> None:
     assert data.statistics().model_dump() == {
         "users": 943, "items": 1349, "interactions": 99_287,
         "training_interactions": 99_287 - 2 * 943, "evaluated_users": 943,
+        "repeat_share": 0.0, "duplicates": 0,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("name", "counts", "too_short"),
+    ("name", "counts", "duplicates", "without_them", "too_short"),
     [
-        ("amazon2018-magazine", (665, 848, 4691), 0),
+        # The published counts have rows that the file holds twice.
+        ("amazon2018-magazine", (665, 848, 4691), 1222, (642, 844, 4530), 0),
         # 615 users keep one or two events: they count, they train, and nothing of theirs is ranked.
-        ("epinions-ordered", (21_995, 31_678, 550_117), 615),
+        ("epinions-ordered", (21_995, 31_678, 550_117), 0, (21_995, 31_678, 550_117), 615),
     ],
 )
 def test_shared_logs_have_the_published_counts(
     shared_log: Callable[[str], Path],
     name: str,
     counts: tuple[int, int, int],
+    duplicates: int,
+    without_them: tuple[int, int, int],
     too_short: int,
 ) -> None:
-    found = single_pass(shared_log(name)).statistics()
-    assert (found.users, found.items, found.interactions) == counts
+    log = read_log(shared_log(name))
+    kept = cut(log, users=5, items=5, duplicates="keep").statistics()
+    assert (kept.users, kept.items, kept.interactions, kept.duplicates) == (*counts, 0)
+    found = cut(log, users=5, items=5).statistics()
+    assert (found.users, found.items, found.interactions) == without_them
+    assert found.duplicates == duplicates
     assert found.users - found.evaluated_users == too_short
 
 

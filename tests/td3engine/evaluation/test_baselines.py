@@ -62,9 +62,15 @@ def test_a_look_at_validation_asks_a_fixed_sample() -> None:
 def test_popularity_ranks_by_training_interactions_alone() -> None:
     """Counted in training: item 0 three times, 1 twice, 2 and 5 once, 3 and 4 never."""
     split = make_split([[0, 1, 3, 4], [0, 1, 4, 3], [0, 2, 3, 5], [5, 1, 0]], 6)
-    [row] = popularity_rows(Benchmark.prepare(split, small_config(), torch.device("cpu")))
+    rows = popularity_rows(Benchmark.prepare(split, small_config(), torch.device("cpu")))
+    everything, unseen = rows
     # Asked for: 4 (unseen 2 and 5 before it), 3 (the same), 5 (unseen 1 before it), 0 (first).
     places = [3, 3, 2, 1]
-    assert row["hr@5"] == 1.0
-    assert row["mrr@10"] == pytest.approx(np.mean([1 / place for place in places]))
-    assert (row["name"], row["protocol"], row["numbers_stored"]) == ("popularity", "full", 6)
+    assert unseen["hr@5"] == 1.0
+    assert unseen["mrr@10"] == pytest.approx(np.mean([1 / place for place in places]))
+    # Among all items, ties against them: 4 and 3 are last, 5 is fourth, 0 is first.
+    places = [6, 6, 4, 1]
+    assert everything["mrr@10"] == pytest.approx(np.mean([1 / place for place in places]))
+    named = [(row["name"], row["protocol"], row["questions"]) for row in rows]
+    assert named == [("popularity", "all", 4), ("popularity", "unseen", 4)]
+    assert unseen["numbers_stored"] == 6

@@ -337,7 +337,11 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
         "initial summary",
         "TD3 summary",
     }
-    assert {row["protocol"] for row in bundle.manifest.results} == {"full", "sampled-100"}
+    assert {row["protocol"] for row in bundle.manifest.results} == {
+        "all",
+        "unseen",
+        "sampled-100",
+    }
     assert "seconds" not in (whole / "manifest.json").read_text()
 
 
@@ -500,14 +504,14 @@ def test_learners_may_start_from_the_teachers_early_epochs(
     assert bytes_of(tmp_path) != bytes_of(whole)
 
 
-def test_too_few_items_for_negatives_is_said_and_leaves_the_full_protocol(tmp_path: Path) -> None:
+def test_too_few_items_for_negatives_is_said_and_leaves_the_others(tmp_path: Path) -> None:
     lines = ["user_id,item_id,timestamp"]
     lines += [f"u{user},i{(user + n) % 20},{n}" for user in range(20) for n in range(8)]
     path = tmp_path / "tiny.csv"
     path.write_text("\n".join(lines) + "\n")
     events: list[Event] = []
     outcome = run(read_log(path), tmp_path / "out", listener=events.append)
-    assert {row["protocol"] for row in outcome.rows} == {"full"}
+    assert {row["protocol"] for row in outcome.rows} == {"all", "unseen"}
     assert any("sampled-100" in str(event) for event in events)
 
 

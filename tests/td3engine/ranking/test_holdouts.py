@@ -45,9 +45,9 @@ def test_each_set_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, int, int | None]] = []
     build = holdout.holdout_set
 
-    def counted(split, role, history, at_most=None):  # type: ignore[no-untyped-def]
+    def counted(split, role, history, at_most=None, by="unseen"):  # type: ignore[no-untyped-def]
         made.append((role, history, at_most))
-        return build(split, role, history, at_most)
+        return build(split, role, history, at_most, by)
 
     monkeypatch.setattr(holdout, "holdout_set", counted)
     holdouts = Holdouts(SPLIT, DataConfig(validation_users=6, test_users=5))

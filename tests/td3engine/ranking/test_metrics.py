@@ -1,7 +1,6 @@
 """Ranks and metrics: by hand, against a slow loop, and the negatives of `sampled-100`."""
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,16 +12,18 @@ from torch import Tensor
 
 from td3engine.ranking import metrics as ranking
 from td3engine.ranking.holdout import HoldoutSet, Role, holdout_set
-from td3engine.ranking.metrics import (
+from td3engine.ranking.metrics import evaluate, evaluate_all, metrics, rank_targets
+from td3engine.ranking.protocols import (
     NEGATIVES,
+    PROTOCOLS,
+    Protocol,
+    asked,
     available_protocols,
-    evaluate,
-    metrics,
-    rank_among_sampled,
-    rank_among_unseen,
+    protocol_notes,
     sample_negatives,
 )
 from tests.td3engine.oracles import make_split, normal
+from tests.td3engine.ranking.dense import Dense
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Fixed:
 
     table: Tensor
     states: Callable[[Tensor, Tensor], Tensor]
+
+
+def ranks_of(scores: Tensor, holdout: HoldoutSet, protocol: Protocol, seed: int = 0) -> list[int]:
+    """Rank of every case's target, whether the protocol asks about it or not."""
+    found = rank_targets(Dense(scores).scorer(holdout), holdout, (protocol,), seed)
+    return [int(rank) for rank in found[protocol]]
 
 
 def ask(histories: Sequence[Sequence[int]], targets: Sequence[int], n_items: int) -> HoldoutSet:
@@ -53,7 +60,6 @@ def ask(histories: Sequence[Sequence[int]], targets: Sequence[int], n_items: int
     )
 
 
-# With the identity as item table a question's hidden state is its row of scores.
 SCORES = torch.tensor(
     [
         [0.9, 0.8, 0.7, 0.6, 0.5, 0.4],
@@ -72,23 +78,45 @@ RANKS = [
     0,  # the best
     2,  # items 0 and 2 score the same as item 1: both count against it
     4,  # all alike: 2, 3, 4, 5 (0 is seen)
-    0,  # the target was met before, and is a candidate all the same: 1, 3, 4 are worse
-    3,  # the same, but all three are better; it does not count against itself
+    None,  # the target was met before: no question
+    None,
     0,  # the only candidate left
 ]
+# Among all six items; ties count against the target here too.
+RANKS_AMONG_ALL = [2, 0, 2, 5, 2, 5, 5]
 
 
 def test_ranks_by_hand() -> None:
     holdout = ask(HISTORIES, TARGETS, 6)
-    assert rank_among_unseen(SCORES, torch.eye(6), holdout).tolist() == RANKS
+    assert asked(holdout, "unseen").tolist() == [rank is not None for rank in RANKS]
+    found = ranks_of(SCORES, holdout, "unseen")
+    assert [rank for rank, wanted in zip(found, RANKS, strict=True) if wanted is not None] == [
+        rank for rank in RANKS if rank is not None
+    ]
+    assert asked(holdout, "all").all()
+    assert ranks_of(SCORES, holdout, "all") == RANKS_AMONG_ALL
+    assert not asked(holdout, "sampled-100").any()
+
+
+def test_a_model_of_states_and_one_of_scores_are_measured_alike() -> None:
+    """With the identity as item table a question's state is its row of scores."""
+    holdout = ask(HISTORIES, TARGETS, 6)
+    states = Fixed(torch.eye(6), lambda *_: SCORES)
+    both: list[Protocol] = ["all", "unseen"]
+    found = evaluate_all(states, holdout, both)
+    assert found == evaluate_all(Dense(SCORES), holdout, both)
+    assert (found["all"]["questions"], found["unseen"]["questions"]) == (7, 5)
 
 
 @pytest.mark.parametrize("at_once", [1, 6, 11, 12, 13, 6 * 6, 7 * 6, 1000])
 def test_chunks_do_not_change_ranks(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     """7 questions of 6 items: from one at a time (even where it does not fit) to all at once."""
-    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", at_once)
     holdout = ask(HISTORIES, TARGETS, 6)
-    assert rank_among_unseen(SCORES, torch.eye(6), holdout).tolist() == RANKS
+    for protocol in ("all", "unseen"):
+        monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 1000)
+        whole = ranks_of(SCORES, holdout, protocol)
+        monkeypatch.setattr(ranking, "SCORES_AT_ONCE", at_once)
+        assert ranks_of(SCORES, holdout, protocol) == whole
 
 
 def test_metrics_by_hand() -> None:
@@ -99,6 +127,7 @@ def test_metrics_by_hand() -> None:
     # Sums: 2.01778, 2.66305, 3.16966.
     # 1/(rank + 1): 1, 1/2, 1/5 | 1/6, 1/10 | 1/11, 1/20. Sums: 1.7, 1.96667, 2.10758.
     assert found == {
+        "questions": 8,
         "hr@5": 3 / 8,
         "hr@10": 5 / 8,
         "hr@20": 7 / 8,
@@ -133,6 +162,8 @@ def sampled(histories: Sequence[Sequence[int]], n_items: int, seed: int = 0) -> 
 )
 def test_negatives_are_distinct_and_new_to_the_user(histories: list[list[int]], seed: int) -> None:
     for history, row in zip(histories, sampled(histories, 120, seed), strict=True):
+        if history[-1] in history[:-1]:
+            continue  # no question
         assert len(set(row)) == NEGATIVES
         assert set(row) <= set(range(120)) - set(history)
 
@@ -146,24 +177,42 @@ def test_negatives_avoid_validation_and_test_events_of_either_role() -> None:
         assert sorted(drawn[0].tolist()) == sorted(set(range(104)) - {3, 50, 103, 0})
 
 
-def test_too_few_negatives_are_an_error() -> None:
+def test_a_user_with_few_items_left_takes_no_negatives_from_others() -> None:
     """A repeated item counts once: with 102 items, two different ones leave 100, three 99."""
-    assert len(sampled([[7, 7, 8]], 102)[0]) == NEGATIVES
-    with pytest.raises(ValueError, match="99 items"):
-        sampled([[7, 9, 8]], 102)
+    left_out, asked_about = sampled([[7, 9, 8], [7, 7, 8]], 102)
+    assert left_out == [0] * NEGATIVES
+    assert sorted(asked_about) == [item for item in range(102) if item not in (7, 8)]
 
 
-def test_protocols_that_a_catalogue_allows() -> None:
-    """The user with most different items decides: 3 of 103 leave 100, 3 of 102 only 99."""
+def test_protocols_that_have_a_question() -> None:
+    """`sampled-100` asks where 100 items are left: of 103, two histories leave that, of 102 one."""
     histories, targets = [[1], [7, 9]], [2, 8]
-    assert available_protocols(ask(histories, targets, 103)) == ("full", "sampled-100")
-    assert available_protocols(ask(histories, targets, 102)) == ("full",)
+    for n_items, counts in ((103, 2), (102, 1), (101, 0)):
+        holdout = ask(histories, targets, n_items)
+        assert int(asked(holdout, "sampled-100").sum()) == counts
+        found = ("all", "unseen", "sampled-100") if counts else ("all", "unseen")
+        assert available_protocols(holdout) == found
+    assert protocol_notes(ask(histories, targets, 103)) == []
+    (some,) = protocol_notes(ask(histories, targets, 102))
+    assert "leaves out 1 of 2 questions" in some
+    (none,) = protocol_notes(ask(histories, targets, 101))
+    assert "no `sampled-100` figures" in none
+    repeated = ask([[1, 2], [7, 9]], [1, 9], 200)
+    assert available_protocols(repeated) == ("all",)
+    (why,) = protocol_notes(repeated)
+    assert "met before" in why
+    assert "`unseen`" in why
+
+
+def test_a_protocol_without_a_question_is_no_figure() -> None:
+    with pytest.raises(ValueError, match="unseen has no question"):
+        evaluate(Dense(torch.zeros(1, 4)), ask([[1]], [1], 4), "unseen")
 
 
 def test_repeated_items_take_no_protocol_away() -> None:
     holdout = ask([[7, 7, 7]], [8], 102)
     assert sample_negatives(holdout, 0).shape == (1, NEGATIVES)
-    assert available_protocols(holdout) == ("full", "sampled-100")
+    assert available_protocols(holdout) == ("all", "unseen", "sampled-100")
 
 
 def test_negatives_are_the_seeds() -> None:
@@ -203,84 +252,29 @@ def test_rank_among_sampled_by_hand() -> None:
     scores[0, 1], scores[0, 2:12] = 1.0, 2.0  # ten are better
     scores[1, 1] = 1.0  # the best
     # Question 2: all alike, every tie counts against it.
-    assert rank_among_sampled(scores, torch.eye(102), holdout, 0).tolist() == [10, 0, 100]
+    assert ranks_of(scores, holdout, "sampled-100") == [10, 0, 100]
 
 
-@pytest.mark.parametrize("width", [4, 32, 33])
-def test_a_model_that_scores_all_items_alike_is_last_in_full(width: int) -> None:
+@pytest.mark.parametrize("cases", [1, 2, 3, 64])
+@pytest.mark.parametrize("width", [4, 32, 33, 64])
+def test_a_model_that_scores_all_items_alike_is_last(width: int, cases: int) -> None:
     """Equal item embeddings: exact ties, whatever the rounding of the products."""
-    holdout = ask([[0]] * 64, [1] * 64, 150)
-    hidden, table = normal(0, 64, width).float(), normal(1, width).float().repeat(150, 1)
-    assert rank_among_unseen(hidden, table, holdout).tolist() == [148] * 64
+    holdout = ask([[0]] * cases, [1] * cases, 150)
+    hidden, table = normal(0, cases, width).float(), normal(1, width).float().repeat(150, 1)
+    scorer = ranking.scorer_of(Fixed(table, lambda *_: hidden), holdout)
+    ranks = rank_targets(scorer, holdout, PROTOCOLS)
+    last = {"all": 149, "unseen": 148, "sampled-100": 100}
+    assert {protocol: set(rank.tolist()) for protocol, rank in ranks.items()} == {
+        protocol: {place} for protocol, place in last.items()
+    }
 
 
-def test_a_model_that_scores_all_items_alike_is_last_in_sampled() -> None:
-    holdout = ask([[0]] * 64, [1] * 64, 150)
-    for width in (4, 32, 33):
-        hidden, table = normal(0, 64, width).float(), normal(1, width).float().repeat(150, 1)
-        assert rank_among_sampled(hidden, table, holdout, 0).tolist() == [100] * 64
-
-
-@pytest.mark.parametrize("protocol", ranking.PROTOCOLS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("where", ["hidden", "table", "target's row"])
-def test_a_model_that_diverged_is_not_perfect(protocol: ranking.Protocol, where: str) -> None:
+def test_a_model_that_diverged_is_not_perfect(protocol: Protocol, where: str) -> None:
     holdout = ask([[0]] * 3, [1] * 3, 150)
     hidden, table = normal(0, 3, 4), normal(1, 150, 4)
     {"hidden": hidden, "table": table, "target's row": table[1]}[where].fill_(torch.nan)
     found = evaluate(Fixed(table, lambda *_: hidden), holdout, protocol)
     assert found["hr@20"] == 0
     assert found["ndcg@10"] == 0
-
-
-def slow_evaluate(
-    histories: Sequence[Sequence[int]], role: Role, window: int, table: Tensor, seed: int | None
-) -> dict[str, float]:
-    """Every user in a loop. The "model" is the sum of the embeddings in reach."""
-    held_out = 1 if role == "test" else 2
-    users = [history for history in histories if len(history) >= 3]
-    drawn = (
-        sampled([[*history] for history in users], len(table), seed) if seed is not None else None
-    )
-    ranks = []
-    for number, history in enumerate(users):
-        past, target = history[: len(history) - held_out], history[len(history) - held_out]
-        state = [
-            sum(float(table[item, k]) for item in past[-window:]) for k in range(table.shape[1])
-        ]
-        score = [sum(h * float(e) for h, e in zip(state, row, strict=True)) for row in table]
-        others = set(range(len(table))) - set(past) if drawn is None else set(drawn[number])
-        ranks.append(sum(score[item] >= score[target] for item in others - {target}))
-    found = {}
-    for k in (5, 10, 20):
-        hits = [rank for rank in ranks if rank < k]
-        found[f"hr@{k}"] = len(hits) / len(ranks)
-        found[f"ndcg@{k}"] = sum(1 / math.log2(rank + 2) for rank in hits) / len(ranks)
-        found[f"mrr@{k}"] = sum(1 / (rank + 1) for rank in hits) / len(ranks)
-    return found
-
-
-@pytest.mark.parametrize("role", ["validation", "test"])
-@pytest.mark.parametrize("protocol", ["full", "sampled-100"])
-@pytest.mark.parametrize("at_once", [300, 4_000_000])
-def test_evaluate_is_the_slow_loop(
-    monkeypatch: pytest.MonkeyPatch, role: Role, protocol: ranking.Protocol, at_once: int
-) -> None:
-    monkeypatch.setattr(ranking, "SCORES_AT_ONCE", at_once)
-    n_items, window = 130, 6
-    draw = random.Random(4)
-    histories = [[draw.randrange(n_items) for _ in range(draw.randint(1, 12))] for _ in range(60)]
-    histories[7] = [5, 6, 5, 6, 5, 6]  # targets that were met before
-    table = normal(8, n_items, 3)
-    holdout = holdout_set(make_split(histories, n_items), role, window)
-
-    def total(items: Tensor, lengths: Tensor) -> Tensor:
-        real = torch.arange(items.shape[1]) < lengths[:, None]
-        return (table[items] * real[:, :, None]).sum(1)
-
-    seed = 3
-    found = evaluate(Fixed(table, total), holdout, protocol, seed)
-    wanted = slow_evaluate(
-        histories, role, window, table, seed if protocol == "sampled-100" else None
-    )
-    assert 0 < found["hr@20"] < 1
-    assert found == pytest.approx(wanted, rel=1e-12)
