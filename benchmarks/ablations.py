@@ -24,7 +24,7 @@ from td3engine.evaluation.benchmark import Benchmark
 from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.outer_loop.learner_pool import LearnerPools, PooledLearner
-from td3engine.ranking.holdout import holdout_set
+from td3engine.ranking.holdout import Holdouts
 from td3engine.runtime.torch_setup import configure
 from td3engine.summary.tucker import query
 
@@ -158,9 +158,7 @@ def measure(study: Study, base: dict[str, Any], variant: Variant, seeds: int) ->
     config = DistillConfig.model_validate(merge(base, variant.settings))
     history = config.data.max_history
     teacher = study.full("sasrec", 0)
-    holdout = holdout_set(
-        study.split, "validation", config.learner_history, config.data.validation_users
-    )
+    holdout = Holdouts(study.split, config.data).validation(config.learner_history)
     backbone = build_backbone(config.backbone, history)
     distillation = variant.distillation(study.split, config, backbone, teacher, holdout, CPU)
     began = time.perf_counter()

@@ -30,7 +30,7 @@ from td3engine.data.split import Split
 from td3engine.data.windows import training_windows
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
-from td3engine.ranking.holdout import holdout_set
+from td3engine.ranking.holdout import Holdouts
 from td3engine.ranking.metrics import evaluate_all
 from td3engine.ranking.protocols import available_protocols
 from td3engine.teacher.training import LogTraining, TrainedOnLog
@@ -111,7 +111,7 @@ class Trial:
             model,
             config,
             lambda rng: training_windows(self.split, history, rng),
-            holdout_set(self.split, "validation", history, self.data.validation_users),
+            Holdouts(self.split, self.data).validation(history),
             seed=seed,
             device=CPU,
         )
@@ -137,7 +137,7 @@ class Trial:
     def measure(self, point: Point, seed: int) -> Result:
         """A row with test figures."""
         _, trained, row = self.train(point, seed)
-        test = holdout_set(self.split, "test", self.data.max_history, self.data.test_users)
+        test = Holdouts(self.split, self.data).test(self.data.max_history)
         return row | {"test": evaluate_all(trained.model, test, available_protocols(test))}
 
     def _model(self, point: Point) -> Recommender:

@@ -23,7 +23,7 @@ from td3engine.data.windows import training_windows
 from td3engine.inner_loop.learner import learn
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
-from td3engine.ranking.holdout import holdout_set
+from td3engine.ranking.holdout import Holdouts
 from td3engine.ranking.metrics import validation_ndcg
 from td3engine.runtime.seeding import Purpose, generator
 from td3engine.summary.tucker import TuckerSummary
@@ -148,9 +148,7 @@ def follow(
 def validation(summary: TuckerSummary, work: Work) -> float:
     """Mean NDCG@10 of two learners trained on the summary, with the work's learner settings."""
     config = work.config
-    holdout = holdout_set(
-        work.split, "validation", config.learner_history, config.data.validation_users
-    )
+    holdout = Holdouts(work.split, config.data).validation(config.learner_history)
     trainer: LearnerConfig = config.learner
     found = []
     for nth in range(config.outer.validation_learners):
@@ -176,7 +174,7 @@ def train_teacher(split: Split, config: DistillConfig, device: torch.device) -> 
         Recommender(backbone, split.n_items, config.backbone.hidden),
         config.teacher,
         lambda rng: training_windows(split, history, rng),
-        holdout_set(split, "validation", history, config.data.validation_users),
+        Holdouts(split, config.data).validation(history),
         seed=config.seed,
         device=device,
     )

@@ -47,7 +47,7 @@ from td3engine.models.recommender import Recommender, StepRandomness
 from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.outer_loop.initial_summary import initial_summary
-from td3engine.ranking.holdout import holdout_set
+from td3engine.ranking.holdout import Holdouts
 from td3engine.ranking.metrics import CUTOFFS
 from td3engine.runtime.seeding import Purpose, generator
 from td3engine.summary.tucker import TuckerSummary, query
@@ -162,7 +162,7 @@ class Study:
                 self._recommender(config),
                 config.teacher,
                 lambda rng: training_windows(self.split, history, rng),
-                holdout_set(self.split, "validation", history, config.data.validation_users),
+                Holdouts(self.split, config.data).validation(history),
                 seed=seed,
                 device=self.device,
             )
@@ -187,9 +187,7 @@ class Study:
                 self._recommender(config),
                 teacher,
                 lambda _: windows,
-                holdout_set(
-                    self.split, "validation", config.data.max_history, config.data.validation_users
-                ),
+                Holdouts(self.split, config.data).validation(config.data.max_history),
                 seed=seed,
                 device=self.device,
             )
@@ -208,9 +206,7 @@ class Study:
                 config,
                 build_backbone(config.backbone, config.data.max_history),
                 teacher,
-                holdout_set(
-                    self.split, "validation", config.learner_history, config.data.validation_users
-                ),
+                Holdouts(self.split, config.data).validation(config.learner_history),
                 self.device,
             )
             for best in distillation.steps():
@@ -292,7 +288,8 @@ class Study:
 def merged(rows: Sequence[Row]) -> Row:
     """One row of several that have one learner each."""
     first = rows[0]
-    measured = [{metric: row[metric] for metric in METRICS} for row in rows]  # type: ignore[literal-required]
+    figures = ("questions", *METRICS)
+    measured = [{figure: row[figure] for figure in figures} for row in rows]  # type: ignore[literal-required]
     return make_row(
         first["name"],
         first["mode"],

@@ -23,7 +23,7 @@ from td3engine.models.registry import build_backbone
 from td3engine.models.sequences import padded_sequences
 from td3engine.models.trained_model import TrainedModel
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.ranking.holdout import holdout_set
+from td3engine.ranking.holdout import Holdouts
 from td3engine.teacher.training import TrainedOnLog
 
 # The published script's settings for ML-100k.
@@ -138,9 +138,7 @@ class Work:
     def engine(self, config: DistillConfig | None = None) -> Distillation:
         """The engine, at its first outer step."""
         config = config or self.engine_config
-        holdout = holdout_set(
-            self.split, "validation", config.learner_history, config.data.validation_users
-        )
+        holdout = Holdouts(self.split, config.data).validation(config.learner_history)
         return Distillation(self.split, config, self.backbone, self.teacher, holdout, self.device)
 
     def textbook(self, factors: Sequence[Tensor], seed: int = 0) -> TextbookTD3:

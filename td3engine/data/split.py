@@ -60,7 +60,7 @@ class FilterStatistics(BaseModel):
     duplicates: int | None = Field(
         default=None,
         description="Rows with the user, item and time of an earlier one, which go before the "
-        "filter counts. Absent if an older release normalised the log: it counted them like "
+        "filter counts. Null if an older release normalised the log: it counted them like "
         "others.",
     )
 
