@@ -1,6 +1,6 @@
 """The holdout sets of a log: leave-one-out cases (method, section 1)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -58,6 +58,29 @@ class HoldoutSet:
         new = torch.ones(len(self.targets), dtype=torch.bool)
         new[self.seen_rows[repeated]] = False
         return new
+
+    def take(self, cases: Tensor) -> "HoldoutSet":
+        """Some of the cases, int64, ascending and each once."""
+        seen_rows, seen = _renumbered(self.seen_rows, cases, len(self.targets))
+        user_rows, user = _renumbered(self.user_rows, cases, len(self.targets))
+        return replace(
+            self,
+            items=self.items[cases],
+            lengths=self.lengths[cases],
+            targets=self.targets[cases],
+            seen_rows=seen_rows,
+            seen_items=self.seen_items[seen],
+            user_rows=user_rows,
+            user_items=self.user_items[user],
+        )
+
+
+def _renumbered(rows: Tensor, cases: Tensor, n_cases: int) -> tuple[Tensor, Tensor]:
+    """The rows of these cases, numbered anew, and where they were."""
+    number = torch.full((n_cases,), -1)
+    number[cases] = torch.arange(len(cases))
+    renumbered = number[rows]
+    return renumbered[renumbered >= 0], renumbered >= 0
 
 
 def holdout_set(

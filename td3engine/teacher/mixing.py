@@ -1,0 +1,142 @@
+"""Choosing a mixture's weights on validation.
+
+An item can be among a mixture's first ten only if some part ranks it high. So each question is
+reduced to its target and the best `CANDIDATES` items of each part, once; then thousands of weights
+can be tried in seconds, however many items there are. The ranks on test are over all items.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from td3engine.ranking.holdout import HoldoutSet
+from td3engine.ranking.metrics import SCORES_AT_ONCE, evaluate
+from td3engine.teacher.mixture import (
+    FLOOR,
+    Mixture,
+    Part,
+    PartDistributions,
+    met_items,
+    normalised,
+)
+
+CANDIDATES = 50
+CUTOFF = 10
+ROUNDS = 4
+FACTORS = (0.0, 0.25, 0.5, 2.0, 4.0)  # by which a round tries to change a part's weight
+ENTERING = (0.05, 0.2)  # the weights at which it tries a part that has none
+SHARES = (0.1, 0.3, 1.0, 3.0, 10.0)  # by which the odds of a repeat are multiplied
+SCORED_AT_MOST = 2**28  # scores of one part that weights are chosen by: of a large log, fewer users
+FEWEST_CASES = 500
+
+
+def fit_mixture(parts: Mapping[str, Part], validation: HoldoutSet, repeat_share: float) -> Mixture:
+    """The mixture that ranks the validation set best.
+
+    Args:
+        parts: the models, trained.
+        validation: the holdout set on which weights are chosen.
+        repeat_share: of the log's training and validation events (`Split.repeat_share`). How often
+            users repeat decides nothing among new items, and so is chosen by protocol `all`.
+    """
+    affordable = max(FEWEST_CASES, SCORED_AT_MOST // validation.n_items)
+    if len(validation.targets) > affordable:
+        count = len(validation.targets)
+        validation = validation.take(torch.arange(affordable) * count // affordable)
+    models = list(parts.values())
+    new, met = candidates(models, validation)
+    mixture = Mixture(dict(parts), best_weights(new), best_weights(met), repeat_share)
+    if not repeat_share:
+        return mixture
+    return max(_at_shares(mixture), key=lambda each: evaluate(each, validation, "all")["ndcg@10"])
+
+
+def _at_shares(mixture: Mixture) -> Iterator[Mixture]:
+    """The mixture with smaller and larger odds of a repeat."""
+    share = mixture.repeat_share
+    for factor in SHARES:
+        scaled = factor * share / (factor * share + 1 - share)
+        yield Mixture(mixture.parts, mixture.new_weights, mixture.met_weights, scaled)
+
+
+def candidates(parts: Sequence[Part], cases: HoldoutSet) -> tuple[Tensor, Tensor]:
+    """What the parts expect of the items that matter, (Q', M, K): of cases with a new target among
+    new items, and of cases with a target that was met among items that were.
+
+    The target comes first; items that are named twice, and missing ones, have weight -1 in all
+    parts but the first time.
+    """
+    distributions = PartDistributions(parts, cases)
+    at_once = max(1, SCORES_AT_ONCE // cases.n_items)
+    new: list[Tensor] = []
+    met: list[Tensor] = []
+    for first in range(0, len(cases.targets), at_once):
+        rows = slice(first, min(first + at_once, len(cases.targets)))
+        each, seen = distributions.of(rows), met_items(cases, rows)
+        targets = cases.targets[rows]
+        is_new = cases.new_target[rows]
+        for chosen, blocked, kept in ((is_new, seen, new), (~is_new, ~seen, met)):
+            masked = [normalised(part[chosen].masked_fill(blocked[chosen], 0)) for part in each]
+            kept.append(_reduced(masked, targets[chosen]))
+    return torch.cat(new), torch.cat(met)
+
+
+def _reduced(parts: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """The parts' weights of the target and of each part's best items, (B, M, K)."""
+    best = [part.topk(min(CANDIDATES, part.shape[1])).indices for part in parts]
+    items_BM = torch.cat([targets[:, None], *best], 1)
+    values_BMK = torch.stack([part.gather(1, items_BM) for part in parts], 2)
+    order = items_BM[:, 1:].argsort(dim=1, stable=True)
+    ordered = items_BM[:, 1:].gather(1, order)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[:, 1:] = ordered[:, 1:] == ordered[:, :-1]
+    twice = torch.zeros_like(again).scatter(1, order, again) | (items_BM[:, 1:] == items_BM[:, :1])
+    values_BMK[:, 1:][twice] = -1.0
+    return values_BMK
+
+
+def best_weights(values_QMK: Tensor) -> Tensor:
+    """Weights (K) of sum 1 that rank targets best, by coordinate ascent from several starts."""
+    n_parts = values_QMK.shape[2]
+    uniform = torch.full((n_parts,), 1 / n_parts)
+    if not len(values_QMK):
+        return uniform
+    starts = [uniform, *torch.eye(n_parts)]
+    found = max(starts, key=lambda weights: reduced_ndcg(values_QMK, weights))
+    best = reduced_ndcg(values_QMK, found)
+    for _ in range(ROUNDS):
+        before = best
+        for tried in _neighbours(found):
+            value = reduced_ndcg(values_QMK, tried)
+            if value > best:
+                best, found = value, tried
+        if best == before:
+            break
+    return _with_floor(found)
+
+
+def _neighbours(weights: Tensor) -> Iterator[Tensor]:
+    """Weights that differ in one part."""
+    for part in range(len(weights)):
+        share = float(weights[part])
+        values = [factor * share for factor in FACTORS] if share else ENTERING
+        for value in values:
+            changed = weights.clone()
+            changed[part] = value
+            if changed.sum():
+                yield changed / changed.sum()
+
+
+def _with_floor(weights: Tensor) -> Tensor:
+    floored = weights.clone()
+    floored[0] = max(float(weights[0]), FLOOR)
+    return floored / floored.sum()
+
+
+def reduced_ndcg(values_QMK: Tensor, weights_K: Tensor) -> float:
+    """NDCG@10 of the first of each question's candidates; ties count against it."""
+    scores_QM = values_QMK @ weights_K
+    ranks = (scores_QM[:, 1:] >= scores_QM[:, :1]).sum(1)
+    gains = torch.where(ranks < CUTOFF, 1 / torch.log2(ranks + 2.0), 0.0)
+    return float(gains.double().mean())
