@@ -64,6 +64,7 @@ def settled_for(
             notes.append(f"{part}: a sampled softmax, {sample} a step")
     return config, [*notes, *dict.fromkeys(note for plan in plans for note in plan.notes)]
 
+
 def refuse_too_little_data(split: Split) -> None:
     """Raise LogError `too_little_data` if no user has two training events."""
     if (split.training_ends - split.offsets[:-1]).max() < 2:
