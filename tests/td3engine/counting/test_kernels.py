@@ -1,6 +1,6 @@
 """Kernels against their definitions, in dictionaries and loops over users."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import product
 
