@@ -3,6 +3,7 @@
 from td3engine.config.schema import (
     AUTO_KNOBS,
     BACKBONES,
+    DUPLICATES_FROM,
     EARLIER_DATA,
     MODES,
     REPEATS_FROM,
@@ -28,6 +29,7 @@ from td3engine.config.schema import (
 __all__ = [
     "AUTO_KNOBS",
     "BACKBONES",
+    "DUPLICATES_FROM",
     "EARLIER_DATA",
     "MODES",
     "REPEATS_FROM",

@@ -46,10 +46,11 @@ AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
 Softmax = Literal["auto", "full", "sampled"]
 Device = Literal["auto", "cpu", "cuda"]
-Duplicates = Literal["drop", "keep"]
+Duplicates = Literal["auto", "drop", "keep"]
 ValidationProtocol = Literal["all", "unseen"]
 # What releases without these settings computed with; their manifests and models lack them.
 EARLIER_DATA: dict[str, Any] = {"duplicates": "keep", "validate_by": "unseen"}
+DUPLICATES_FROM = 0.1  # share of exact duplicates, from which on `auto` takes a log for faulty
 REPEATS_FROM = 0.1  # share of repeats, from which on `auto` validates among all items
 SAMPLED_FROM = 50_000  # items, from which on `auto` samples: a step over all is slow
 Rank = Annotated[int, Field(gt=0, le=256)]
@@ -93,9 +94,10 @@ class DataConfig(_Part):
         default=25_000, description="Most users of the test set, drawn once for a log."
     )
     duplicates: Duplicates = Field(
-        default="drop",
+        default="auto",
         description="Rows of one user, item and time: `drop` all but the first, before the filter "
-        "counts, or `keep` each as an event of its own.",
+        "counts, or `keep` each as an event of its own. `auto` drops them where they are at least "
+        f"{DUPLICATES_FROM:.0%} of the rows: some join or export wrote rows twice.",
     )
     validate_by: Annotated[Literal["auto", ValidationProtocol], BeforeValidator(_renamed)] = Field(
         default="auto",
@@ -160,6 +162,11 @@ class TeacherConfig(_Part):
     )
     negatives: PositiveInt = Field(
         default=1024, description="M: items drawn for a step of a sampled softmax."
+    )
+    ease_items: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=10_000,
+        description="EASE is one of the counting models where the log has no more items: its time "
+        "grows with their third power (seconds at 3,000), its memory with the second.",
     )
 
 

@@ -23,7 +23,7 @@ from td3engine.teacher.mixture import (
 
 CANDIDATES = 50
 CUTOFF = 10
-ROUNDS = 4
+ROUNDS = 10
 FACTORS = (0.0, 0.25, 0.5, 2.0, 4.0)  # by which a round tries to change a part's weight
 ENTERING = (0.05, 0.2)  # the weights at which it tries a part that has none, or the floor
 # By which the odds of a repeat are multiplied; the first of equally good ones is taken.
@@ -100,22 +100,22 @@ def _reduced(parts: Sequence[Tensor], blocked_BN: Tensor, targets: Tensor) -> Te
 
 
 def best_weights(values_QMK: Tensor) -> Tensor:
-    """Weights (K) of sum 1 that rank targets best, by coordinate ascent.
+    """Weights (K) of sum 1 that rank targets best, by steepest ascent.
 
-    It starts from equal weights or from a part alone, whichever is best.
+    It starts from equal weights or from a part alone, whichever is best; each round takes the best
+    change of one part. Without questions, all is on the first part.
     """
     n_parts = values_QMK.shape[2]
-    uniform = torch.full((n_parts,), 1 / n_parts)
+    units = torch.eye(n_parts)
     if not len(values_QMK):
-        return uniform
-    starts = [_with_floor(each) for each in (uniform, *torch.eye(n_parts))]
+        return units[0]
+    starts = [_with_floor(each) for each in (torch.full((n_parts,), 1 / n_parts), *units)]
     best, found = _best(values_QMK, starts)
     for _ in range(ROUNDS):
-        before = best
-        for part in range(n_parts):
-            best, found = _best(values_QMK, [found, *_changed(found, part)])
-        if best == before:
+        value, tried = _best(values_QMK, _changed(found))
+        if value <= best:
             break
+        best, found = value, tried
     return found
 
 
@@ -125,14 +125,14 @@ def _best(values_QMK: Tensor, tried: Iterable[Tensor]) -> tuple[float, Tensor]:
     return max(ranked, key=lambda each: each[0])
 
 
-def _changed(weights: Tensor, part: int) -> Iterator[Tensor]:
-    """Weights that give this part more or less."""
-    share = float(weights[part])
-    for value in [factor * share for factor in FACTORS] if share > FLOOR else ENTERING:
-        changed = weights.clone()
-        changed[part] = value
-        if changed.sum():
-            yield _with_floor(changed / changed.sum())
+def _changed(weights: Tensor) -> Iterator[Tensor]:
+    """Weights that give one part more or less."""
+    for part, share in enumerate(weights.tolist()):
+        for value in [factor * share for factor in FACTORS] if share > FLOOR else ENTERING:
+            changed = weights.clone()
+            changed[part] = value
+            if changed.sum():
+                yield _with_floor(changed / changed.sum())
 
 
 def _with_floor(weights: Tensor) -> Tensor:

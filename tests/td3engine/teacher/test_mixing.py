@@ -164,8 +164,8 @@ def test_a_part_that_had_no_weight_can_enter_also_the_first() -> None:
     assert reduced_ndcg(values, best_weights(values)) == 1
 
 
-def test_no_question_no_preference() -> None:
-    assert best_weights(torch.empty(0, 5, 4)).tolist() == [0.25] * 4
+def test_without_questions_the_first_part_is_all() -> None:
+    assert best_weights(torch.empty(0, 5, 4)).tolist() == [1, 0, 0, 0]
 
 
 def repeating(share: float) -> tuple[list[list[int]], dict[str, Part]]:
