@@ -165,3 +165,12 @@ def test_a_part_without_weight_does_not_matter() -> None:
 def test_small_totals_are_normalised_too() -> None:
     weights = torch.tensor([[1e-20, 3e-20], [0, 0], [1.0, 0]])
     assert normalised(weights).tolist() == [pytest.approx([0.25, 0.75]), [0, 0], [1, 0]]
+
+
+def test_stored_bytes_are_those_of_parts_with_a_weight() -> None:
+    """The floor of the first part is none."""
+    network = make_model("sasrec", n_items=ITEMS)
+    size = 4 * (network.parameters.numel() + network.table.numel())
+    floor = [1e-6, 1 - 1e-6, 0, 0]
+    assert mixture([1.0, 0, 0, 0], floor).stored_bytes == size + 4 * ITEMS
+    assert mixture(floor, [0, 0, 0, 1.0]).stored_bytes == 4 * ITEMS + 4 * ITEMS**2
