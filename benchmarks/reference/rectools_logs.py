@@ -1,0 +1,487 @@
+"""An independent reference: RecTools trains SASRec and eSASRec on all of any log.
+
+Like `recbole_ml100k.py`, this script takes nothing from the project. It reads, filters and splits
+the log in plain Python, leaves models, losses and training to RecTools 0.19.0, and ranks by its own
+few lines from the scores of all items. RecTools is never a dependency of the project:
+
+    python3.11 -m venv reference-env
+    reference-env/bin/pip install -r benchmarks/reference/requirements-rectools.txt
+    reference-env/bin/python benchmarks/reference/rectools_logs.py --data ml-1m.csv.gz \
+        --models sasrec,esasrec --settings light,heavy --minutes 8 --json OUT.json
+
+`--data` is a CSV (.csv or .csv.gz) with user_id, item_id and timestamp, or RecBole's ml-100k.inter.
+Finished rows in OUT are kept, so an interrupted run goes on with what is missing.
+
+The protocol: users and items with at least 5 interactions in the raw log, ties in time in file
+order; a user's last event is for test, the one before it for validation (users with fewer than 3
+events are trained on only). A test question's history includes the validation item. `all` ranks
+each target among all items of the filtered log; `unseen` asks only for targets that are new to
+their user, among the items that are new to the user. Ties count against the model. Epochs are
+chosen by validation NDCG@10 under `unseen`, or `all` where at least a tenth of the training and
+validation events repeat an item. Items that were never trained on score below all others.
+
+The models: `sasrec` is RecTools' own layers, `esasrec` its LiGR layers with key padding masked
+(as in the configurations of its paper, arXiv 2508.06450; the library's default leaves padding
+unmasked). `paper` has the sizes of the paper's Beauty. RecTools was led, in two places:
+
+- It pads every history to `session_max_len`; of an average history in Beauty's padded 50 one in
+  seven is real. `buckets` batches histories of similar lengths and cuts the padding that is common
+  to a batch, so that the minutes go into events. With key padding masked the model is the same
+  (`check_scores` compares with `recommend`, which pads); so it is masked for `sasrec` as well.
+- It trains on a user's last `session_max_len` + 1 events only. `--windows` gives it each user's
+  training events in pieces of that length, so that every transition is trained on once an epoch.
+
+Minutes and seconds are the processor's: with one thread, those of a core with nothing else to do.
+What RecTools trains on and what it recommends are checked against the split and the scores here.
+"""
+
+import argparse
+import csv
+import gzip
+import importlib
+import importlib.metadata
+import json
+import logging
+import platform
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CUTOFFS = (5, 10, 20)
+LEAST = 5
+REPEATS = 0.1
+SETTINGS: dict[str, dict[str, Any]] = {
+    "light": {"n_factors": 64, "n_blocks": 2, "n_heads": 1, "dropout_rate": 0.2},
+    "heavy": {"n_factors": 64, "n_blocks": 2, "n_heads": 1, "dropout_rate": 0.5},
+    "paper": {"n_factors": 64, "n_blocks": 1, "n_heads": 1, "dropout_rate": 0.2},
+}
+MODELS = ("sasrec", "esasrec")
+
+Row = dict[str, Any]
+# The items before a target, oldest first, and the target.
+Question = tuple[list[int], int]
+
+
+# ---- the log and its questions, in plain Python
+
+
+def read_log(path: Path) -> list[list[int]]:
+    """Items of every user that stays, oldest first, as numbers from 0 on.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    with opened as file:
+        rows = csv.reader(file, delimiter="\t" if path.suffix == ".inter" else ",")
+        header = [name.partition(":")[0] for name in next(rows)]
+        if not {"user_id", "item_id", "timestamp"} <= set(header):
+            raise ValueError(f"{path} has the columns {header}")
+        user, item, moment = (header.index(n) for n in ("user_id", "item_id", "timestamp"))
+        events = [(row[user], row[item], float(row[moment])) for row in rows]
+    of_user = Counter(event[0] for event in events)
+    of_item = Counter(event[1] for event in events)
+    kept = [e for e in events if of_user[e[0]] >= LEAST and of_item[e[1]] >= LEAST]
+    numbers: dict[str, int] = {}
+    histories: dict[str, list[int]] = {}
+    # A stable sort: ties keep their order in the file.
+    for name, met, _ in sorted(kept, key=lambda event: event[2]):
+        histories.setdefault(name, []).append(numbers.setdefault(met, len(numbers)))
+    return list(histories.values())
+
+
+@dataclass(frozen=True)
+class Split:
+    """A log cut by leave-one-out."""
+
+    training: list[list[int]]
+    validation: list[Question]
+    test: list[Question]
+    items: int
+    repeats: float
+
+    @property
+    def protocol(self) -> str:
+        """The one that chooses epochs."""
+        return "all" if self.repeats >= REPEATS else "unseen"
+
+
+def split(histories: list[list[int]]) -> Split:
+    """The last event of a user with three or more for test, the one before it for validation."""
+    long = [items for items in histories if len(items) >= 3]
+    seen = [items[:-1] if len(items) >= 3 else items for items in histories]
+    events = sum(len(items) for items in seen)
+    return Split(
+        training=[items[:-2] if len(items) >= 3 else items for items in histories],
+        validation=[(items[:-2], items[-2]) for items in long],
+        test=[(items[:-1], items[-1]) for items in long],
+        items=1 + max(max(items) for items in histories),
+        repeats=(events - sum(len(set(items)) for items in seen)) / events,
+    )
+
+
+def pieces(items: list[int], length: int) -> list[list[int]]:
+    """Cut from the end on into pieces of `length` + 1 that share one event: every transition once."""
+    ends = range(len(items), 1, -length)
+    return [items[max(0, end - length - 1) : end] for end in ends]
+
+
+# ---- ranks
+
+
+def ranks(scores: Tensor, questions: list[Question], protocol: str) -> list[int]:
+    """Rank of each question's target from 1 on, ties against it. `scores` is questions x items.
+
+    Under `unseen`, questions whose target is in their history are left out.
+    """
+    asked = [
+        n for n, (met, target) in enumerate(questions) if protocol == "all" or target not in met
+    ]
+    if not asked:
+        return []
+    targets = torch.tensor([questions[n][1] for n in asked])
+    chosen = scores[asked]
+    rivals = chosen >= chosen.gather(1, targets[:, None])
+    if protocol == "unseen":
+        for row, n in enumerate(asked):
+            rivals[row, questions[n][0]] = False
+    # The target is one of its rivals.
+    return [int(count) for count in rivals.sum(dim=1)]
+
+
+def metrics(found: list[int]) -> dict[str, float]:
+    """Means over the questions, by the ranks of their targets."""
+    rank = torch.tensor(found, dtype=torch.float64)
+    result: dict[str, float] = {"questions": len(found)}
+    for k in CUTOFFS:
+        hit = (rank <= k).double()
+        result[f"ndcg@{k}"] = round(float((hit / torch.log2(rank + 1)).mean()), 6)
+        result[f"hr@{k}"] = round(float(hit.mean()), 6)
+        result[f"mrr@{k}"] = round(float((hit / rank).mean()), 6)
+    return result
+
+
+@dataclass
+class Scorer:
+    """Scores of all items of the log by a RecTools model, -inf for those it never trained on."""
+
+    model: Any
+    items: int
+    known: Tensor = field(init=False)
+    code: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        prepared = self.model.data_preparator
+        self.known = torch.as_tensor(prepared.get_known_item_ids().astype(int))
+        # RecTools' number of each item; 0, its padding, for an item that it does not know.
+        self.code = torch.zeros(self.items, dtype=torch.long)
+        self.code[self.known] = torch.as_tensor(prepared.get_known_items_sorted_internal_ids())
+
+    @torch.no_grad()
+    def __call__(self, histories: list[list[int]]) -> Tensor:
+        """Histories x items. A user of whom no item is known gets no recommendation in RecTools:
+        here, all items tie."""
+        length = self.model.session_max_len
+        x = torch.zeros(len(histories), length, dtype=torch.long)
+        for row, history in enumerate(histories):
+            codes = self.code[history]
+            codes = codes[codes > 0][-length:]
+            if len(codes):
+                x[row, -len(codes) :] = codes
+        network = self.model.torch_model.eval()
+        table = network.item_model.get_all_embeddings()
+        state = network.encode_sessions({"x": x}, table)[:, -1]
+        logits = network.similarity_module(state, table)
+        if not torch.isfinite(logits).all():
+            raise ValueError("a score is not a finite number")
+        scores = torch.full((len(histories), self.items), -torch.inf)
+        scores[:, self.known] = logits[:, self.code[self.known]]
+        scores[x[:, -1] == 0] = -torch.inf
+        return scores
+
+    def measure(self, questions: list[Question], protocols: list[str]) -> dict[str, Any]:
+        """Metrics by protocol."""
+        found: dict[str, list[int]] = {protocol: [] for protocol in protocols}
+        for start in range(0, len(questions), 512):
+            batch = questions[start : start + 512]
+            scores = self([history for history, _ in batch])
+            for protocol in protocols:
+                found[protocol] += ranks(scores, batch, protocol)
+        return {protocol: metrics(found[protocol]) for protocol in protocols}
+
+
+# ---- RecTools
+
+
+def dataset_of(sequences: list[list[int]]) -> Any:
+    """RecTools' dataset, with an event's place within its sequence as the time in seconds."""
+    pandas = importlib.import_module("pandas")
+    events = [(n, i, rank) for n, items in enumerate(sequences) for rank, i in enumerate(items)]
+    table = pandas.DataFrame(events, columns=["user_id", "item_id", "datetime"])
+    table["datetime"] = pandas.to_datetime(table["datetime"], unit="s")
+    table["weight"] = 1.0
+    return importlib.import_module("rectools.dataset").Dataset.construct(table)
+
+
+@dataclass
+class Buckets:
+    """Batches of sequences of similar lengths, drawn anew each epoch."""
+
+    lengths: Tensor
+    batch: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches: list[list[int]] = []
+        for pool in torch.randperm(len(self.lengths)).split(16 * self.batch):
+            ordered = pool[self.lengths[pool].argsort(stable=True)]
+            batches += [part.tolist() for part in ordered.split(self.batch)]
+        yield from (batches[n] for n in torch.randperm(len(batches)).tolist())
+
+    def __len__(self) -> int:
+        pools = torch.arange(len(self.lengths)).split(16 * self.batch)
+        return sum(len(pool.split(self.batch)) for pool in pools)
+
+
+def bucketed(prepared: Any, sequences: list[list[int]]) -> Callable[[], Any]:
+    """What makes the training batches in place of RecTools' own loader.
+
+    The loader raises ValueError if RecTools does not train on `sequences`.
+    """
+
+    def collate(batch: list[Any]) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = prepared._collate_fn_train(batch)
+        longest = int((made["x"] > 0).sum(dim=1).max())
+        return {name: value[:, -longest:] for name, value in made.items()}
+
+    def loader() -> Any:
+        module = importlib.import_module("rectools.models.nn.transformers.data_preparator")
+        data = module.SequenceDataset.from_interactions(prepared.train_dataset.interactions.df)
+        external = prepared.item_id_map.get_external_sorted_by_internal()
+        given = Counter(tuple(external[n] for n in session) for session in data.sessions)
+        longest = prepared.session_max_len + 1
+        if given != Counter(tuple(items[-longest:]) for items in sequences if len(items) >= 2):
+            raise ValueError("RecTools trains on something else than the split's training events")
+        lengths = torch.tensor([len(session) for session in data.sessions])
+        buckets = Buckets(lengths, prepared.batch_size)
+        return torch.utils.data.DataLoader(data, batch_sampler=buckets, collate_fn=collate)
+
+    return loader
+
+
+def check_scores(scorer: Scorer, questions: list[Question]) -> None:
+    """RecTools' own recommendations must have the scores that are ranked here.
+
+    Raises:
+        ValueError: they have not.
+    """
+    histories = [met for met, _ in questions[:200] if int(scorer.code[met].sum())]
+    made = scorer.model.recommend(
+        users=list(range(len(histories))), dataset=dataset_of(histories), k=10, filter_viewed=True
+    )
+    scores = scorer(histories)
+    for row, history in enumerate(histories):
+        scores[row, history] = -torch.inf
+    users, items = (torch.as_tensor(made[name].to_numpy()) for name in ("user_id", "item_id"))
+    theirs = torch.as_tensor(made["score"].to_numpy()).reshape(-1, 10)
+    ours = scores[users, items].reshape(-1, 10)
+    best = scores.topk(10).values
+    if not (torch.allclose(ours, theirs, atol=1e-4) and torch.allclose(ours, best, atol=1e-4)):
+        raise ValueError("RecTools recommends by other scores than the ones ranked here")
+
+
+def make_model(name: str, settings: Row) -> Any:
+    """An unfitted model of RecTools."""
+    kinds: Row = {}
+    if name == "esasrec":
+        ligr = importlib.import_module("rectools.models.nn.transformers.ligr")
+        kinds["transformer_layers_type"] = ligr.LiGRLayers
+    return importlib.import_module("rectools.models").SASRecModel(
+        **kinds, **settings["model"], use_key_padding_mask=True, recommend_torch_device="cpu"
+    )
+
+
+@dataclass
+class Best:
+    """The best state on validation, within the minutes. Seconds are the processor's."""
+
+    cut: Split
+    scorer: Callable[[], Scorer]
+    minutes: float
+    patience: int
+    score: float = -1.0
+    epoch: int = 0
+    seconds: float = 0.0
+    wall_seconds: float = 0.0
+    stopped: str = "epochs"
+    checked: float = 0.0
+    checking: float = 0.0
+    curve: list[tuple[int, float, float]] = field(default_factory=list)
+    state: dict[str, Tensor] = field(default_factory=dict)
+    start: float = field(default_factory=time.process_time)
+    wall_start: float = field(default_factory=time.perf_counter)
+
+    def __call__(self, trainer: Any, module: Any) -> None:
+        """After every epoch. Validates when training has taken nine times a validation since."""
+        now = time.process_time() - self.start
+        over = now > 60 * self.minutes
+        if now - self.checked < 9 * self.checking and not over:
+            return
+        measured = self.scorer().measure(self.cut.validation, [self.cut.protocol])
+        score = measured[self.cut.protocol]["ndcg@10"]
+        module.torch_model.train()
+        self.seconds = self.checked = time.process_time() - self.start
+        self.wall_seconds = time.perf_counter() - self.wall_start
+        self.checking = self.seconds - now
+        self.curve.append((trainer.current_epoch + 1, round(self.seconds, 1), score))
+        print(
+            f"  epoch {self.curve[-1][0]:3}  {self.seconds:6.1f} s  NDCG@10 {score:.4f}", flush=True
+        )
+        if score > self.score:
+            self.score, self.epoch = score, self.curve[-1][0]
+            self.state = {k: v.clone() for k, v in module.torch_model.state_dict().items()}
+        stale = sum(epoch > self.epoch for epoch, _, _ in self.curve) >= self.patience
+        if over or stale:
+            self.stopped = "minutes" if over else "patience"
+            trainer.should_stop = True
+
+
+def train(name: str, seed: int, settings: Row, minutes: float, cut: Split) -> Row:
+    """Train one model once and measure its best state."""
+    lightning = importlib.import_module("pytorch_lightning")
+    lightning.seed_everything(seed)
+    model = make_model(name, settings)
+    length = model.session_max_len
+    sequences = cut.training
+    if settings["windows"]:
+        sequences = [piece for items in cut.training for piece in pieces(items, length)]
+    model.data_preparator.get_dataloader_train = bucketed(model.data_preparator, sequences)
+    best = Best(cut, lambda: Scorer(model, cut.items), minutes, settings["patience"])
+    # RecTools trains with a deep copy of the trainer; a function is the same in it, a method is not.
+    model._trainer = lightning.Trainer(
+        max_epochs=settings["max_epochs"],
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[
+            lightning.callbacks.LambdaCallback(on_train_epoch_end=lambda t, module: best(t, module))
+        ],
+    )
+    model.fit(dataset_of(sequences))
+    model.torch_model.load_state_dict(best.state)
+    scorer = Scorer(model, cut.items)
+    check_scores(scorer, cut.test)
+    return {
+        "test": scorer.measure(cut.test, ["all", "unseen"]),
+        "validation": scorer.measure(cut.validation, ["all", "unseen"]),
+        "chosen_by": cut.protocol,
+        "repeats": round(cut.repeats, 4),
+        "items": cut.items,
+        "items_known": len(scorer.known),
+        "seconds": round(best.seconds, 1),
+        "wall_seconds": round(best.wall_seconds, 1),
+        "seconds_to_best": next(s for epoch, s, _ in best.curve if epoch == best.epoch),
+        "epochs": best.curve[-1][0],
+        "best_epoch": best.epoch,
+        "stopped": best.stopped,
+        "parameters": sum(p.numel() for p in model.torch_model.parameters()),
+        "validation_curve": best.curve,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """What computed a row."""
+    names = ("rectools", "pytorch-lightning", "numpy", "pandas")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {**found, "torch": torch.__version__, "python": platform.python_version()}
+
+
+# ---- the command
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="a log")
+    parser.add_argument("--json", type=Path, required=True, help="finished rows are kept here")
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--settings", default="light,heavy", help=f"of {', '.join(SETTINGS)}")
+    parser.add_argument("--seeds", default="1", help="comma-separated")
+    parser.add_argument("--loss", default="softmax", choices=("softmax", "sampled_softmax", "gBCE"))
+    parser.add_argument("--negatives", type=int, default=256, help="unless the loss is softmax")
+    parser.add_argument("--length", type=int, default=50, help="of a history, in events")
+    parser.add_argument("--windows", action="store_true", help="train on all of a long history")
+    parser.add_argument("--lr", type=float, default=0.001)
+    parser.add_argument("--batch", type=int, default=128, help="sequences")
+    parser.add_argument("--max-epochs", type=int, default=1000)
+    parser.add_argument("--patience", type=int, default=20, help="validations")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=8.0,
+        help="of the processor, for one training with its validations; looked at after each epoch",
+    )
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+def settings_of(asked: argparse.Namespace, name: str) -> Row:
+    """All that one training is told."""
+    sampled = {} if asked.loss == "softmax" else {"n_negatives": asked.negatives}
+    return {
+        "name": name,
+        "model": {
+            **SETTINGS[name],
+            **sampled,
+            "loss": asked.loss,
+            "session_max_len": asked.length,
+            "lr": asked.lr,
+            "batch_size": asked.batch,
+        },
+        "windows": asked.windows,
+        "max_epochs": asked.max_epochs,
+        "patience": asked.patience,
+    }
+
+
+def main() -> None:
+    asked = arguments()
+    torch.set_num_threads(asked.threads)
+    warnings.simplefilter("ignore")
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    cut = split(read_log(asked.data))
+    log = asked.data.name.partition(".")[0]
+    rows: list[Row] = json.loads(asked.json.read_text())["rows"] if asked.json.exists() else []
+    for seed in [int(text) for text in asked.seeds.split(",")]:
+        for setting in asked.settings.split(","):
+            for name in asked.models.split(","):
+                key = {
+                    "log": log,
+                    "model": name,
+                    "seed": seed,
+                    "minutes": asked.minutes,
+                    "settings": settings_of(asked, setting),
+                }
+                if any(key.items() <= row.items() for row in rows):
+                    continue
+                print(log, name, setting, "seed", seed, flush=True)
+                rows.append({**key, **train(name, seed, key["settings"], asked.minutes, cut)})
+                tested = rows[-1]["test"][cut.protocol]
+                print(f"  test NDCG@10 {tested['ndcg@10']:.4f} ({cut.protocol})", flush=True)
+                part = asked.json.with_suffix(".part")
+                part.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+                part.replace(asked.json)
+
+
+if __name__ == "__main__":
+    main()
