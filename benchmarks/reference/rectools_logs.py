@@ -1,24 +1,17 @@
 """An independent reference: RecTools trains SASRec and eSASRec on all of any log.
 
-Like `recbole_ml100k.py`, this script takes nothing from the project. It reads, filters and splits
-the log in plain Python, leaves models, losses and training to RecTools 0.19.0, and ranks by its own
-few lines from the scores of all items. RecTools is never a dependency of the project:
+Like `recbole_ml100k.py`, this script takes nothing from the project. `questions.py` beside it
+reads, filters and splits the log and ranks; models, losses and training are RecTools 0.19.0's.
+RecTools is never a dependency of the project. It gets a virtual environment of its own; in the
+repository's root:
 
     python3.11 -m venv reference-env
     reference-env/bin/pip install -r benchmarks/reference/requirements-rectools.txt
-    reference-env/bin/python benchmarks/reference/rectools_logs.py --data ml-1m.csv.gz \
+    reference-env/bin/python -m benchmarks.reference.rectools_logs --data ml-1m.csv.gz \
         --models sasrec,esasrec --settings light,heavy --minutes 8 --json OUT.json
 
 `--data` is a CSV (.csv or .csv.gz) with user_id, item_id and timestamp, or RecBole's ml-100k.inter.
 Finished rows in OUT are kept, so an interrupted run goes on with what is missing.
-
-The protocol: users and items with at least 5 interactions in the raw log, ties in time in file
-order; a user's last event is for test, the one before it for validation (users with fewer than 3
-events are trained on only). A test question's history includes the validation item. `all` ranks
-each target among all items of the filtered log; `unseen` asks only for targets that are new to
-their user, among the items that are new to the user. Ties count against the model. Epochs are
-chosen by validation NDCG@10 under `unseen`, or `all` where at least a tenth of the training and
-validation events repeat an item. Items that were never trained on score below all others.
 
 The models: `sasrec` is RecTools' own layers, `esasrec` its LiGR layers with key padding masked
 (as in the configurations of its paper, arXiv 2508.06450; the library's default leaves padding
@@ -36,8 +29,6 @@ What RecTools trains on and what it recommends are checked against the split and
 """
 
 import argparse
-import csv
-import gzip
 import importlib
 import importlib.metadata
 import json
@@ -54,9 +45,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CUTOFFS = (5, 10, 20)
-LEAST = 5
-REPEATS = 0.1
+from benchmarks.reference.questions import (
+    Question,
+    Split,
+    metrics,
+    pieces,
+    ranks,
+    read_log,
+    split,
+)
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "light": {"n_factors": 64, "n_blocks": 2, "n_heads": 1, "dropout_rate": 0.2},
     "heavy": {"n_factors": 64, "n_blocks": 2, "n_heads": 1, "dropout_rate": 0.5},
@@ -65,107 +63,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 MODELS = ("sasrec", "esasrec")
 
 Row = dict[str, Any]
-# The items before a target, oldest first, and the target.
-Question = tuple[list[int], int]
 
 
-# ---- the log and its questions, in plain Python
-
-
-def read_log(path: Path) -> list[list[int]]:
-    """Items of every user that stays, oldest first, as numbers from 0 on.
-
-    Raises:
-        ValueError: a column is missing.
-    """
-    opened = gzip.open(path, "rt") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
-        rows = csv.reader(file, delimiter="\t" if path.suffix == ".inter" else ",")
-        header = [name.partition(":")[0] for name in next(rows)]
-        if not {"user_id", "item_id", "timestamp"} <= set(header):
-            raise ValueError(f"{path} has the columns {header}")
-        user, item, moment = (header.index(n) for n in ("user_id", "item_id", "timestamp"))
-        events = [(row[user], row[item], float(row[moment])) for row in rows]
-    of_user = Counter(event[0] for event in events)
-    of_item = Counter(event[1] for event in events)
-    kept = [e for e in events if of_user[e[0]] >= LEAST and of_item[e[1]] >= LEAST]
-    numbers: dict[str, int] = {}
-    histories: dict[str, list[int]] = {}
-    # A stable sort: ties keep their order in the file.
-    for name, met, _ in sorted(kept, key=lambda event: event[2]):
-        histories.setdefault(name, []).append(numbers.setdefault(met, len(numbers)))
-    return list(histories.values())
-
-
-@dataclass(frozen=True)
-class Split:
-    """A log cut by leave-one-out."""
-
-    training: list[list[int]]
-    validation: list[Question]
-    test: list[Question]
-    items: int
-    repeats: float
-
-    @property
-    def protocol(self) -> str:
-        """The one that chooses epochs."""
-        return "all" if self.repeats >= REPEATS else "unseen"
-
-
-def split(histories: list[list[int]]) -> Split:
-    """The last event of a user with three or more for test, the one before it for validation."""
-    long = [items for items in histories if len(items) >= 3]
-    seen = [items[:-1] if len(items) >= 3 else items for items in histories]
-    events = sum(len(items) for items in seen)
-    return Split(
-        training=[items[:-2] if len(items) >= 3 else items for items in histories],
-        validation=[(items[:-2], items[-2]) for items in long],
-        test=[(items[:-1], items[-1]) for items in long],
-        items=1 + max(max(items) for items in histories),
-        repeats=(events - sum(len(set(items)) for items in seen)) / events,
-    )
-
-
-def pieces(items: list[int], length: int) -> list[list[int]]:
-    """Cut from the end on into pieces of `length` + 1 that share one event: every transition once."""
-    ends = range(len(items), 1, -length)
-    return [items[max(0, end - length - 1) : end] for end in ends]
-
-
-# ---- ranks
-
-
-def ranks(scores: Tensor, questions: list[Question], protocol: str) -> list[int]:
-    """Rank of each question's target from 1 on, ties against it. `scores` is questions x items.
-
-    Under `unseen`, questions whose target is in their history are left out.
-    """
-    asked = [
-        n for n, (met, target) in enumerate(questions) if protocol == "all" or target not in met
-    ]
-    if not asked:
-        return []
-    targets = torch.tensor([questions[n][1] for n in asked])
-    chosen = scores[asked]
-    rivals = chosen >= chosen.gather(1, targets[:, None])
-    if protocol == "unseen":
-        for row, n in enumerate(asked):
-            rivals[row, questions[n][0]] = False
-    # The target is one of its rivals.
-    return [int(count) for count in rivals.sum(dim=1)]
-
-
-def metrics(found: list[int]) -> dict[str, float]:
-    """Means over the questions, by the ranks of their targets."""
-    rank = torch.tensor(found, dtype=torch.float64)
-    result: dict[str, float] = {"questions": len(found)}
-    for k in CUTOFFS:
-        hit = (rank <= k).double()
-        result[f"ndcg@{k}"] = round(float((hit / torch.log2(rank + 1)).mean()), 6)
-        result[f"hr@{k}"] = round(float(hit.mean()), 6)
-        result[f"mrr@{k}"] = round(float((hit / rank).mean()), 6)
-    return result
+# ---- RecTools
 
 
 @dataclass
@@ -215,9 +115,6 @@ class Scorer:
             for protocol in protocols:
                 found[protocol] += ranks(scores, batch, protocol)
         return {protocol: metrics(found[protocol]) for protocol in protocols}
-
-
-# ---- RecTools
 
 
 def dataset_of(sequences: list[list[int]]) -> Any:
@@ -363,7 +260,11 @@ def train(name: str, seed: int, settings: Row, minutes: float, cut: Split) -> Ro
         sequences = [piece for items in cut.training for piece in pieces(items, length)]
     model.data_preparator.get_dataloader_train = bucketed(model.data_preparator, sequences)
     best = Best(cut, lambda: Scorer(model, cut.items), minutes, settings["patience"])
-    # RecTools trains with a deep copy of the trainer; a function is the same in it, a method is not.
+
+    # RecTools trains with a deep copy of the trainer: a function stays what it is, `best` does not.
+    def after_epoch(trainer: Any, module: Any) -> None:
+        best(trainer, module)
+
     model._trainer = lightning.Trainer(
         max_epochs=settings["max_epochs"],
         accelerator="cpu",
@@ -372,9 +273,7 @@ def train(name: str, seed: int, settings: Row, minutes: float, cut: Split) -> Ro
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[
-            lightning.callbacks.LambdaCallback(on_train_epoch_end=lambda t, module: best(t, module))
-        ],
+        callbacks=[lightning.callbacks.LambdaCallback(on_train_epoch_end=after_epoch)],
     )
     model.fit(dataset_of(sequences))
     model.torch_model.load_state_dict(best.state)
@@ -424,7 +323,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.001)
     parser.add_argument("--batch", type=int, default=128, help="sequences")
     parser.add_argument("--max-epochs", type=int, default=1000)
-    parser.add_argument("--patience", type=int, default=20, help="validations")
+    parser.add_argument("--patience", type=int, default=10, help="validations")
     parser.add_argument(
         "--minutes",
         type=float,

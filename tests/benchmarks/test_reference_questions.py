@@ -1,11 +1,12 @@
-"""The pure functions of the reference by RecTools, on hand-made cases."""
+"""The questions of the references, on hand-made cases."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.reference import rectools_logs as reference
+from benchmarks.reference import questions as reference
 
 
 def test_the_split_by_hand(tmp_path: Path) -> None:
@@ -36,9 +37,7 @@ def test_the_split_by_hand(tmp_path: Path) -> None:
     assert cut.protocol == "unseen"
 
 
-def test_users_with_two_events_are_trained_on_only_and_repeats_count_before_the_test_event() -> (
-    None
-):
+def test_users_with_two_events_are_only_trained_on_and_the_test_event_is_no_repeat() -> None:
     cut = reference.split([[0, 0], [1, 1, 1]])
     assert cut.training == [[0, 0], [1]]
     assert cut.test == [([1, 1], 1)]
@@ -51,8 +50,8 @@ def test_every_transition_is_in_one_piece() -> None:
         items = list(range(events))
         cut = reference.pieces(items, 3)
         assert all(2 <= len(piece) <= 4 for piece in cut)
-        steps = sorted(pair for piece in cut for pair in zip(piece, piece[1:], strict=False))
-        assert steps == list(zip(items, items[1:], strict=False))
+        steps = sorted(pair for piece in cut for pair in pairwise(piece))
+        assert steps == list(pairwise(items))
         assert cut[0] == items[-4:]
 
 
