@@ -74,43 +74,40 @@ class Scorer:
 
     model: Any
     items: int
-    known: Tensor = field(init=False)
+    # RecTools' number of each item; 0, its padding, for an item that it does not know.
     code: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         prepared = self.model.data_preparator
-        self.known = torch.as_tensor(prepared.get_known_item_ids().astype(int))
-        # RecTools' number of each item; 0, its padding, for an item that it does not know.
+        known = torch.as_tensor(prepared.get_known_item_ids().astype(int))
         self.code = torch.zeros(self.items, dtype=torch.long)
-        self.code[self.known] = torch.as_tensor(prepared.get_known_items_sorted_internal_ids())
+        self.code[known] = torch.as_tensor(prepared.get_known_items_sorted_internal_ids())
 
     @torch.no_grad()
     def __call__(self, histories: list[list[int]]) -> Tensor:
         """Histories x items. A user of whom no item is known gets no recommendation in RecTools:
         here, all items tie."""
-        length = self.model.session_max_len
-        x = torch.zeros(len(histories), length, dtype=torch.long)
-        for row, history in enumerate(histories):
-            codes = self.code[history]
-            codes = codes[codes > 0][-length:]
-            if len(codes):
-                x[row, -len(codes) :] = codes
+        numbers = self.code.tolist()
+        coded = [[numbers[i] for i in history if numbers[i]] for history in histories]
+        coded = [codes[-self.model.session_max_len :] for codes in coded]
+        length = max(1, *map(len, coded))
+        x = torch.tensor([[0] * (length - len(codes)) + codes for codes in coded])
         network = self.model.torch_model.eval()
         table = network.item_model.get_all_embeddings()
         state = network.encode_sessions({"x": x}, table)[:, -1]
-        logits = network.similarity_module(state, table)
-        if not torch.isfinite(logits).all():
+        scores: Tensor = network.similarity_module(state, table[self.code])
+        if not torch.isfinite(scores).all():
             raise ValueError("a score is not a finite number")
-        scores = torch.full((len(histories), self.items), -torch.inf)
-        scores[:, self.known] = logits[:, self.code[self.known]]
-        scores[x[:, -1] == 0] = -torch.inf
+        scores.masked_fill_(self.code == 0, -torch.inf)
+        scores.masked_fill_(x[:, -1:] == 0, -torch.inf)
         return scores
 
     def measure(self, questions: list[Question], protocols: list[str]) -> dict[str, Any]:
         """Metrics by protocol."""
         found: dict[str, list[int]] = {protocol: [] for protocol in protocols}
-        for start in range(0, len(questions), 512):
-            batch = questions[start : start + 512]
+        ordered = sorted(questions, key=lambda question: len(question[0]))
+        for start in range(0, len(ordered), 512):
+            batch = ordered[start : start + 512]
             scores = self([history for history, _ in batch])
             for protocol in protocols:
                 found[protocol] += ranks(scores, batch, protocol)
@@ -285,7 +282,7 @@ def train(name: str, seed: int, settings: Row, minutes: float, cut: Split) -> Ro
         "chosen_by": cut.protocol,
         "repeats": round(cut.repeats, 4),
         "items": cut.items,
-        "items_known": len(scorer.known),
+        "items_known": int((scorer.code > 0).sum()),
         "seconds": round(best.seconds, 1),
         "wall_seconds": round(best.wall_seconds, 1),
         "seconds_to_best": next(s for epoch, s, _ in best.curve if epoch == best.epoch),
