@@ -15,12 +15,13 @@ Finished rows in OUT are kept, so an interrupted run goes on with what is missin
 
 The models: `sasrec` is RecTools' own layers, `esasrec` its LiGR layers with key padding masked
 (as in the configurations of its paper, arXiv 2508.06450; the library's default leaves padding
-unmasked). `paper` has the sizes of the paper's Beauty. RecTools was led, in two places:
+unmasked). `paper` has the sizes of the paper's Beauty. RecTools was led, in three places:
 
 - It pads every history to `session_max_len`; of an average history in Beauty's padded 50 one in
   seven is real. `buckets` batches histories of similar lengths and cuts the padding that is common
   to a batch, so that the minutes go into events. With key padding masked the model is the same
   (`check_scores` compares with `recommend`, which pads); so it is masked for `sasrec` as well.
+- Its softmax loss runs over padding too, with items strided; `quick_softmax` has the same value.
 - It trains on a user's last `session_max_len` + 1 events only. `--windows` gives it each user's
   training events in pieces of that length, so that every transition is trained on once an epoch.
 
@@ -45,15 +46,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.reference.questions import (
-    Question,
-    Split,
-    metrics,
-    pieces,
-    ranks,
-    read_log,
-    split,
-)
+from benchmarks.reference.questions import Question, Split, metrics, pieces, ranks, read_log, split
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "light": {"n_factors": 64, "n_blocks": 2, "n_heads": 1, "dropout_rate": 0.2},
@@ -169,6 +162,27 @@ def bucketed(prepared: Any, sequences: list[list[int]]) -> Callable[[], Any]:
     return loader
 
 
+def quick_softmax(module: Any) -> None:
+    """Have the softmax loss computed over the real positions only, items last in memory.
+
+    Raises:
+        ValueError: the loss is not RecTools' own.
+    """
+
+    def loss(logits: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        real = y > 0
+        each = torch.nn.functional.cross_entropy(logits[real], y[real], reduction="none") * w[real]
+        return each.sum() / (each > 0).sum()
+
+    generator = torch.Generator().manual_seed(1)  # the run's own draws stay as they are
+    logits = torch.randn(3, 4, 7, generator=generator)
+    y = torch.randint(7, (3, 4), generator=generator)
+    w = torch.rand(3, 4, generator=generator)
+    if not torch.allclose(loss(logits, y, w), module._calc_softmax_loss(logits, y, w)):
+        raise ValueError("the quick softmax loss is not RecTools'")
+    module.loss_calculator = loss
+
+
 def check_scores(scorer: Scorer, questions: list[Question]) -> None:
     """RecTools' own recommendations must have the scores that are ranked here.
 
@@ -259,9 +273,14 @@ def train(name: str, seed: int, settings: Row, minutes: float, cut: Split) -> Ro
     best = Best(cut, lambda: Scorer(model, cut.items), minutes, settings["patience"])
 
     # RecTools trains with a deep copy of the trainer: a function stays what it is, `best` does not.
+    def before_training(_trainer: Any, module: Any) -> None:
+        if module.loss == "softmax":
+            quick_softmax(module)
+
     def after_epoch(trainer: Any, module: Any) -> None:
         best(trainer, module)
 
+    calls = {"on_train_start": before_training, "on_train_epoch_end": after_epoch}
     model._trainer = lightning.Trainer(
         max_epochs=settings["max_epochs"],
         accelerator="cpu",
@@ -270,7 +289,7 @@ def train(name: str, seed: int, settings: Row, minutes: float, cut: Split) -> Ro
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[lightning.callbacks.LambdaCallback(on_train_epoch_end=after_epoch)],
+        callbacks=[lightning.callbacks.LambdaCallback(**calls)],
     )
     model.fit(dataset_of(sequences))
     model.torch_model.load_state_dict(best.state)
