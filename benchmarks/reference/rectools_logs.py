@@ -247,14 +247,13 @@ class Best:
         self.seconds = self.checked = time.process_time() - self.start
         self.wall_seconds = time.perf_counter() - self.wall_start
         self.checking = self.seconds - now
-        self.curve.append((trainer.current_epoch + 1, round(self.seconds, 1), score))
-        print(
-            f"  epoch {self.curve[-1][0]:3}  {self.seconds:6.1f} s  NDCG@10 {score:.4f}", flush=True
-        )
+        epoch = trainer.current_epoch + 1
+        self.curve.append((epoch, round(self.seconds, 1), score))
+        print(f"  epoch {epoch:3}  {self.seconds:6.1f} s  NDCG@10 {score:.4f}", flush=True)
         if score > self.score:
-            self.score, self.epoch = score, self.curve[-1][0]
+            self.score, self.epoch = score, epoch
             self.state = {k: v.clone() for k, v in module.torch_model.state_dict().items()}
-        stale = sum(epoch > self.epoch for epoch, _, _ in self.curve) >= self.patience
+        stale = sum(later > self.epoch for later, _, _ in self.curve) >= self.patience
         if over or stale:
             self.stopped = "minutes" if over else "patience"
             trainer.should_stop = True
@@ -265,10 +264,9 @@ def train(name: str, seed: int, settings: Row, minutes: float, cut: Split) -> Ro
     lightning = importlib.import_module("pytorch_lightning")
     lightning.seed_everything(seed)
     model = make_model(name, settings)
-    length = model.session_max_len
     sequences = cut.training
     if settings["windows"]:
-        sequences = [piece for items in cut.training for piece in pieces(items, length)]
+        sequences = [part for items in sequences for part in pieces(items, model.session_max_len)]
     model.data_preparator.get_dataloader_train = bucketed(model.data_preparator, sequences)
     best = Best(cut, lambda: Scorer(model, cut.items), minutes, settings["patience"])
 
