@@ -21,7 +21,7 @@ unmasked). `paper` has the sizes of the paper's Beauty. RecTools was led, in thr
   seven is real. `buckets` batches histories of similar lengths and cuts the padding that is common
   to a batch, so that the minutes go into events. With key padding masked the model is the same
   (`check_scores` compares with `recommend`, which pads); so it is masked for `sasrec` as well.
-- Its softmax loss runs over padding too, with items strided; `quick_softmax` has the same value.
+- Its softmax loss runs over strided items; `quick_softmax` has the same value in less time.
 - It trains on a user's last `session_max_len` + 1 events only. `--windows` gives it each user's
   training events in pieces of that length, so that every transition is trained on once an epoch.
 
@@ -163,15 +163,16 @@ def bucketed(prepared: Any, sequences: list[list[int]]) -> Callable[[], Any]:
 
 
 def quick_softmax(module: Any) -> None:
-    """Have the softmax loss computed over the real positions only, items last in memory.
+    """Have the softmax loss computed with the items last in memory.
 
     Raises:
         ValueError: the loss is not RecTools' own.
     """
 
     def loss(logits: Tensor, y: Tensor, w: Tensor) -> Tensor:
-        real = y > 0
-        each = torch.nn.functional.cross_entropy(logits[real], y[real], reduction="none") * w[real]
+        rows = logits.flatten(0, 1), y.flatten()
+        each = torch.nn.functional.cross_entropy(*rows, ignore_index=0, reduction="none")
+        each = each * w.flatten()
         return each.sum() / (each > 0).sum()
 
     generator = torch.Generator().manual_seed(1)  # the run's own draws stay as they are
