@@ -17,16 +17,16 @@ The models: `sasrec` is RecTools' own layers, `esasrec` its LiGR layers with key
 (as in the configurations of its paper, arXiv 2508.06450; the library's default leaves padding
 unmasked). `paper` has the sizes of the paper's Beauty. RecTools was led, in three places:
 
-- It pads every history to `session_max_len`; of an average history in Beauty's padded 50 one in
-  seven is real. `buckets` batches histories of similar lengths and cuts the padding that is common
-  to a batch, so that the minutes go into events. With key padding masked the model is the same
-  (`check_scores` compares with `recommend`, which pads); so it is masked for `sasrec` as well.
+- It pads every history to `session_max_len`: of Beauty's positions six in seven are padding.
+  `bucketed` makes batches of similar lengths and cuts the padding that a whole batch shares. With
+  key padding masked the model is the same (`check_scores` compares with `recommend`, which pads),
+  so `sasrec` has it masked as well.
 - Its softmax loss runs over strided items; `quick_softmax` has the same value in less time.
 - It trains on a user's last `session_max_len` + 1 events only. `--windows` gives it each user's
   training events in pieces of that length, so that every transition is trained on once an epoch.
 
-Minutes and seconds are the processor's: with one thread, those of a core with nothing else to do.
-What RecTools trains on and what it recommends are checked against the split and the scores here.
+What it trains on and what it recommends are checked against the split and the scores here. Minutes
+and seconds are the processor's, so what else the machine does is not counted as waiting.
 """
 
 import argparse
@@ -56,9 +56,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 MODELS = ("sasrec", "esasrec")
 
 Row = dict[str, Any]
-
-
-# ---- RecTools
 
 
 @dataclass
@@ -154,7 +151,7 @@ def bucketed(prepared: Any, sequences: list[list[int]]) -> Callable[[], Any]:
         given = Counter(tuple(external[n] for n in session) for session in data.sessions)
         longest = prepared.session_max_len + 1
         if given != Counter(tuple(items[-longest:]) for items in sequences if len(items) >= 2):
-            raise ValueError("RecTools trains on something else than the split's training events")
+            raise ValueError("RecTools trains on other events than the split's")
         lengths = torch.tensor([len(session) for session in data.sessions])
         buckets = Buckets(lengths, prepared.batch_size)
         return torch.utils.data.DataLoader(data, batch_sampler=buckets, collate_fn=collate)
@@ -163,16 +160,16 @@ def bucketed(prepared: Any, sequences: list[list[int]]) -> Callable[[], Any]:
 
 
 def quick_softmax(module: Any) -> None:
-    """Have the softmax loss computed with the items last in memory.
+    """Compute the softmax loss with the items last in memory.
 
     Raises:
-        ValueError: the loss is not RecTools' own.
+        ValueError: its value is not that of RecTools' own.
     """
 
     def loss(logits: Tensor, y: Tensor, w: Tensor) -> Tensor:
         rows = logits.flatten(0, 1), y.flatten()
         each = torch.nn.functional.cross_entropy(*rows, ignore_index=0, reduction="none")
-        each = each * w.flatten()
+        each *= w.flatten()
         return each.sum() / (each > 0).sum()
 
     generator = torch.Generator().manual_seed(1)  # the run's own draws stay as they are
