@@ -153,15 +153,22 @@ def test_parts_that_only_win_together() -> None:
     assert reduced_ndcg(values, best_weights(values)) == 1
 
 
-def test_a_part_that_had_no_weight_can_enter_also_the_first() -> None:
-    """Part 1 alone is the best start; two others each put half of the targets first."""
-    values = torch.zeros(40, 4, 3)
-    values[:, 0] = torch.tensor([0.1, 0.5, 0.1])
-    values[:20, 1] = torch.tensor([0.0, 0.52, 0.0])
-    values[20:, 2] = torch.tensor([0.0, 0.52, 0.0])
-    values[:, 3] = torch.tensor([0.4, 0.0, 0.4])
-    assert reduced_ndcg(values, torch.eye(3)[1]) == pytest.approx(0.6309, abs=1e-4)
+def test_the_first_part_can_enter_after_a_start_without_it() -> None:
+    """Part 1 alone is the best start, and a little of part 0 puts its only rival behind."""
+    target, rival, others = [0.1, 0.5], [0.0, 0.505], [[0.9, 0.0]] * 2
+    values = torch.tensor([[target, rival, *others]])
+    even, *alone = (reduced_ndcg(values, w) for w in (torch.tensor([0.5, 0.5]), *torch.eye(2)))
+    assert even == alone[0] < alone[1] < 1
     assert reduced_ndcg(values, best_weights(values)) == 1
+
+
+def test_the_floor_stays_where_the_first_part_only_harms() -> None:
+    target, rivals = [0.0, 0.8, 0.8], [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.5, 0.5]]
+    values = torch.tensor([[target, *rivals]])
+    assert reduced_ndcg(values, torch.full((3,), 1 / 3)) < 1
+    found = best_weights(values)
+    assert reduced_ndcg(values, found) == 1
+    assert found.tolist() == pytest.approx([FLOOR, 0.5, 0.5], rel=1e-4)
 
 
 def test_without_questions_the_first_part_is_all() -> None:
