@@ -23,20 +23,20 @@ from benchmarks.datasets import DATASETS
 from benchmarks.hard_export import Way
 from benchmarks.hard_export import train as train_on_samples
 from td3engine.config import BackboneName, DistillConfig, Mode
+from td3engine.counting.fitting import POPULARITY, fit_counting_models
 from td3engine.data.split import Split
 from td3engine.data.windows import WindowIndex, training_windows
 from td3engine.evaluation.baselines import (
     learner_rows,
-    popularity_rows,
     random_user_rows,
     real_user_rows,
     summary_rows,
-    teacher_rows,
     zero_step_rows,
 )
 from td3engine.evaluation.benchmark import Benchmark
+from td3engine.evaluation.full_data import counting_rows, full_data_rows
 from td3engine.evaluation.real_users import longest_histories, most_recent
-from td3engine.evaluation.table import Row, make_row
+from td3engine.evaluation.table import NUMBER, Cost, Row, make_row
 from td3engine.export.sequences import COPIES
 from td3engine.export.soft_targets import TOP_K
 from td3engine.inner_loop.learner import TrainedLearner, learn_from, recommender
@@ -141,12 +141,14 @@ class Study:
         """Answer a cell: one row a protocol."""
         if cell.source == "full":
             trained = [self.full(cell.backbone, seed) for seed in range(cell.seeds)]
-            found = teacher_rows(self._benchmark(cell), trained)
+            found = full_data_rows(self._benchmark(cell), trained)
         elif cell.source == "popularity":
-            found = popularity_rows(self._benchmark(cell))
+            benchmark = self._benchmark(cell)
+            models = fit_counting_models(self.split, benchmark.validation, ease_items=0)
+            found = counting_rows(benchmark, [each for each in models if each.name == POPULARITY])
         elif cell.source == "prefix":
             trained = [self.prefix(cell.backbone, seed) for seed in range(cell.seeds)]
-            found = teacher_rows(self._benchmark(cell), trained)
+            found = full_data_rows(self._benchmark(cell), trained)
         else:
             found = self._learner_rows(cell)
         return [self._named(cell, row) for row in found]
@@ -295,9 +297,13 @@ def merged(rows: Sequence[Row]) -> Row:
         first["mode"],
         first["protocol"],
         measured,
-        train_seconds=float(np.mean([row["train_seconds"] for row in rows])),
-        numbers_stored=round(np.mean([row["numbers_stored"] for row in rows])),
-        sequences=max(row["sequences"] for row in rows),
+        Cost(
+            train_seconds=float(np.mean([row["train_seconds"] for row in rows])),
+            numbers_stored=round(np.mean([row["numbers_stored"] for row in rows])),
+            bytes=round(np.mean([row["bytes"] for row in rows])),
+            sequences=max(row["sequences"] for row in rows),
+            making_seconds=float(np.mean([row["making_seconds"] for row in rows])),
+        ),
     )
 
 
@@ -334,8 +340,7 @@ def soft_export_rows(
         mode,
         train_one,
         [seed],
-        numbers_stored=stored,
-        sequences=len(synthetic),
+        Cost(0.0, stored, NUMBER * stored, sequences=len(synthetic)),
     )
 
 
@@ -356,8 +361,7 @@ def hard_export_rows(
         mode,
         train_one,
         [seed],
-        numbers_stored=stored,
-        sequences=sequences,
+        Cost(0.0, stored, NUMBER * stored, sequences=sequences),
     )
 
 

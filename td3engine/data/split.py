@@ -42,8 +42,8 @@ class FilterStatistics(BaseModel):
     """What a filter keeps of a log, and what it removes and why.
 
     Rows with the user, item and time of an earlier row go first, if they go: then no other count
-    has them. An interaction is removed because its user or its item has too few of them. One that is removed for
-    both reasons counts for both.
+    has them. An interaction is removed because its user or its item has too few of them. One that
+    is removed for both reasons counts for both.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,9 +59,9 @@ class FilterStatistics(BaseModel):
     interactions_of_rare_items: int
     duplicates: int | None = Field(
         default=None,
-        description="Rows with the user, item and time of an earlier one, which go before the "
-        "filter counts. Null if an older release normalised the log: it counted them like "
-        "others.",
+        description="Rows with the user, item and time of an earlier one that go before the "
+        "filter counts; 0 where there are too few for `data.duplicates: auto`. Null if an older "
+        "release normalised the log: it counted them like others.",
     )
 
 

@@ -56,6 +56,8 @@ def test_every_row_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         # No item of this log is met more often than others are.
         assert row["ndcg@20"] > 0 or row["source"] == "popularity"
         assert {"hr@5", "mrr@20_std", "seeds", "train_seconds", "numbers_stored"} <= row.keys()
+        each = 16 if row["source"] in ("full", "prefix") else 4
+        assert row["bytes"] == each * row["numbers_stored"]
         assert row["distilled_with"] == "sasrec"
     capsys.readouterr()
     quality.main(command)
