@@ -122,7 +122,7 @@ def _rows_to_compare_with(manifest: "Manifest", config: DistillConfig) -> "list[
     """The manifest's rows of models of the whole log, and of what learners of these settings learn
     from besides the summary.
 
-    A manifest of an earlier release has none: its rows are of other protocols.
+    A manifest of an earlier release has none: its rows are of other protocols, without bytes.
     """
     from td3engine.evaluation.table import INITIAL, LABELLED, LABELLED_SAME_BYTES, SUMMARY
 
@@ -132,5 +132,5 @@ def _rows_to_compare_with(manifest: "Manifest", config: DistillConfig) -> "list[
     return [
         cast("Row", row)
         for row in manifest.results
-        if "questions" in row and row["name"] not in left_out
+        if "bytes" in row and row["name"] not in left_out
     ]

@@ -169,7 +169,7 @@ def _table(protocol: Protocol, rows: Sequence[Row]) -> Table:
             "-" if math.isnan(share) else f"{share:.0%}",
             _seconds(row, "making_seconds"),
             _seconds(row, "train_seconds"),
-            f"{row['bytes'] / 1024:,.0f}" if "bytes" in row else "",
+            _kib(row),
         )
     return table
 
@@ -179,6 +179,11 @@ def _seconds(row: Row, key: Literal["making_seconds", "train_seconds"]) -> str:
     if key not in row:
         return ""
     return f"{row[key]:.1f}" if row[key] < 1000 else f"{row[key]:,.0f}"
+
+
+def _kib(row: Row) -> str:
+    kib = row["bytes"] / 1024
+    return f"{kib:.1f}" if kib < 10 else f"{kib:,.0f}"
 
 
 def _plus_minus(mean: float, std: float, seeds: int) -> str:
