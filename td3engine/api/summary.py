@@ -13,6 +13,7 @@ from td3engine.api.training import Source, train
 from td3engine.config import BackboneName, DistillConfig, Mode
 from td3engine.contract import MANIFEST_FILE
 from td3engine.errors import OutputExistsError, UnusableError
+from td3engine.evaluation.table import FULL_DATA, SUMMARY
 from td3engine.export.sequences import (
     COPIES,
     GUIDANCE,
@@ -144,7 +145,7 @@ class Summary(Bundle):
             for row in self.manifest.results
             if row["protocol"] in protocols
         }
-        summary, full = ndcg.get("TD3 summary"), ndcg.get("full data")
+        summary, full = ndcg.get(SUMMARY), ndcg.get(FULL_DATA)
         return Quality(summary, full, summary / full) if summary is not None and full else None
 
     def __len__(self) -> int:

@@ -106,11 +106,12 @@ def _follow(client: Client, log: Path, config: DistillConfig, console: Console) 
 
 
 def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Console) -> "list[Row]":
-    """All rows of the table: from the job if they need the teacher, else trained here."""
+    """All rows of the table: from the job, whose summary's rows are measured again here."""
     import torch
 
     from td3engine.evaluation.baselines import random_user_rows, summary_rows, zero_step_rows
     from td3engine.evaluation.benchmark import benchmark_for
+    from td3engine.evaluation.table import SUMMARY
     from td3engine.pipeline.run import RESULT_SEEDS
     from td3engine.runtime.torch_setup import configure, pick_device
     from td3engine.summary.bundle import load_bundle
@@ -123,17 +124,15 @@ def _rows(summary: Path, log: Path, job_metrics: dict[str, Any], console: Consol
         torch.set_num_threads(config.threads)
     benchmark = benchmark_for(bundle, read_log(log), device)
     distilled = bundle.factors.to(device)
-    job_rows: list[Row] = job_metrics["rows"]
-    rows = [row for row in job_rows if row["name"] in ("full data", "popularity")]
+    seconds = job_metrics["seconds"]["distilling"]
+    rows: list[Row] = [row for row in job_metrics["rows"] if row["name"] != SUMMARY]
     with console.status("zero steps") as status:
         rows += zero_step_rows(benchmark, distilled.V, RESULT_SEEDS)
         for mode in MODES:
             status.update(f"random users, {mode}")
             rows += random_user_rows(benchmark, mode, distilled.V, RESULT_SEEDS)
-            initial = "initial summary", mode
-            rows += [row for row in job_rows if (row["name"], row["mode"]) == initial]
-            status.update(f"TD3 summary, {mode}")
-            rows += summary_rows(benchmark, "TD3 summary", distilled, mode, RESULT_SEEDS)
+            status.update(f"{SUMMARY}, {mode}")
+            rows += summary_rows(benchmark, SUMMARY, distilled, mode, RESULT_SEEDS, seconds)
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 from pydantic import ValidationError
@@ -17,8 +17,12 @@ from td3engine.cli.options import (
     overrides_of,
     refuse,
 )
-from td3engine.config import MODES, BackboneName, Mode
+from td3engine.config import MODES, BackboneName, DistillConfig, Mode
 from td3engine.data.types import Interactions
+
+if TYPE_CHECKING:
+    from td3engine.evaluation.table import Row
+    from td3engine.summary.bundle import Manifest
 
 
 def train(
@@ -81,9 +85,10 @@ def _train(
     from td3engine.api.training import train as train_model
     from td3engine.evaluation.baselines import summary_rows
     from td3engine.evaluation.benchmark import benchmark_for
-    from td3engine.evaluation.table import results_table
+    from td3engine.evaluation.table import SUMMARY, results_table
     from td3engine.files import refuse_unwritable
     from td3engine.models.registry import learner_of
+    from td3engine.ranking.protocols import protocol_notes
     from td3engine.runtime.torch_setup import configure, pick_device
     from td3engine.summary.bundle import load_bundle
 
@@ -96,12 +101,36 @@ def _train(
     interactions = read(log)
     benchmark = benchmark_for(bundle, interactions, device, config)
     factors = bundle.factors.to(device)
-    rows = []
+    same_log = interactions.fingerprint() == bundle.manifest.fingerprint
+    rows = _rows_to_compare_with(bundle.manifest, config) if same_log else []
     for mode in modes:
         with console.status(f"training {seeds} learners, {mode}"):
-            rows += summary_rows(benchmark, "TD3 summary", factors, mode, range(1, seeds + 1))
+            measured = summary_rows(benchmark, SUMMARY, factors, mode, range(1, seeds + 1))
+        for row in measured:
+            del row["making_seconds"]  # the run that made the summary knew
+        rows += measured
     console.print(results_table(rows))
+    for note in protocol_notes(benchmark.test):
+        console.print(f"note: {note}", highlight=False)
     if save is not None:
         model = train_model(bundle, backbone, modes[0], log=interactions, settings=overrides)
         model.save(save)
         console.print(f"model: {save}", soft_wrap=True)
+
+
+def _rows_to_compare_with(manifest: "Manifest", config: DistillConfig) -> "list[Row]":
+    """The manifest's rows of models of the whole log, and of what learners of these settings learn
+    from besides the summary.
+
+    A manifest of an earlier release has none: its rows are of other protocols, without bytes.
+    """
+    from td3engine.evaluation.table import INITIAL, LABELLED, LABELLED_SAME_BYTES, SUMMARY
+
+    left_out = [SUMMARY]
+    if (config.backbone, config.learner) != (manifest.config.backbone, manifest.config.learner):
+        left_out += [LABELLED, LABELLED_SAME_BYTES, INITIAL]
+    return [
+        cast("Row", row)
+        for row in manifest.results
+        if "bytes" in row and row["name"] not in left_out
+    ]

@@ -59,9 +59,9 @@ class FilterStatistics(BaseModel):
     interactions_of_rare_items: int
     duplicates: int | None = Field(
         default=None,
-        description="Rows with the user, item and time of an earlier one, which go before the "
-        "filter counts. Null if an older release normalised the log: it counted them like "
-        "others.",
+        description="Rows with the user, item and time of an earlier one that go before the "
+        "filter counts; 0 where there are too few for `data.duplicates: auto`. Null if an older "
+        "release normalised the log: it counted them like others.",
     )
 
 

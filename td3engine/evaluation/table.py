@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 from rich import box
@@ -40,18 +40,22 @@ Row = TypedDict(
         "mrr@10_std": float,
         "mrr@20": float,
         "mrr@20_std": float,
-        "train_seconds": float,
-        "making_seconds": float,
+        "train_seconds": NotRequired[float],
+        "making_seconds": NotRequired[float],
         "numbers_stored": int,
         "bytes": int,
         "sequences": int,
     },
 )
 
+# Wall times: a manifest has none, and only the run that made a summary knows its second one.
+WALL_TIMES = ("train_seconds", "making_seconds")
 NUMBER = 4  # bytes of a stored number or item index
 INTERACTION = 16  # bytes of a stored interaction: user, item and a time of eight
-WALL_TIMES = ("train_seconds", "making_seconds")
+# Names of rows; those of counting models are in `counting.fitting`.
 TEACHER, FULL_DATA = "teacher", "full data"
+LABELLED, LABELLED_SAME_BYTES = "labelled users", "labelled, same bytes"
+INITIAL, SUMMARY = "initial summary", "TD3 summary"
 
 
 @dataclass(frozen=True)
@@ -121,11 +125,11 @@ def without_wall_times(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def results_table(rows: Sequence[Row]) -> Group:
-    """One table a protocol, at most 80 columns wide.
+    """One table a protocol. Names wrap where it is wider than the console; nothing is cut.
 
-    `share` is of the teacher's NDCG@10, or of the full-data network's where the rows have no
-    teacher. `made s` is the wall time of making the training data, `train s` that of one
-    training up to its best state, `KiB` what must be stored.
+    `mode` is short for `shared-items` or `from-scratch`. `share` is of the teacher's NDCG@10, or of
+    the full-data network's where the rows have no teacher. `made s` is the wall time of making the
+    training data, `train s` that of one training up to its best state, `KiB` what must be stored.
     """
     return Group(
         *(
@@ -144,14 +148,14 @@ def _yardstick(rows: Sequence[Row]) -> float:
 def _table(protocol: Protocol, rows: Sequence[Row]) -> Table:
     questions = max(row["questions"] for row in rows)
     table = Table(
-        title=f"On the test events, protocol `{protocol}`, {questions:,} questions",
+        title=f"\nOn the test events, protocol `{protocol}`, {questions:,} questions",
         title_justify="left",
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
+        padding=0,
+        show_edge=False,
     )
-    for name in ("model", "mode"):
-        table.add_column(name, no_wrap=True)
+    table.add_column("model", overflow="fold")
+    table.add_column("mode", no_wrap=True)
     for name in ("HR@10", "NDCG@10", "share", "made s", "train s", "KiB"):
         table.add_column(name, justify="right", no_wrap=True)
     best = _yardstick(rows)
@@ -159,20 +163,27 @@ def _table(protocol: Protocol, rows: Sequence[Row]) -> Table:
         share = row["ndcg@10"] / best if best else math.nan
         table.add_row(
             row["name"],
-            row["mode"].split("-", maxsplit=1)[-1],
+            row["mode"].removeprefix("from-").removesuffix("-items"),
             f"{row['hr@10']:.4f}",
             _plus_minus(row["ndcg@10"], row["ndcg@10_std"], row["seeds"]),
             "-" if math.isnan(share) else f"{share:.0%}",
             _seconds(row, "making_seconds"),
             _seconds(row, "train_seconds"),
-            f"{row['bytes'] / 1024:,.0f}" if "bytes" in row else "",
+            _kib(row),
         )
     return table
 
 
 def _seconds(row: Row, key: Literal["making_seconds", "train_seconds"]) -> str:
-    """Empty for rows of a manifest, which has no wall times."""
-    return f"{row[key]:.1f}" if key in row else ""
+    """Empty where it is not known."""
+    if key not in row:
+        return ""
+    return f"{row[key]:.1f}" if row[key] < 1000 else f"{row[key]:,.0f}"
+
+
+def _kib(row: Row) -> str:
+    kib = row["bytes"] / 1024
+    return f"{kib:.1f}" if kib < 10 else f"{kib:,.0f}"
 
 
 def _plus_minus(mean: float, std: float, seeds: int) -> str:

@@ -27,7 +27,14 @@ from td3engine.evaluation.full_data import (
     teacher_rows,
 )
 from td3engine.evaluation.labelled import labelled_rows, users_of_bytes
-from td3engine.evaluation.table import Row, without_wall_times
+from td3engine.evaluation.table import (
+    INITIAL,
+    LABELLED,
+    LABELLED_SAME_BYTES,
+    SUMMARY,
+    Row,
+    without_wall_times,
+)
 from td3engine.events import Listener, Note, Phase
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
@@ -274,7 +281,7 @@ class Run:
         rows += self._initial_summary_rows(benchmark, distilled.initial)
         rows += summary_rows(
             benchmark,
-            "TD3 summary",
+            SUMMARY,
             distilled.summary,
             self.config.mode,
             RESULT_SEEDS,
@@ -322,8 +329,8 @@ class Run:
         """Labelled users, as many sequences as the summary has, and as many as its bytes hold."""
         config, summary = self.config, distilled.summary
         sizes = {
-            "labelled users": config.summary.users,
-            "labelled, same bytes": users_of_bytes(
+            LABELLED: config.summary.users,
+            LABELLED_SAME_BYTES: users_of_bytes(
                 summary.numbers_learned, config.summary.length, config.backbone.hidden
             ),
         }
@@ -341,7 +348,7 @@ class Run:
         """The baseline of the summary before distilling; none if learners diverge on it."""
         mode = self.config.mode
         try:
-            return summary_rows(benchmark, "initial summary", summary, mode, RESULT_SEEDS)
+            return summary_rows(benchmark, INITIAL, summary, mode, RESULT_SEEDS)
         except DivergedError as error:
             self._note(f"no figures of the summary at initialisation: {error}")
             return []

@@ -53,7 +53,10 @@ def settled_for(
             "dropped (data.duplicates: keep counts them as events)"
         )
     protocol, reasons = validation_protocol(split, config.data)
-    data = config.data.model_copy(update={"validate_by": protocol})
+    duplicates = config.data.duplicates
+    if duplicates == "auto":  # the split has dropped all of them, or none
+        duplicates = "drop" if split.duplicates else "keep"
+    data = config.data.model_copy(update={"validate_by": protocol, "duplicates": duplicates})
     config = config.model_copy(update={"data": data})
     notes += reasons
     for part, softmax in settled.items():

@@ -20,7 +20,7 @@ from td3engine.contract import SUMMARY_FILES
 from td3engine.data.reading import read_log
 from td3engine.pipeline.run import Control, Run
 from td3engine.summary.bundle import load_bundle
-from tests.td3engine.small import small_config, write_small_log
+from tests.td3engine.small import LEARNER_ROWS, LOG_ROWS, small_config, write_small_log
 from tests.worker.kit import is_alive, wait_for
 
 # Enough outer steps to be met in the middle, few enough to be over in seconds.
@@ -131,16 +131,12 @@ def test_a_job_gives_what_the_library_gives(
     client.download_summary(job.id, tmp_path)
     assert files(tmp_path) == by_library
     few_items = {"softmax": "full"}
-    settled = {"teacher": few_items, "outer": few_items, "data": {"validate_by": "unseen"}}
+    data = {"validate_by": "unseen", "duplicates": "keep"}
+    settled = {"teacher": few_items, "outer": few_items, "data": data}
     wanted = DistillConfig.model_validate(merge(CONFIG.model_dump(), settled))
     assert load_bundle(tmp_path).manifest.config == wanted
     assert done.metrics is not None
-    assert {row["name"] for row in done.metrics["rows"]} == {
-        "full data",
-        "popularity",
-        "initial summary",
-        "TD3 summary",
-    }
+    assert {row["name"] for row in done.metrics["rows"]} == {*LOG_ROWS, *LEARNER_ROWS}
 
 
 def test_the_public_client_gives_the_summary_that_the_library_gives(
@@ -256,15 +252,14 @@ def test_the_demo_runs_and_writes_its_result(log: Path, tmp_path: Path) -> None:
     assert {"dataset", "config", "seconds", "rows"} == set(content)
     names = {(row["name"], row["mode"]) for row in content["rows"]}
     assert names == {
-        ("full data", "from-scratch"),
-        ("popularity", "from-scratch"),
-        ("zero steps", "shared-items"),
-        *((n, "shared-items") for n in ("random users", "initial summary", "TD3 summary")),
-        *((n, "from-scratch") for n in ("random users", "TD3 summary")),
+        *((n, "from-scratch") for n in (*LOG_ROWS, "random users", "TD3 summary")),
+        *((n, "shared-items") for n in ("zero steps", "random users", *LEARNER_ROWS)),
     }
     for row in content["rows"]:
         assert row["protocol"] in ("all", "unseen", "sampled-100")
         assert {"hr@10", "ndcg@10", "ndcg@10_std", "train_seconds", "numbers_stored"} <= set(row)
+        if row["name"] == "TD3 summary":
+            assert row["making_seconds"] == content["seconds"]["job: distilling"]
     assert left_running(tmp_path) == []
 
 

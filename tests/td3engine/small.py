@@ -9,6 +9,18 @@ from td3engine.config import DistillConfig
 from td3engine.config.presets import build_config, merge
 
 USERS, ITEMS, EVENTS = 40, 150, 12
+# Rows of a run's result, in order: of models of the whole log, and of learners.
+LOG_ROWS = (
+    "teacher",
+    "full data",
+    "popularity",
+    "repeat rule",
+    "Markov",
+    "windowed Markov",
+    "item-kNN",
+    "EASE",
+)
+LEARNER_ROWS = ("labelled users", "labelled, same bytes", "initial summary", "TD3 summary")
 
 
 def write_small_log(path: Path, *, users: int = USERS) -> Path:

@@ -18,7 +18,14 @@ from td3engine.contract import ARTIFACT_FILES, SUMMARY_FILES
 from td3engine.data.normalised import write_normalised
 from td3engine.data.reading import read_log
 from td3engine.summary.bundle import load_bundle
-from tests.td3engine.small import SMALL, set_options, small_config, write_small_log
+from tests.td3engine.small import (
+    LEARNER_ROWS,
+    LOG_ROWS,
+    SMALL,
+    set_options,
+    small_config,
+    write_small_log,
+)
 
 runner = CliRunner()
 
@@ -38,8 +45,10 @@ def test_distil_then_train(log: Path, tmp_path: Path) -> None:
     arguments = ["train", str(out), "--log", str(log), "--seeds", "2", "--save", str(model)]
     done = runner.invoke(cli.app, arguments)
     assert done.exit_code == 0, done.output
-    assert "from-scratch" in done.output
-    assert "shared-items" in done.output
+    summary = [line.split() for line in done.output.splitlines() if line.startswith("TD3 summary")]
+    # Two modes under three protocols; nobody measured here how long the summary took to make.
+    assert [line[2] for line in summary] == ["shared", "scratch"] * 3
+    assert {len(line) for line in summary} == {9}
     assert safetensors.torch.load_file(model)["items"].shape[1] == 8
     done = runner.invoke(cli.app, ["distill", str(log), "--out", str(out), *set_options()])
     assert done.exit_code == 65
@@ -254,17 +263,13 @@ def test_the_child_speaks_json_lines_and_ends_with_a_result(log: Path, tmp_path:
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     events = [json.loads(line) for line in out.splitlines()]
-    assert {"phase", "progress", "checkpoint", "result"} == {event["event"] for event in events}
+    kinds = {event["event"] for event in events} - {"log"}  # a note that counting is enough
+    assert kinds == {"phase", "progress", "checkpoint", "result"}
     result = events[-1]
     assert result["event"] == "result"
     assert {artifact["name"] for artifact in result["artifacts"]} == set(ARTIFACT_FILES)
     assert all(Path(artifact["path"]).exists() for artifact in result["artifacts"])
-    assert {row["name"] for row in result["metrics"]["rows"]} == {
-        "full data",
-        "popularity",
-        "initial summary",
-        "TD3 summary",
-    }
+    assert {row["name"] for row in result["metrics"]["rows"]} == {*LOG_ROWS, *LEARNER_ROWS}
 
 
 def test_the_child_leaves_with_a_checkpoint_on_sigterm(log: Path, tmp_path: Path) -> None:

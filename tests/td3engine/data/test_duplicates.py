@@ -80,6 +80,21 @@ def test_rows_written_twice_are_the_rows_once(rows: Rows, users: int, items: int
     assert (filtered.users, filtered.interactions) == (found.n_users, len(found.histories))
 
 
+@pytest.mark.parametrize(("copies", "dropped"), [(1, False), (9, False), (10, True), (30, True)])
+def test_auto_drops_them_from_a_tenth_of_the_rows_on(copies: int, dropped: bool) -> None:
+    """Of 100 rows so many are copies: fewer than a tenth may be meant, more are a fault."""
+    once = [(row % 9, row // 9, row) for row in range(100 - copies)]
+    rows = [*once, *(once * 2)[:copies]]
+    log, config = log_of(rows), DataConfig(**ONE)
+    assert config.duplicates == "auto"
+    cut = split_log(log, config)
+    counts = filter_statistics(log, min_user_interactions=1, min_item_interactions=1)
+    assert cut.duplicates == counts.duplicates == copies * dropped
+    assert len(cut.histories) == counts.interactions == 100 - copies * dropped
+    told = config.model_copy(update={"duplicates": "drop" if dropped else "keep"})
+    assert events_of(split_log(log, told)) == events_of(cut)
+
+
 def test_they_can_be_kept() -> None:
     rows = [(0, item, 5) for item in (1, 1, 2, 1)] + [(0, 1, 6)]
     config = DataConfig(**ONE)

@@ -4,8 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from td3engine.evaluation.baselines import popularity_rows
-from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.real_users import budget_in_epochs, longest_histories, most_recent
 from td3engine.ranking.holdout import holdout_set
 from tests.td3engine.oracles import make_split
@@ -57,20 +55,3 @@ def test_a_look_at_validation_asks_a_fixed_sample() -> None:
     test = holdout_set(split, "test", 8, at_most=10)
     # The same users, an event later.
     assert (test.lengths == some.lengths + 1).all()
-
-
-def test_popularity_ranks_by_training_interactions_alone() -> None:
-    """Counted in training: item 0 three times, 1 twice, 2 and 5 once, 3 and 4 never."""
-    split = make_split([[0, 1, 3, 4], [0, 1, 4, 3], [0, 2, 3, 5], [5, 1, 0]], 6)
-    rows = popularity_rows(Benchmark.prepare(split, small_config(), torch.device("cpu")))
-    everything, unseen = rows
-    # Asked for: 4 (unseen 2 and 5 before it), 3 (the same), 5 (unseen 1 before it), 0 (first).
-    places = [3, 3, 2, 1]
-    assert unseen["hr@5"] == 1.0
-    assert unseen["mrr@10"] == pytest.approx(np.mean([1 / place for place in places]))
-    # Among all items, ties against them: 4 and 3 are last, 5 is fourth, 0 is first.
-    places = [6, 6, 4, 1]
-    assert everything["mrr@10"] == pytest.approx(np.mean([1 / place for place in places]))
-    named = [(row["name"], row["protocol"], row["questions"]) for row in rows]
-    assert named == [("popularity", "all", 4), ("popularity", "unseen", 4)]
-    assert unseen["numbers_stored"] == 6

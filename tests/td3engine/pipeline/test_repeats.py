@@ -34,7 +34,7 @@ def run(rows: list[ROW], folder: Path, config: DistillConfig) -> tuple[Outcome, 
 
 def figures_of(outcome: Outcome) -> list[dict[str, Any]]:
     return [
-        {name: value for name, value in row.items() if name != "train_seconds"}
+        {name: value for name, value in row.items() if not name.endswith("_seconds")}
         for row in outcome.rows
     ]
 
@@ -64,12 +64,27 @@ def test_every_row_twice_is_every_row_once(tmp_path: Path) -> None:
     assert figures_of(twice) == figures_of(once)
     files = [folder / "out" / "summary.safetensors" for folder in sorted(tmp_path.iterdir())]
     assert files[0].read_bytes() == files[1].read_bytes()
-    assert "600 rows" in said
+    assert "600 rows have the user, item and time of an earlier row and were dropped" in said
     assert "rows" not in said_once
     assert twice.manifest.statistics["duplicates"] == 600
+    # The manifest says what was done, not that it depends.
+    assert once.manifest.config.data.duplicates == "keep"
+    assert twice.manifest.config.data.duplicates == "drop"
     assert twice.manifest.statistics["repeat_share"] == 0.0
     assert twice.manifest.config.data.validate_by == "unseen"
     assert questions_of(twice.rows) == {"all": {60}, "unseen": {60}}
+
+
+def test_a_few_duplicates_are_counted_as_published_figures_count_them(tmp_path: Path) -> None:
+    """59 copies of 600 rows are below a tenth of the log, 67 are not."""
+    for copies, dropped in ((59, 0), (67, 67)):
+        rows = [*noise(), *noise()[:copies]]
+        outcome, said = run(rows, tmp_path / str(copies), small_config())
+        statistics = outcome.manifest.statistics
+        assert statistics["duplicates"] == dropped
+        assert statistics["interactions"] == 600 + (copies - dropped)
+        assert (f"{copies} rows have the user" in said) == bool(dropped)
+        assert outcome.manifest.config.data.duplicates == ("drop" if dropped else "keep")
 
 
 def test_kept_duplicates_are_no_new_items(tmp_path: Path) -> None:
@@ -130,17 +145,21 @@ def test_one_user_with_a_huge_history_keeps_sampled_100_for_the_others(tmp_path:
 
 def test_an_earlier_release_s_bundle_has_its_quality(tmp_path: Path) -> None:
     """Rows of protocol `full`, no number of questions, and settings that it did not have."""
-    outcome, _ = run(noise(), tmp_path / "new", small_config())
+    run(noise(), tmp_path / "new", small_config())
     folder = tmp_path / "new" / "out"
     made = Summary.load(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
-    old_rows = [row for row in manifest["results"] if row["protocol"] != "all"]
+    of_then = ("full data", "popularity", "initial summary", "TD3 summary")
+    old_rows = [
+        row for row in manifest["results"] if row["protocol"] != "all" and row["name"] in of_then
+    ]
     for row in old_rows:
-        del row["questions"]
+        del row["questions"], row["bytes"]
         row["protocol"] = {"unseen": "full"}.get(row["protocol"], row["protocol"])
     manifest["results"] = old_rows
     for setting in ("duplicates", "validate_by"):
         del manifest["config"]["data"][setting]
+    del manifest["config"]["teacher"]["ease_items"]
     for count in ("repeat_share", "duplicates"):
         del manifest["statistics"][count]
     (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -148,4 +167,4 @@ def test_an_earlier_release_s_bundle_has_its_quality(tmp_path: Path) -> None:
     assert old.quality == made.quality is not None
     # It counted every row, and chose by what is `unseen` today where nothing repeats.
     assert (old.config.data.duplicates, old.config.data.validate_by) == ("keep", "unseen")
-    assert outcome.manifest.config.data.duplicates == "drop"
+    assert "ease_items" not in manifest["config"]["teacher"]

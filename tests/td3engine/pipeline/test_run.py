@@ -24,6 +24,7 @@ from td3engine.errors import (
     Interrupted,
 )
 from td3engine.evaluation.baselines import summary_rows
+from td3engine.evaluation.labelled import labelled_rows
 from td3engine.evaluation.table import Row
 from td3engine.events import Event, Note, Phase, PhaseStarted, Progress, throttled
 from td3engine.models.backbone import Backbone
@@ -31,7 +32,7 @@ from td3engine.models.registry import build_backbone
 from td3engine.pipeline import run as run_module
 from td3engine.pipeline.run import RESULT_SEEDS, Control, Outcome, Run
 from td3engine.summary.bundle import load_bundle
-from tests.td3engine.small import small_config, write_small_log
+from tests.td3engine.small import LEARNER_ROWS, LOG_ROWS, small_config, write_small_log
 
 
 @pytest.fixture(scope="module")
@@ -67,12 +68,12 @@ def test_same_seed_same_bytes_and_another_seed_others(
     assert bytes_of(tmp_path / "other") != bytes_of(whole)
 
 
-@pytest.mark.parametrize("looks", [1, 2, 4, 5, 7, 9, 10, 11, 13])
+@pytest.mark.parametrize("looks", [1, 2, 4, 5, 7, 9, 10, 11, 15, 18, 22])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(
     log: Interactions, whole: Path, tmp_path: Path, looks: int
 ) -> None:
-    # `stop` is asked after each of 4 epochs, 6 outer steps and 3 looks at learners that measure:
-    # stop at the given look, once.
+    # `stop` is asked after each of 4 epochs, 6 outer steps and 12 looks at learners that measure
+    # (three on each of four kinds of training data): stop at the given look, once.
     asked = 0
 
     def stop() -> bool:
@@ -130,12 +131,8 @@ def test_a_bundle_says_whom_it_was_distilled_for(whole: Path, scratch: Path) -> 
         bundle = load_bundle(folder)
         assert bundle.manifest.distilled_for == bundle.manifest.config.mode == mode
         measured = {row["name"]: row["mode"] for row in bundle.manifest.results}
-        assert measured == {
-            "full data": "from-scratch",
-            "popularity": "from-scratch",
-            "initial summary": mode,
-            "TD3 summary": mode,
-        }
+        modes = dict.fromkeys(LOG_ROWS, "from-scratch") | dict.fromkeys(LEARNER_ROWS, mode)
+        assert list(measured.items()) == list(modes.items())
     one, other = load_bundle(whole).factors, load_bundle(scratch).factors
     assert torch.equal(one.V, other.V)  # one teacher
     assert not torch.equal(one.U, other.U)
@@ -168,7 +165,7 @@ def test_checkpoints_come_when_due_and_are_announced_complete(
     run(log, tmp_path, on_checkpoint=on_checkpoint, checkpoint_seconds=0)
     assert seen == [("pretraining", n) for n in (1, 2, 3, 4)] + [
         ("distilling", n) for n in (1, 2, 3, 4, 5, 6, 6)
-    ] + [("evaluating", 6)] * 2 * len(RESULT_SEEDS)  # learners on the start, and on the summary
+    ] + [("evaluating", 6)] * len(LEARNER_ROWS) * len(RESULT_SEEDS)
 
 
 @dataclass
@@ -290,6 +287,7 @@ def test_says_whether_learners_competed_with_a_sample(
     run(log, tmp_path, config, listener=events.append)
     assert load_bundle(tmp_path).manifest.config.outer.softmax == softmax
     notes = [event.message for event in events if isinstance(event, Note)]
+    notes = [note for note in notes if "a model that counts" not in note]
     told = [note.startswith("outer: a sampled softmax, 5 of ") for note in notes]
     assert any(told) == (softmax == "sampled")
     ignored = [note.startswith("outer.softmax: sampled is ignored for ") for note in notes]
@@ -319,7 +317,8 @@ def test_settings_of_an_earlier_release_are_ignored_and_the_user_is_told(
 def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None:
     bundle = load_bundle(whole)
     said = {"softmax": "full"}  # what `auto` came to
-    settled = small_config(teacher=said, outer=said, data={"validate_by": "unseen"})
+    data = {"validate_by": "unseen", "duplicates": "keep"}
+    settled = small_config(teacher=said, outer=said, data=data)
     assert bundle.manifest.config == settled
     assert bundle.manifest.fingerprint == "f" * 64
     assert bundle.factors.U.shape == (4, 2)
@@ -332,12 +331,7 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
         "learned": 4 * 2 + 2 * 8 * 2 + 2 * 2 * 8,
         "V": len(bundle.item_ids) * 8,
     }
-    assert {row["name"] for row in bundle.manifest.results} == {
-        "full data",
-        "popularity",
-        "initial summary",
-        "TD3 summary",
-    }
+    assert {row["name"] for row in bundle.manifest.results} == {*LOG_ROWS, *LEARNER_ROWS}
     assert {row["protocol"] for row in bundle.manifest.results} == {
         "all",
         "unseen",
@@ -459,9 +453,71 @@ def test_a_start_on_which_learners_diverge_spoils_no_job(
     said: list[Event] = []
     outcome = run(log, tmp_path, listener=said.append)
     names = {row["name"] for row in outcome.rows}
-    assert names == {"full data", "popularity", "TD3 summary"}
+    assert names == {*LOG_ROWS, *LEARNER_ROWS} - {"initial summary"}
     notes = [each.message for each in said if isinstance(each, Note)]
     assert any("at initialisation: a learner diverged" in note for note in notes)
+
+
+def test_labelled_users_on_whom_learners_diverge_spoil_no_job(
+    log: Interactions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows(benchmark: Any, name: str, *rest: Any) -> list[Row]:
+        if name == "labelled users":
+            raise DivergedError("a learner diverged")
+        return labelled_rows(benchmark, name, *rest)
+
+    monkeypatch.setattr(run_module, "labelled_rows", rows)
+    said: list[Event] = []
+    outcome = run(log, tmp_path, listener=said.append)
+    names = {row["name"] for row in outcome.rows}
+    assert names == {*LOG_ROWS, *LEARNER_ROWS} - {"labelled users"}
+    assert Note("no figures of labelled users: a learner diverged") in said
+
+
+def test_ease_is_left_out_of_a_log_of_too_many_items(
+    log: Interactions, whole: Path, tmp_path: Path
+) -> None:
+    n_items = len(load_bundle(whole).item_ids)
+    for limit, there in ((n_items, True), (n_items - 1, False)):
+        config = small_config(teacher={"ease_items": limit})
+        outcome = run(log, tmp_path / str(limit), config)
+        assert ("EASE" in {row["name"] for row in outcome.rows}) == there
+
+
+def test_rows_say_what_they_cost(log: Interactions, tmp_path: Path) -> None:
+    """Sizes against hand counts; seconds of making only where something was made."""
+    outcome = run(log, tmp_path)
+    kept = load_bundle(tmp_path)
+    n, d, mu, zeta = len(kept.item_ids), 8, 4, 8
+    V = n * d
+    learned = mu * 2 + 2 * zeta * 2 + 2 * 2 * d
+    as_large = learned // (zeta * (1 + d))
+    sizes = {
+        "labelled users": (mu, mu * zeta * (1 + d) + V),
+        "labelled, same bytes": (max(1, as_large), max(1, as_large) * zeta * (1 + d) + V),
+        "initial summary": (mu, learned + V),
+        "TD3 summary": (mu, learned + V),
+    }
+    rows = {row["name"]: row for row in outcome.rows if row["protocol"] == "all"}
+    for name, (sequences, numbers) in sizes.items():
+        row = rows[name]
+        assert (row["sequences"], row["numbers_stored"]) == (sequences, numbers)
+        assert row["bytes"] == 4 * numbers
+        assert row["seeds"] == len(RESULT_SEEDS)
+    full = rows["full data"]
+    assert (full["sequences"], full["numbers_stored"], full["bytes"]) == (40, 480, 16 * 480)
+    assert rows["popularity"]["bytes"] == 4 * n
+    assert rows["TD3 summary"]["making_seconds"] == outcome.seconds["distilling"] > 0
+    assert 0 < rows["labelled users"]["making_seconds"] < 5
+    assert {row["making_seconds"] for name, row in rows.items() if name in LOG_ROWS} == {0.0}
+    # The teacher has all of them.
+    least = sum(rows[name]["train_seconds"] for name in LOG_ROWS[1:])
+    assert rows["teacher"]["train_seconds"] > least
+    without = [
+        {key: value for key, value in row.items() if not key.endswith("_seconds")}
+        for row in outcome.rows
+    ]
+    assert kept.manifest.results == without
 
 
 def test_a_full_disk_leaves_no_half_manifest_and_the_run_goes_on(
