@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from td3engine.api.baselines import baselines
     from td3engine.api.client import Client
     from td3engine.api.distillation import distill
     from td3engine.api.summary import Summary
@@ -30,6 +31,7 @@ __all__ = [
     "Client",
     "Summary",
     "TrainedModel",
+    "baselines",
     "distill",
     "evaluate",
     "load_model",
@@ -42,6 +44,7 @@ _HOMES = {
     "Client": ("td3engine.api.client", "Client"),
     "Summary": ("td3engine.api.summary", "Summary"),
     "TrainedModel": ("td3engine.models.trained_model", "TrainedModel"),
+    "baselines": ("td3engine.api.baselines", "baselines"),
     "distill": ("td3engine.api.distillation", "distill"),
     "evaluate": ("td3engine.api.training", "evaluate"),
     "load_model": ("td3engine.models.trained_model", "TrainedModel.load"),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from td3engine import __version__
+from td3engine.cli.baselines import baselines
 from td3engine.cli.demo import demo
 from td3engine.cli.distill import distill
 from td3engine.cli.export import export
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (distill, train, export, demo):
+for command in (distill, train, baselines, export, demo):
     app.command()(command)
 for service_command in (serve, gc, keys):
     app.command(context_settings=FORWARD_ARGUMENTS, add_help_option=False)(service_command)

@@ -161,6 +161,11 @@ class TeacherConfig(_Part):
     negatives: PositiveInt = Field(
         default=1024, description="M: items drawn for a step of a sampled softmax."
     )
+    ease_items: Annotated[int, Field(ge=0, le=100_000)] = Field(
+        default=10_000,
+        description="EASE is one of the counting models where the log has no more items: its time "
+        "grows with their third power (seconds at 3,000), its memory with the second.",
+    )
 
 
 class SummaryConfig(_Part):

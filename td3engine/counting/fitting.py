@@ -29,7 +29,7 @@ TUNED_ON = 2000  # validation users at most
 SCORED_AT_MOST = 2**25  # scores that a setting is judged by: of a large log, fewer users
 FEWEST_TUNED_ON = 500
 
-POPULARITY, REPEAT_RULE = "popularity", "often had, then popular"
+POPULARITY, REPEAT_RULE = "popularity", "repeat rule"
 MARKOV, WINDOWED, ITEM_KNN, EASE = "Markov", "windowed Markov", "item-kNN", "EASE"
 
 REPEAT_DECAYS = (1.0, 0.9, 0.7)

@@ -7,75 +7,34 @@ validation NDCG@10, metrics on test, mean and standard deviation over learner se
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from td3engine.config import Mode
-from td3engine.data.split import training_counts
 from td3engine.data.windows import WindowIndex
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.real_users import random_users, train_on_windows
-from td3engine.evaluation.table import Row, make_rows
+from td3engine.evaluation.table import NUMBER, Cost, Row, make_rows
 from td3engine.inner_loop.learner import TrainedLearner, learn, recommender
 from td3engine.models.trained_model import TrainedModel
-from td3engine.ranking.holdout import HoldoutSet
-from td3engine.ranking.metrics import Scorer, evaluate_all
 from td3engine.runtime.seeding import Purpose, generator
 from td3engine.summary.tucker import TuckerSummary
-from td3engine.teacher.training import TrainedOnLog
 
 TrainLearner = Callable[[int], TrainedLearner]
 """seed -> a trained learner."""
 
 
-@dataclass(frozen=True)
-class Popularity:
-    """A model that ranks items by their training interactions, the same for every user.
-
-    Attributes:
-        counts: the interactions of each item, (n).
-    """
-
-    counts: Tensor
-
-    def scorer(self, cases: HoldoutSet) -> Scorer:
-        """The counts, for each case."""
-        return lambda rows: self.counts.expand(len(cases.targets[rows]), -1)
-
-
-def popularity_rows(benchmark: Benchmark) -> list[Row]:
-    """The most popular items; no training."""
-    model = Popularity(torch.from_numpy(training_counts(benchmark.split)).float())
-    return make_rows(
-        "popularity",
-        "from-scratch",
-        [benchmark.measure(model)],
-        train_seconds=0.0,
-        numbers_stored=len(model.counts),
-        sequences=0,
-    )
-
-
-def teacher_rows(benchmark: Benchmark, teachers: Sequence[TrainedOnLog]) -> list[Row]:
-    """Full-data models, which read `max_history` events and train on every interaction."""
-    holdout = benchmark.holdouts.test(benchmark.config.data.max_history)
-    return make_rows(
-        "full data",
-        "from-scratch",
-        [evaluate_all(teacher.model, holdout, benchmark.protocols) for teacher in teachers],
-        train_seconds=float(np.mean([teacher.seconds for teacher in teachers])),
-        numbers_stored=len(benchmark.split.histories),
-        sequences=benchmark.split.n_users,
-    )
-
-
 def summary_rows(
-    benchmark: Benchmark, name: str, summary: TuckerSummary, mode: Mode, seeds: Sequence[int]
+    benchmark: Benchmark,
+    name: str,
+    summary: TuckerSummary,
+    mode: Mode,
+    seeds: Sequence[int],
+    making_seconds: float = 0.0,
 ) -> list[Row]:
-    """Learners trained on a summary."""
+    """Learners trained on a summary, which took `making_seconds` to make."""
 
     def train_learner(seed: int) -> TrainedLearner:
         draw = generator(seed, Purpose.LEARNER, device=benchmark.device.type)
@@ -88,8 +47,13 @@ def summary_rows(
         mode,
         train_learner,
         seeds,
-        numbers_stored=summary.numbers_stored,
-        sequences=len(summary.U),
+        Cost(
+            train_seconds=0.0,
+            numbers_stored=summary.numbers_stored,
+            bytes=NUMBER * summary.numbers_stored,
+            sequences=len(summary.U),
+            making_seconds=making_seconds,
+        ),
     )
 
 
@@ -107,8 +71,7 @@ def zero_step_rows(benchmark: Benchmark, V_ND: Tensor, seeds: Sequence[int]) -> 
         "shared-items",
         train_learner,
         seeds,
-        numbers_stored=V_ND.numel(),
-        sequences=0,
+        Cost(train_seconds=0.0, numbers_stored=V_ND.numel(), bytes=NUMBER * V_ND.numel()),
     )
 
 
@@ -131,15 +94,20 @@ def real_user_rows(
 
     Under `shared-items` they have the trained item table V (n, d).
     """
-    events = float(np.mean([(index.end - index.start).sum() for index in windows.values()]))
+    events = round(np.mean([(index.end - index.start).sum() for index in windows.values()]))
+    stored = events + (V_ND.numel() if mode == "shared-items" else 0)
     return learner_rows(
         benchmark,
         name,
         mode,
         lambda seed: train_on_windows(benchmark, windows[seed], mode, V_ND, seed),
         list(windows),
-        numbers_stored=round(events) + (V_ND.numel() if mode == "shared-items" else 0),
-        sequences=max(len(index) for index in windows.values()),
+        Cost(
+            train_seconds=0.0,
+            numbers_stored=stored,
+            bytes=NUMBER * stored,
+            sequences=max(len(index) for index in windows.values()),
+        ),
     )
 
 
@@ -149,9 +117,7 @@ def learner_rows(
     mode: Mode,
     train_learner: TrainLearner,
     seeds: Sequence[int],
-    *,
-    numbers_stored: int,
-    sequences: int,
+    cost: Cost,
 ) -> list[Row]:
     """Train one learner a seed and measure each on test: one row a protocol.
 
@@ -161,15 +127,9 @@ def learner_rows(
         mode: of the learners.
         train_learner: trains the learner of a seed.
         seeds: one learner each.
-        numbers_stored: size of the training data, in numbers (of real events, interactions).
-        sequences: how many rows of training data there are.
+        cost: of the training data; the seconds of training are filled in.
     """
     learners = [train_learner(seed) for seed in seeds]
-    return make_rows(
-        name,
-        mode,
-        [benchmark.measure(learner.model) for learner in learners],
-        train_seconds=float(np.mean([learner.seconds for learner in learners])),
-        numbers_stored=numbers_stored,
-        sequences=sequences,
-    )
+    seconds = float(np.mean([learner.seconds for learner in learners]))
+    results = [benchmark.measure(learner.model) for learner in learners]
+    return make_rows(name, mode, results, replace(cost, train_seconds=seconds))

@@ -1,7 +1,9 @@
 """Rows of results, and the tables that show them."""
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import TypedDict, cast
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, cast
 
 import numpy as np
 from rich import box
@@ -39,21 +41,41 @@ Row = TypedDict(
         "mrr@20": float,
         "mrr@20_std": float,
         "train_seconds": float,
+        "making_seconds": float,
         "numbers_stored": int,
+        "bytes": int,
         "sequences": int,
     },
 )
 
+NUMBER = 4  # bytes of a stored number or item index
+INTERACTION = 16  # bytes of a stored interaction: user, item and a time of eight
+WALL_TIMES = ("train_seconds", "making_seconds")
+TEACHER, FULL_DATA = "teacher", "full data"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row's model needs.
+
+    Attributes:
+        train_seconds: wall time of one training, up to its best state.
+        numbers_stored: size of the training data, in numbers (of real events, interactions).
+        bytes: what must be stored to train the model (of a model that is shipped as it is, to use
+            it), uncompressed and without item ids: 4 a number or an item index, 16 an interaction.
+        sequences: how many rows of training data there are.
+        making_seconds: wall time of making the training data out of log and teacher.
+    """
+
+    train_seconds: float
+    numbers_stored: int
+    bytes: int
+    sequences: int = 0
+    making_seconds: float = 0.0
+
 
 def make_row(
-    name: str,
-    mode: Mode,
-    protocol: Protocol,
-    results: Sequence[Metrics],
-    *,
-    train_seconds: float,
-    numbers_stored: int,
-    sequences: int,
+    name: str, mode: Mode, protocol: Protocol, results: Sequence[Metrics], cost: Cost
 ) -> Row:
     """Mean and sample standard deviation of each metric; 0 for one seed.
 
@@ -62,13 +84,12 @@ def make_row(
         mode: of the learners.
         protocol: of the ranking.
         results: the metrics of each seed.
-        train_seconds: wall time of one training, up to its best state.
-        numbers_stored: size of the training data, in numbers (of real events, interactions).
-        sequences: how many rows of training data there are.
+        cost: of the model.
     """
-    figures: dict[str, float] = {}
-    questions = results[0]["questions"]
-    for metric in [name for name in results[0] if name != "questions"]:
+    figures: Metrics = {}
+    for metric in results[0]:
+        if metric == "questions":  # the same for all seeds
+            continue
         values = [result[metric] for result in results]
         figures[metric] = float(np.mean(values))
         figures[f"{metric}_std"] = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
@@ -76,45 +97,35 @@ def make_row(
         "name": name,
         "mode": mode,
         "protocol": protocol,
-        "questions": questions,
+        "questions": int(results[0]["questions"]),
         "seeds": len(results),
         **figures,
-        "train_seconds": train_seconds,
-        "numbers_stored": numbers_stored,
-        "sequences": sequences,
+        **vars(cost),
     }
     return cast(Row, row)
 
 
 def make_rows(
-    name: str,
-    mode: Mode,
-    results: Sequence[Mapping[Protocol, Metrics]],
-    *,
-    train_seconds: float,
-    numbers_stored: int,
-    sequences: int,
+    name: str, mode: Mode, results: Sequence[Mapping[Protocol, Metrics]], cost: Cost
 ) -> list[Row]:
     """`make_row` for each protocol of the results, which are the metrics of each seed."""
     return [
-        make_row(
-            name,
-            mode,
-            protocol,
-            [result[protocol] for result in results],
-            train_seconds=train_seconds,
-            numbers_stored=numbers_stored,
-            sequences=sequences,
-        )
+        make_row(name, mode, protocol, [result[protocol] for result in results], cost)
         for protocol in results[0]
     ]
+
+
+def without_wall_times(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows as a manifest has them: wall times differ from run to run, its bytes must not."""
+    return [{key: value for key, value in row.items() if key not in WALL_TIMES} for row in rows]
 
 
 def results_table(rows: Sequence[Row]) -> Group:
     """One table a protocol, at most 80 columns wide.
 
-    `train s` is the wall time of one training up to its best state. `stored` is the size of the
-    training data, in numbers, or for real sequences in interactions.
+    `share` is of the teacher's NDCG@10, or of the full-data network's where the rows have no
+    teacher. `made s` is the wall time of making the training data, `train s` that of one
+    training up to its best state, `KiB` what must be stored.
     """
     return Group(
         *(
@@ -124,28 +135,44 @@ def results_table(rows: Sequence[Row]) -> Group:
     )
 
 
+def _yardstick(rows: Sequence[Row]) -> float:
+    """NDCG@10 that shares refer to; NaN where there is nothing."""
+    by_name = {row["name"]: row["ndcg@10"] for row in rows}
+    return by_name.get(TEACHER, by_name.get(FULL_DATA, math.nan))
+
+
 def _table(protocol: Protocol, rows: Sequence[Row]) -> Table:
+    questions = max(row["questions"] for row in rows)
     table = Table(
-        title=f"On the test events, protocol `{protocol}`, {rows[0]['questions']:,} questions",
+        title=f"On the test events, protocol `{protocol}`, {questions:,} questions",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,
     )
-    for name in ("trained on", "mode"):
+    for name in ("model", "mode"):
         table.add_column(name, no_wrap=True)
-    for name in ("HR@10", "NDCG@10", "train s", "stored"):
+    for name in ("HR@10", "NDCG@10", "share", "made s", "train s", "KiB"):
         table.add_column(name, justify="right", no_wrap=True)
+    best = _yardstick(rows)
     for row in rows:
+        share = row["ndcg@10"] / best if best else math.nan
         table.add_row(
             row["name"],
-            row["mode"],
-            _plus_minus(row["hr@10"], row["hr@10_std"], row["seeds"]),
+            row["mode"].split("-", maxsplit=1)[-1],
+            f"{row['hr@10']:.4f}",
             _plus_minus(row["ndcg@10"], row["ndcg@10_std"], row["seeds"]),
-            f"{row['train_seconds']:.1f}",
-            f"{row['numbers_stored']:,}",
+            "-" if math.isnan(share) else f"{share:.0%}",
+            _seconds(row, "making_seconds"),
+            _seconds(row, "train_seconds"),
+            f"{row['bytes'] / 1024:,.0f}" if "bytes" in row else "",
         )
     return table
+
+
+def _seconds(row: Row, key: Literal["making_seconds", "train_seconds"]) -> str:
+    """Empty for rows of a manifest, which has no wall times."""
+    return f"{row[key]:.1f}" if key in row else ""
 
 
 def _plus_minus(mean: float, std: float, seeds: int) -> str:

@@ -12,20 +12,29 @@ import torch
 
 from td3engine.config import DistillConfig
 from td3engine.config.retired import retired_note
-from td3engine.data.split import Split, split_log
-from td3engine.data.types import Interactions, LogError
+from td3engine.counting.fitting import FittedCounting, fit_counting_models
+from td3engine.data.split import split_log
+from td3engine.data.types import Interactions
 from td3engine.data.windows import training_windows
 from td3engine.errors import DivergedError, Interrupted, RanksError
-from td3engine.evaluation.baselines import popularity_rows, summary_rows, teacher_rows
+from td3engine.evaluation.baselines import summary_rows
 from td3engine.evaluation.benchmark import Benchmark
-from td3engine.evaluation.table import Row
+from td3engine.evaluation.full_data import (
+    counting_rows,
+    full_data_note,
+    full_data_rows,
+    mixed,
+    teacher_rows,
+)
+from td3engine.evaluation.labelled import labelled_rows, users_of_bytes
+from td3engine.evaluation.table import Row, without_wall_times
 from td3engine.events import Listener, Note, Phase
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.pipeline.checkpoint import Checkpoint, State
 from td3engine.pipeline.progress import PhaseClock
-from td3engine.pipeline.settings import settled_for
+from td3engine.pipeline.settings import refuse_too_little_data, settled_for
 from td3engine.ranking.holdout import Holdouts
 from td3engine.ranking.protocols import protocol_notes
 from td3engine.runtime.distributed import ProcessGroup
@@ -163,7 +172,7 @@ class Run:
         saved = self.checkpoint.read()
         self.clock.seconds = dict(saved.get("seconds", {}))
         self.split = split_log(self.log, self.config.data)
-        _refuse_too_little_data(self.split)
+        refuse_too_little_data(self.split)
         self.config, notes = settled_for(self.config, self.split, self.backbone, self.device)
         for note in notes:
             self._note(note)
@@ -186,6 +195,7 @@ class Run:
     def _pretrain(self, saved: dict[str, Any]) -> TrainedOnLog:
         self.clock.enter("pretraining")
         history, width = self.config.data.max_history, self.config.backbone.hidden
+        self.counting = self._count()
         backbone = build_backbone(self.config.teacher_backbone, history)
         if "trained" in saved:
             return TrainedOnLog.from_state(saved["trained"], backbone)
@@ -207,6 +217,13 @@ class Run:
             self._between_steps(training.epoch, lambda: {"teacher": training.state()})
         state = training.result().state() if self.group.is_main else {}
         return TrainedOnLog.from_state(self.group.broadcast(state, self.device), backbone)
+
+    def _count(self) -> list[FittedCounting]:
+        """The counting models, in the main process; a resumed run makes them again in seconds."""
+        if not self.group.is_main:
+            return []
+        validation = self.holdouts.validation(self.config.data.max_history)
+        return fit_counting_models(self.split, validation, self.config.teacher.ease_items)
 
     def _distil(self, teacher: TrainedOnLog, saved: dict[str, Any]) -> Distilled:
         self.clock.enter("distilling")
@@ -252,10 +269,16 @@ class Run:
         cases, users = len(benchmark.test.targets), len(self.split.evaluated)
         if cases < users:
             self._note(f"test figures are of {cases:,} of {users:,} users")
-        rows = teacher_rows(benchmark, [distilled.teacher]) + popularity_rows(benchmark)
+        rows = self._full_data_rows(benchmark, distilled.teacher)
+        rows += self._labelled_rows(benchmark, distilled)
         rows += self._initial_summary_rows(benchmark, distilled.initial)
         rows += summary_rows(
-            benchmark, "TD3 summary", distilled.summary, self.config.mode, RESULT_SEEDS
+            benchmark,
+            "TD3 summary",
+            distilled.summary,
+            self.config.mode,
+            RESULT_SEEDS,
+            self.clock.seconds["distilling"],
         )
         manifest = save_bundle(
             self.folder,
@@ -277,12 +300,42 @@ class Run:
                 "summary_ndcg@10": choice["ndcg@10"],
                 "outer_step": choice["step"],
             },
-            # Wall times differ from run to run; the bundle's bytes must not.
-            results=[
-                {key: value for key, value in row.items() if key != "train_seconds"} for row in rows
-            ],
+            results=without_wall_times(rows),
             numbers_stored={"learned": summary.numbers_learned, "V": summary.V.numel()},
         )
+
+    def _full_data_rows(self, benchmark: Benchmark, network: TrainedOnLog) -> list[Row]:
+        """The teacher, the network alone, and the counting models."""
+        teacher = mixed(
+            network,
+            self.counting,
+            self.holdouts.validation(self.config.data.max_history),
+            self.split.repeat_share,
+        )
+        rows = teacher_rows(benchmark, [teacher]) + full_data_rows(benchmark, [network])
+        rows += counting_rows(benchmark, self.counting)
+        if note := full_data_note(rows):
+            self._note(note)
+        return rows
+
+    def _labelled_rows(self, benchmark: Benchmark, distilled: Distilled) -> list[Row]:
+        """Labelled users, as many sequences as the summary has, and as many as its bytes hold."""
+        config, summary = self.config, distilled.summary
+        sizes = {
+            "labelled users": config.summary.users,
+            "labelled, same bytes": users_of_bytes(
+                summary.numbers_learned, config.summary.length, config.backbone.hidden
+            ),
+        }
+        rows = []
+        for name, users in sizes.items():
+            try:
+                rows += labelled_rows(
+                    benchmark, name, distilled.teacher, users, config.mode, RESULT_SEEDS
+                )
+            except DivergedError as error:
+                self._note(f"no figures of {name}: {error}")
+        return rows
 
     def _initial_summary_rows(self, benchmark: Benchmark, summary: TuckerSummary) -> list[Row]:
         """The baseline of the summary before distilling; none if learners diverge on it."""
@@ -309,14 +362,4 @@ class Run:
         phase = self.clock.phase
         self.checkpoint.write(
             state, self.clock.update, lambda path: self.control.on_checkpoint(path, phase, step)
-        )
-
-
-def _refuse_too_little_data(split: Split) -> None:
-    """Raise LogError `too_little_data` if no user has two training events."""
-    if (split.training_ends - split.offsets[:-1]).max() < 2:
-        raise LogError(
-            "too_little_data",
-            "there is nothing to train on: with the last two events of each user held out, no "
-            "user has two events left",
         )

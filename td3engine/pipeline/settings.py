@@ -8,6 +8,7 @@ import torch
 from td3engine.config import DistillConfig, softmax_over
 from td3engine.config.presets import sized_by_data
 from td3engine.data.split import Split
+from td3engine.data.types import LogError
 from td3engine.inner_loop.plan import plans_of
 from td3engine.models.backbone import Backbone
 from td3engine.ranking.holdout import validation_protocol
@@ -62,3 +63,12 @@ def settled_for(
             sample = f"{section.negatives:,} of {split.n_items:,} items"
             notes.append(f"{part}: a sampled softmax, {sample} a step")
     return config, [*notes, *dict.fromkeys(note for plan in plans for note in plan.notes)]
+
+def refuse_too_little_data(split: Split) -> None:
+    """Raise LogError `too_little_data` if no user has two training events."""
+    if (split.training_ends - split.offsets[:-1]).max() < 2:
+        raise LogError(
+            "too_little_data",
+            "there is nothing to train on: with the last two events of each user held out, no "
+            "user has two events left",
+        )

@@ -97,12 +97,13 @@ def _reduced(parts: Sequence[Tensor], targets: Tensor) -> Tensor:
 
 
 def best_weights(values_QMK: Tensor) -> Tensor:
-    """Weights (K) of sum 1 that rank targets best, by coordinate ascent from several starts."""
+    """Weights (K) of sum 1 that rank targets best, by coordinate ascent from the best of some
+    starts; without questions, all on the first part."""
     n_parts = values_QMK.shape[2]
-    uniform = torch.full((n_parts,), 1 / n_parts)
+    units = torch.eye(n_parts)
     if not len(values_QMK):
-        return uniform
-    starts = [uniform, *torch.eye(n_parts)]
+        return units[0]
+    starts = [torch.full((n_parts,), 1 / n_parts), *units]
     found = max(starts, key=lambda weights: reduced_ndcg(values_QMK, weights))
     best = reduced_ndcg(values_QMK, found)
     for _ in range(ROUNDS):

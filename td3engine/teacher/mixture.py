@@ -46,6 +46,18 @@ class Mixture:
     met_weights: Tensor
     repeat_share: float
 
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the parts that have a weight, uncompressed."""
+        used = (self.new_weights > FLOOR) | (self.met_weights > FLOOR)
+        return sum(
+            4 * (part.parameters.numel() + part.table.numel())
+            if isinstance(part, TrainedModel)
+            else part.stored_bytes
+            for part, is_used in zip(self.parts.values(), used.tolist(), strict=True)
+            if is_used
+        )
+
     def scorer(self, cases: HoldoutSet) -> Scorer:
         """p(j) of the module's docstring, (B, n)."""
         distributions = PartDistributions(list(self.parts.values()), cases)

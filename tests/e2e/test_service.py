@@ -130,7 +130,8 @@ def test_a_job_gives_what_the_library_gives(
     assert (done.status, done.attempt, done.error) == ("succeeded", 1, None)
     client.download_summary(job.id, tmp_path)
     assert files(tmp_path) == by_library
-    settled = {"teacher": {"softmax": "full"}, "outer": {"softmax": "full"}}  # for so few items
+    few_items = {"softmax": "full"}
+    settled = {"teacher": few_items, "outer": few_items, "data": {"validate_by": "unseen"}}
     wanted = DistillConfig.model_validate(merge(CONFIG.model_dump(), settled))
     assert load_bundle(tmp_path).manifest.config == wanted
     assert done.metrics is not None

@@ -44,6 +44,7 @@ def test_upload(each_service: Service, tmp_path: Path) -> None:
             "rare_items": 0,
             "interactions_of_rare_users": 0,
             "interactions_of_rare_items": 0,
+            "duplicates": 0,
         },
     }
     assert each_service.http.get(f"/datasets/{dataset['id']}").json() == dataset

@@ -261,6 +261,7 @@ def test_the_child_process_answers_in_one_line(tmp_path: Path) -> None:
             **left, "min_user_interactions": 5, "min_item_interactions": 5,
             "rare_users": 1, "rare_items": 1,
             "interactions_of_rare_users": 1, "interactions_of_rare_items": 1,
+            "duplicates": 0,
         },
     }  # fmt: skip
     assert answer["sha256"] == write_normalised(read_normalised(target), tmp_path / "again")

@@ -1,0 +1,106 @@
+"""Rows of models made of the whole log: counting models, a network, and the teacher of both."""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from td3engine.counting.fitting import FittedCounting
+from td3engine.evaluation.benchmark import Benchmark
+from td3engine.evaluation.table import (
+    FULL_DATA,
+    INTERACTION,
+    NUMBER,
+    TEACHER,
+    Cost,
+    Row,
+    make_rows,
+)
+from td3engine.ranking.holdout import HoldoutSet
+from td3engine.ranking.metrics import evaluate_all
+from td3engine.teacher.mixing import fit_mixture
+from td3engine.teacher.mixture import Mixture
+from td3engine.teacher.training import TrainedOnLog
+
+NETWORK = "network"  # the part of a teacher that was trained
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """All that was made of a log before anything is distilled.
+
+    Attributes:
+        network: trained on every interaction; its item table is V.
+        counting: the counting models.
+        mixture: of both.
+        seconds: wall time of making all of it.
+    """
+
+    network: TrainedOnLog
+    counting: Sequence[FittedCounting]
+    mixture: Mixture
+    seconds: float
+
+
+def mixed(
+    network: TrainedOnLog,
+    counting: Sequence[FittedCounting],
+    validation: HoldoutSet,
+    repeat_share: float,
+) -> Teacher:
+    """The teacher of a network and counting models, its weights chosen on validation."""
+    began = time.perf_counter()
+    parts = {NETWORK: network.model, **{each.name: each.model for each in counting}}
+    mixture = fit_mixture(parts, validation, repeat_share)
+    seconds = time.perf_counter() - began + network.seconds
+    return Teacher(network, counting, mixture, seconds + sum(each.seconds for each in counting))
+
+
+def counting_rows(benchmark: Benchmark, models: Sequence[FittedCounting]) -> list[Row]:
+    """Counting models, which read a user's whole history."""
+    rows = []
+    for fitted in models:
+        result = evaluate_all(fitted.model, benchmark.test, benchmark.protocols)
+        stored = fitted.model.stored_bytes
+        cost = Cost(fitted.seconds, stored // NUMBER, stored)
+        rows += make_rows(fitted.name, "from-scratch", [result], cost)
+    return rows
+
+
+def full_data_rows(benchmark: Benchmark, networks: Sequence[TrainedOnLog]) -> list[Row]:
+    """Networks, which read `max_history` events and train on every interaction."""
+    holdout = benchmark.holdouts.test(benchmark.config.data.max_history)
+    results = [evaluate_all(each.model, holdout, benchmark.protocols) for each in networks]
+    events = len(benchmark.split.histories)
+    seconds = float(np.mean([each.seconds for each in networks]))
+    cost = Cost(seconds, events, INTERACTION * events, benchmark.split.n_users)
+    return make_rows(FULL_DATA, "from-scratch", results, cost)
+
+
+def teacher_rows(benchmark: Benchmark, teachers: Sequence[Teacher]) -> list[Row]:
+    """Teachers as they are, shipped in place of a summary."""
+    holdout = benchmark.holdouts.test(benchmark.config.data.max_history)
+    results = [evaluate_all(each.mixture, holdout, benchmark.protocols) for each in teachers]
+    seconds = float(np.mean([each.seconds for each in teachers]))
+    stored = round(np.mean([each.mixture.stored_bytes for each in teachers]))
+    cost = Cost(seconds, stored // NUMBER, stored)
+    return make_rows(TEACHER, "from-scratch", results, cost)
+
+
+def full_data_note(rows: Sequence[Row]) -> str | None:
+    """What a user should hear where a counting model ranks as well as the network; else None.
+
+    Among all items, which is what a user of a recommender sees.
+    """
+    by_name = {row["name"]: row["ndcg@10"] for row in rows if row["protocol"] == "all"}
+    network = by_name.pop(FULL_DATA, math.inf)
+    by_name.pop(TEACHER, None)
+    name, best = max(by_name.items(), key=lambda each: each[1])
+    if best < network:
+        return None
+    return (
+        f"{name}, a model that counts, has NDCG@10 {best:.4f} on test, the network trained on the "
+        f"whole log {network:.4f} (protocol `all`): a counting model may be all that this log needs"
+    )
