@@ -1,12 +1,12 @@
 """The settings of a distillation, and the presets. Imports no torch."""
 
+from td3engine.config.by_log import SAMPLED_FROM, Softmax, share_of_counting, softmax_over
 from td3engine.config.schema import (
     AUTO_KNOBS,
     BACKBONES,
     EARLIER_DATA,
     MODES,
     REPEATS_FROM,
-    SAMPLED_FROM,
     AutoKnob,
     BackboneConfig,
     BackboneName,
@@ -18,11 +18,9 @@ from td3engine.config.schema import (
     Mode,
     OuterConfig,
     Preset,
-    Softmax,
     SummaryConfig,
     TeacherConfig,
     ValidationProtocol,
-    softmax_over,
 )
 
 __all__ = [
@@ -47,5 +45,6 @@ __all__ = [
     "SummaryConfig",
     "TeacherConfig",
     "ValidationProtocol",
+    "share_of_counting",
     "softmax_over",
 ]

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from td3engine.config.by_log import COUNTING_SHARE, SAMPLED_FROM, SPARSE_BELOW, Softmax
 from td3engine.config.retired import RetiredSetting, drop_retired
 
 Preset = Literal["fast", "balanced", "quality", "auto"]
@@ -44,29 +45,21 @@ AutoKnob = Literal[
 AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 # The bound keeps a typing error from becoming an allocation. It is far above any useful value.
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
-Softmax = Literal["auto", "full", "sampled"]
 Device = Literal["auto", "cpu", "cuda"]
 Duplicates = Literal["drop", "keep"]
 ValidationProtocol = Literal["all", "unseen"]
 # What releases without these settings computed with; their manifests and models lack them.
 EARLIER_DATA: dict[str, Any] = {"duplicates": "keep", "validate_by": "unseen"}
 REPEATS_FROM = 0.1  # share of repeats, from which on `auto` validates among all items
-SAMPLED_FROM = 50_000  # items, from which on `auto` samples: a step over all is slow
 Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def softmax_over(n_items: int, setting: Softmax) -> Literal["full", "sampled"]:
-    """The softmax that a setting stands for with this many items."""
-    if setting != "auto":
-        return setting
-    return "sampled" if n_items >= SAMPLED_FROM else "full"
 
 
 def _renamed(protocol: object) -> object:
@@ -144,7 +137,8 @@ class TeacherConfig(_Part):
         default=64, description="User windows a step."
     )
     lr: PositiveFloat = 0.003
-    weight_decay: NonNegativeFloat = 0.0
+    weight_decay: Share = Annotated[float, Field(ge=0, le=1)]
+NonNegativeFloat = 0.0
     beta2: Probability = Field(default=0.999, description="Decay of Adam's second moment.")
     dropout: Probability | None = Field(
         default=None, description="While the teacher trains; by default `backbone.dropout`."
@@ -160,6 +154,12 @@ class TeacherConfig(_Part):
     )
     negatives: PositiveInt = Field(
         default=1024, description="M: items drawn for a step of a sampled softmax."
+    )
+    counting_share: Literal["auto"] | Share = Field(
+        default="auto",
+        description="How much of each target is what counting models expect next, the rest being "
+        f"the next item. `auto`: {COUNTING_SHARE} below {SPARSE_BELOW} training events an item, "
+        "else 0. Steps with a sampled softmax have none of it.",
     )
     ease_items: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=10_000,
@@ -207,7 +207,8 @@ class LearnerConfig(_Part):
     schedule: Literal["constant", "linear"] = Field(
         default="linear", description="Learning rate over a learner's steps; linear ends at zero."
     )
-    weight_decay: NonNegativeFloat = 5e-5
+    weight_decay: Share = Annotated[float, Field(ge=0, le=1)]
+NonNegativeFloat = 5e-5
     beta2: Probability = Field(
         default=0.95,
         description="Decay of Adam's second moment; the paper's scripts have 0.999, which is long "
@@ -254,7 +255,8 @@ class OuterConfig(_Part):
         default=None,
         description="Rate of outer steps that distil for `from-scratch`; by default `outer.lr`.",
     )
-    weight_decay: NonNegativeFloat = 1e-4
+    weight_decay: Share = Annotated[float, Field(ge=0, le=1)]
+NonNegativeFloat = 1e-4
     normalise: bool = Field(
         default=True,
         description="Scale each step's gradient to norm 1, so that windows late in a learner's "
@@ -263,12 +265,13 @@ class OuterConfig(_Part):
     clip: PositiveFloat = Field(
         default=1.0, description="Largest global norm of a gradient that is not normalised."
     )
-    feature_weight: NonNegativeFloat = Field(
+    feature_weight: Share = Annotated[float, Field(ge=0, le=1)]
+NonNegativeFloat = Field(
         default=30.0,
         description="lambda: weight of the feature alignment with the teacher, for `shared-items`; "
         "from scratch `teacher_share` takes its place.",
     )
-    teacher_share: Annotated[float, Field(ge=0, le=1)] = Field(
+    teacher_share: Share = Field(
         default=1.0,
         description="From scratch: how much of a real target is the teacher's distribution over "
         "all items, the rest being the next item. Ignored under `among: unseen`.",

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from td3engine.counting.fitting import EASE, ITEM_KNN, WINDOWED, FittedCounting
 from td3engine.counting.kernels import Kernel
 from td3engine.counting.models import KernelModel, Reading
 
@@ -68,13 +69,29 @@ class KernelLabels:
 
 @dataclass(frozen=True, eq=False)
 class CountingLabels:
-    """The mean of some kernel models' distributions.
+    """The mean of some kernel models' distributions, as part of a target.
 
     Attributes:
         parts: of each model.
+        share: of the labels in a target, above 0 and at most 1; the rest is the next item.
     """
 
     parts: Sequence[KernelLabels]
+    share: float
+
+    @classmethod
+    def of(
+        cls, counting: Sequence[FittedCounting], share: float, device: torch.device
+    ) -> "CountingLabels":
+        """Labels of a model that counts what follows, and of one that counts what goes together.
+
+        The latter is EASE, or item-kNN where there is none. The mean of both labels better than
+        either alone.
+        """
+        kernels = {each.name: each.model for each in counting if isinstance(each.model, KernelModel)}
+        together = EASE if EASE in kernels else ITEM_KNN
+        parts = [KernelLabels.of(kernels[name], device) for name in (WINDOWED, together)]
+        return cls(parts, share)
 
     def expected(self, items_BL: Tensor, table_NF: Tensor) -> tuple[Tensor, Tensor]:
         """As `KernelLabels.expected`, of the mean over those models that know anything."""
