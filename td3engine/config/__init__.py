@@ -4,6 +4,7 @@ from td3engine.config.by_log import SAMPLED_FROM, Softmax, share_of_counting, so
 from td3engine.config.schema import (
     AUTO_KNOBS,
     BACKBONES,
+    DUPLICATES_FROM,
     EARLIER_DATA,
     MODES,
     REPEATS_FROM,
@@ -26,6 +27,7 @@ from td3engine.config.schema import (
 __all__ = [
     "AUTO_KNOBS",
     "BACKBONES",
+    "DUPLICATES_FROM",
     "EARLIER_DATA",
     "MODES",
     "REPEATS_FROM",

@@ -46,10 +46,11 @@ AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 # The bound keeps a typing error from becoming an allocation. It is far above any useful value.
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
 Device = Literal["auto", "cpu", "cuda"]
-Duplicates = Literal["drop", "keep"]
+Duplicates = Literal["auto", "drop", "keep"]
 ValidationProtocol = Literal["all", "unseen"]
 # What releases without these settings computed with; their manifests and models lack them.
 EARLIER_DATA: dict[str, Any] = {"duplicates": "keep", "validate_by": "unseen"}
+DUPLICATES_FROM = 0.1  # share of exact duplicates, from which on `auto` takes a log for faulty
 REPEATS_FROM = 0.1  # share of repeats, from which on `auto` validates among all items
 Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -86,9 +87,10 @@ class DataConfig(_Part):
         default=25_000, description="Most users of the test set, drawn once for a log."
     )
     duplicates: Duplicates = Field(
-        default="drop",
+        default="auto",
         description="Rows of one user, item and time: `drop` all but the first, before the filter "
-        "counts, or `keep` each as an event of its own.",
+        "counts, or `keep` each as an event of its own. `auto` drops them where they are at least "
+        f"{DUPLICATES_FROM:.0%} of the rows: some join or export wrote rows twice.",
     )
     validate_by: Annotated[Literal["auto", ValidationProtocol], BeforeValidator(_renamed)] = Field(
         default="auto",

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from td3engine.config import DataConfig, Duplicates
+from td3engine.config import DUPLICATES_FROM, DataConfig, Duplicates
 from td3engine.data.repeats import ROWS_AT_ONCE, duplicate_rows, repeats
 from td3engine.data.types import Codes, Interactions, LogError, Times
 
@@ -41,9 +41,9 @@ class SplitStatistics(BaseModel):
 class FilterStatistics(BaseModel):
     """What a filter keeps of a log, and what it removes and why.
 
-    Rows with the user, item and time of an earlier row go first: no other count has them. An
-    interaction is removed because its user or its item has too few of them. One that is removed for
-    both reasons counts for both.
+    Rows with the user, item and time of an earlier row go first, if they go: then no other count
+    has them. An interaction is removed because its user or its item has too few of them. One that
+    is removed for both reasons counts for both.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -162,7 +162,7 @@ def filter_statistics(
     *,
     min_user_interactions: int,
     min_item_interactions: int,
-    duplicates: Duplicates = "drop",
+    duplicates: Duplicates = "auto",
 ) -> FilterStatistics:
     """What the filter of one pass would do to a log; nothing is too little for it."""
     duplicate = _dropped_rows(log, duplicates)
@@ -200,11 +200,12 @@ def split(
     min_user_interactions: int,
     min_item_interactions: int,
     iterative_core: bool,
-    duplicates: Duplicates = "drop",
+    duplicates: Duplicates = "auto",
 ) -> Split:
     """Filters a log and indexes what is left.
 
-    Of rows with one user, item and time the first stays, before anything is counted. A row stays if
+    Of rows with one user, item and time the first stays, before anything is counted; `auto` keeps
+    all of them where they are few. A row stays if
     its user and its item both have enough interactions *in the raw log* (one pass, both counted
     before anything goes: the reading that gives the paper's figures). With
     `iterative_core` this repeats on what is left until nothing changes.
@@ -245,7 +246,12 @@ def split(
 
 def _dropped_rows(log: Interactions, duplicates: Duplicates) -> NDArray[np.bool_]:
     """bool[N]: rows that are no event of their own."""
-    return duplicate_rows(log) if duplicates == "drop" else np.zeros(len(log.times), bool)
+    none = np.zeros(len(log.times), bool)
+    if duplicates == "keep":
+        return none
+    duplicate = duplicate_rows(log)
+    few = np.count_nonzero(duplicate) < DUPLICATES_FROM * len(duplicate)
+    return none if duplicates == "auto" and few else duplicate
 
 
 def split_log(log: Interactions, config: DataConfig) -> Split:

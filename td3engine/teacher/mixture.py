@@ -7,9 +7,9 @@ ones are kept apart: each part is normalised over either, and each has weights o
 
 r is how probable it is that this user repeats: the share of repeats in its own history, drawn
 towards that of the log. So a log without repeats ranks what a user met last, one of check-ins
-first, and the same teacher answers both protocols. Weights are chosen on validation (`fitting`
-below), by the metric that all choices are made by: likelihood, the usual way, prefers parts that
-are never very wrong to parts that rank well.
+first, and the same teacher answers both protocols. Weights are chosen on validation (`mixing`), by
+the metric that all choices are made by: likelihood, the usual way, prefers parts that are never
+very wrong to parts that rank well.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,6 @@ from td3engine.models.trained_model import TrainedModel
 from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import Scorer, scorer_of
 
-SMALLEST = 1e-12
 PRIOR_EVENTS = 10.0  # of the log, that a user's own history is drawn towards
 FLOOR = 1e-6  # weight of the first part, so that no item is without a score
 
@@ -72,6 +71,8 @@ class Mixture:
                     new_BN += new * normalised(distribution.masked_fill(met, 0))
                 if repeated:
                     met_BN += repeated * normalised(distribution.masked_fill(~met, 0))
+            # Parts that know nothing of a user leave it to the others.
+            new_BN, met_BN = normalised(new_BN), normalised(met_BN)
             repeat_B1 = repeat_Q[rows, None]
             return torch.where(met, repeat_B1 * met_BN, (1 - repeat_B1) * new_BN)
 
@@ -117,4 +118,5 @@ def repeat_probability(cases: HoldoutSet, share: float) -> Tensor:
 
 def normalised(weights_BN: Tensor) -> Tensor:
     """Rows of sum 1; rows without weight stay without."""
-    return weights_BN / weights_BN.sum(1, keepdim=True).clamp(min=SMALLEST)
+    total_B1 = weights_BN.sum(1, keepdim=True)
+    return weights_BN / torch.where(total_B1 == 0, 1, total_B1)
