@@ -139,8 +139,7 @@ class TeacherConfig(_Part):
         default=64, description="User windows a step."
     )
     lr: PositiveFloat = 0.003
-    weight_decay: Share = Annotated[float, Field(ge=0, le=1)]
-NonNegativeFloat = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     beta2: Probability = Field(default=0.999, description="Decay of Adam's second moment.")
     dropout: Probability | None = Field(
         default=None, description="While the teacher trains; by default `backbone.dropout`."
@@ -209,8 +208,7 @@ class LearnerConfig(_Part):
     schedule: Literal["constant", "linear"] = Field(
         default="linear", description="Learning rate over a learner's steps; linear ends at zero."
     )
-    weight_decay: Share = Annotated[float, Field(ge=0, le=1)]
-NonNegativeFloat = 5e-5
+    weight_decay: NonNegativeFloat = 5e-5
     beta2: Probability = Field(
         default=0.95,
         description="Decay of Adam's second moment; the paper's scripts have 0.999, which is long "
@@ -257,8 +255,7 @@ class OuterConfig(_Part):
         default=None,
         description="Rate of outer steps that distil for `from-scratch`; by default `outer.lr`.",
     )
-    weight_decay: Share = Annotated[float, Field(ge=0, le=1)]
-NonNegativeFloat = 1e-4
+    weight_decay: NonNegativeFloat = 1e-4
     normalise: bool = Field(
         default=True,
         description="Scale each step's gradient to norm 1, so that windows late in a learner's "
@@ -267,8 +264,7 @@ NonNegativeFloat = 1e-4
     clip: PositiveFloat = Field(
         default=1.0, description="Largest global norm of a gradient that is not normalised."
     )
-    feature_weight: Share = Annotated[float, Field(ge=0, le=1)]
-NonNegativeFloat = Field(
+    feature_weight: NonNegativeFloat = Field(
         default=30.0,
         description="lambda: weight of the feature alignment with the teacher, for `shared-items`; "
         "from scratch `teacher_share` takes its place.",

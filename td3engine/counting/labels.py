@@ -88,7 +88,9 @@ class CountingLabels:
         The latter is EASE, or item-kNN where there is none. The mean of both labels better than
         either alone.
         """
-        kernels = {each.name: each.model for each in counting if isinstance(each.model, KernelModel)}
+        kernels = {
+            each.name: each.model for each in counting if isinstance(each.model, KernelModel)
+        }
         together = EASE if EASE in kernels else ITEM_KNN
         parts = [KernelLabels.of(kernels[name], device) for name in (WINDOWED, together)]
         return cls(parts, share)

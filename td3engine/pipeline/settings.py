@@ -80,7 +80,6 @@ def _with_counting_share(config: DistillConfig, statistics: SplitStatistics) -> 
     return config.model_copy(update={"teacher": labelled})
 
 
-
 def refuse_too_little_data(split: Split) -> None:
     """Raise LogError `too_little_data` if no user has two training events."""
     if (split.training_ends - split.offsets[:-1]).max() < 2:

@@ -1,4 +1,4 @@
-"""The loss of a step whose targets are partly the next event, partly what counting models expect."""
+"""The loss of a step whose targets are partly next items, partly what counting models expect."""
 
 import torch
 import torch.nn.functional as F

@@ -110,10 +110,7 @@ class FullSteps:
     ) -> None:
         """One step of Adam on a batch of rows, right-padded."""
         batch = self.model, self.theta, items_BL, lengths_B, randomness
-        if self.labels is None:
-            loss = real_loss(*batch)
-        else:
-            loss = labelled_loss(*batch, self.labels)
+        loss = labelled_loss(*batch, self.labels) if self.labels else real_loss(*batch)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
