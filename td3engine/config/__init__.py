@@ -1,13 +1,18 @@
 """The settings of a distillation, and the presets. Imports no torch."""
 
-from td3engine.config.by_log import SAMPLED_FROM, Softmax, share_of_counting, softmax_over
+from td3engine.config.by_log import (
+    REPEATS_FROM,
+    SAMPLED_FROM,
+    Softmax,
+    share_of_counting,
+    softmax_over,
+)
 from td3engine.config.schema import (
     AUTO_KNOBS,
     BACKBONES,
     DUPLICATES_FROM,
     EARLIER_DATA,
     MODES,
-    REPEATS_FROM,
     AutoKnob,
     BackboneConfig,
     BackboneName,

@@ -4,6 +4,7 @@ from typing import Literal
 
 Softmax = Literal["auto", "full", "sampled"]
 SAMPLED_FROM = 50_000  # items, from which on `auto` samples: a step over all is slow
+REPEATS_FROM = 0.1  # share of repeats, from which on `auto` validates among all items
 SPARSE_BELOW = 100  # training events an item, below which `auto` labels with counting models
 COUNTING_SHARE = 0.7  # of these labels in a target
 
@@ -21,10 +22,16 @@ def share_of_counting(
     *,
     training_events: int,
     n_items: int,
+    repeat_share: float,
 ) -> float:
-    """The share of counting models in a target that a setting stands for; a sample has none."""
+    """The share of counting models in a target that a setting stands for.
+
+    Steps with a sampled softmax have none. `auto` has none where users repeat: that has not been
+    measured.
+    """
     if softmax == "sampled":
         return 0.0
     if setting != "auto":
         return setting
-    return COUNTING_SHARE if training_events < SPARSE_BELOW * n_items else 0.0
+    sparse = training_events < SPARSE_BELOW * n_items
+    return COUNTING_SHARE if sparse and repeat_share < REPEATS_FROM else 0.0

@@ -19,7 +19,13 @@ from pydantic import (
     model_validator,
 )
 
-from td3engine.config.by_log import COUNTING_SHARE, SAMPLED_FROM, SPARSE_BELOW, Softmax
+from td3engine.config.by_log import (
+    COUNTING_SHARE,
+    REPEATS_FROM,
+    SAMPLED_FROM,
+    SPARSE_BELOW,
+    Softmax,
+)
 from td3engine.config.retired import RetiredSetting, drop_retired
 
 Preset = Literal["fast", "balanced", "quality", "auto"]
@@ -51,7 +57,6 @@ ValidationProtocol = Literal["all", "unseen"]
 # What releases without these settings computed with; their manifests and models lack them.
 EARLIER_DATA: dict[str, Any] = {"duplicates": "keep", "validate_by": "unseen"}
 DUPLICATES_FROM = 0.1  # share of exact duplicates, from which on `auto` takes a log for faulty
-REPEATS_FROM = 0.1  # share of repeats, from which on `auto` validates among all items
 Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -160,7 +165,7 @@ class TeacherConfig(_Part):
         default="auto",
         description="How much of each target is what counting models expect next, the rest being "
         f"the next item. `auto`: {COUNTING_SHARE} below {SPARSE_BELOW} training events an item, "
-        "else 0. Steps with a sampled softmax have none of it.",
+        f"unless {REPEATS_FROM:.0%} of events repeat; else 0. A sampled softmax has none of it.",
     )
     ease_items: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=10_000,

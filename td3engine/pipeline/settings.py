@@ -75,6 +75,7 @@ def _with_counting_share(config: DistillConfig, statistics: SplitStatistics) -> 
         softmax_over(statistics.items, teacher.softmax),
         training_events=statistics.training_interactions,
         n_items=statistics.items,
+        repeat_share=statistics.repeat_share,
     )
     labelled = teacher.model_copy(update={"counting_share": share})
     return config.model_copy(update={"teacher": labelled})

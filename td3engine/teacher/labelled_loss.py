@@ -19,8 +19,7 @@ def labelled_loss(
 ) -> Tensor:
     """Mean cross-entropy against (1 - share) next item + share counting models' distribution.
 
-    A target before which no event has a label is its next item alone. The entropy of the labels,
-    which has no gradient, is left out. Once differentiable.
+    A target before which no event has a label is its next item alone. Once differentiable.
 
     Args:
         model: backbone and item table.
