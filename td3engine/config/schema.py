@@ -19,13 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from td3engine.config.by_log import (
-    COUNTING_SHARE,
-    REPEATS_FROM,
-    SAMPLED_FROM,
-    SPARSE_BELOW,
-    Softmax,
-)
+from td3engine.config import by_log
 from td3engine.config.retired import RetiredSetting, drop_retired
 
 Preset = Literal["fast", "balanced", "quality", "auto"]
@@ -100,8 +94,8 @@ class DataConfig(_Part):
     validate_by: Annotated[Literal["auto", ValidationProtocol], BeforeValidator(_renamed)] = Field(
         default="auto",
         description="Protocol of the validation NDCG@10 that checkpoints are chosen by. `auto`: "
-        f"`all` if at least {REPEATS_FROM:.0%} of a log's training and validation events repeat an "
-        "item of their user, else `unseen`. The manifest says which it was.",
+        f"`all` if at least {by_log.REPEATS_FROM:.0%} of a log's training and validation events "
+        "repeat an item of their user, else `unseen`. The manifest says which it was.",
     )
 
 
@@ -153,10 +147,10 @@ class TeacherConfig(_Part):
         default=5, description="Validations without a better NDCG@10 before training stops."
     )
     validate_every: PositiveInt = Field(default=2, description="Epochs between validations.")
-    softmax: Softmax = Field(
+    softmax: by_log.Softmax = Field(
         default="auto",
         description="Items that a target competes with in training: all, or a sample; `auto` "
-        f"samples from {SAMPLED_FROM:,} items on. The manifest says which it was.",
+        f"samples from {by_log.SAMPLED_FROM:,} items on. The manifest says which it was.",
     )
     negatives: PositiveInt = Field(
         default=1024, description="M: items drawn for a step of a sampled softmax."
@@ -164,8 +158,10 @@ class TeacherConfig(_Part):
     counting_share: Literal["auto"] | Share = Field(
         default="auto",
         description="How much of each target is what counting models expect next, the rest being "
-        f"the next item. `auto`: {COUNTING_SHARE} below {SPARSE_BELOW} training events an item, "
-        f"unless {REPEATS_FROM:.0%} of events repeat; else 0. A sampled softmax has none of it.",
+        f"the next item. `auto`: {by_log.COUNTING_SHARE} where items have fewer than "
+        f"{by_log.SPARSE_BELOW} training events on average, and fewer than "
+        f"{by_log.REPEATS_FROM:.0%} repeat; else 0. A sampled softmax has none of it. The manifest "
+        "says which it was.",
     )
     ease_items: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=10_000,
@@ -284,12 +280,12 @@ class OuterConfig(_Part):
         description="Items that a real target competes with: all, or those that its user has not "
         "had before, as in the measurement.",
     )
-    softmax: Softmax = Field(
+    softmax: by_log.Softmax = Field(
         default="auto",
         description="Items that targets compete with while distilling for `shared-items`, in "
         "learners' training and in the real batch: all, or a sample besides those that the summary "
-        f"points at; `auto` samples from {SAMPLED_FROM:,} items on. Learners that are measured at "
-        "the end train over all.",
+        f"points at; `auto` samples from {by_log.SAMPLED_FROM:,} items on. Learners that are "
+        "measured at the end train over all.",
     )
     negatives: PositiveInt = Field(
         default=4096, description="Items drawn for an outer step with a sampled softmax."

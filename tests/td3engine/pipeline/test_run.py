@@ -319,7 +319,8 @@ def test_settings_of_an_earlier_release_are_ignored_and_the_user_is_told(
 def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None:
     bundle = load_bundle(whole)
     said = {"softmax": "full"}  # what `auto` came to
-    settled = small_config(teacher=said, outer=said, data={"validate_by": "unseen"})
+    teacher = {**said, "counting_share": 0.7}
+    settled = small_config(teacher=teacher, outer=said, data={"validate_by": "unseen"})
     assert bundle.manifest.config == settled
     assert bundle.manifest.fingerprint == "f" * 64
     assert bundle.factors.U.shape == (4, 2)

@@ -1,6 +1,7 @@
 """Steps whose targets are partly what counting models expect, against dense labels."""
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from td3engine.ranking.holdout import holdout_set
 from td3engine.teacher.labelled_loss import labelled_loss
 from td3engine.teacher.sampled_steps import SampledSteps
 from td3engine.teacher.training import FullSteps, LogTraining
+from tests.td3engine.counting import kit
 from tests.td3engine.oracles import make_split
 
 CPU = torch.device("cpu")
@@ -52,7 +54,13 @@ def models() -> list[KernelModel]:
 
 
 def labels_of(share: float) -> CountingLabels:
-    return CountingLabels([KernelLabels.of(model, CPU) for model in models()], share)
+    """In float64."""
+    parts = [KernelLabels.of(model, CPU) for model in models()]
+    weights = [part.weights.double() for part in parts]
+    exact = [
+        replace(part, weights=w, totals=w.sum(1)) for part, w in zip(parts, weights, strict=True)
+    ]
+    return CountingLabels(exact, share)
 
 
 def rows() -> Tensor:
@@ -66,7 +74,7 @@ def slow_label(items: list[int]) -> np.ndarray[Any, Any] | None:
     """The models' mean distribution after these events, (n), by loops; None: they know nothing."""
     distributions = []
     for kernel, reading in zip(kernels(), READINGS, strict=True):
-        dense = kernel if isinstance(kernel, np.ndarray) else kernel.toarray()
+        dense = kit.dense(kernel)
         total = np.zeros(ITEMS)
         for age, item in enumerate(reversed(items)):
             if age < reading.last:
@@ -110,10 +118,9 @@ def test_the_loss_and_its_gradient_are_those_of_dense_labels(
     hidden = model.states(encoder, table[items], LENGTHS, randomness)
     scores = (hidden @ table.T).log_softmax(1)
     wanted = -(dense_targets(items, randomness, share) * scores).sum(1).mean()
-    # Kernels are stored in float32.
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
     slopes = [torch.autograd.grad(each, theta, retain_graph=True)[0] for each in (found, wanted)]
-    torch.testing.assert_close(*slopes, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(*slopes, rtol=1e-10, atol=1e-12)
 
 
 def test_labels_are_what_the_model_scores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +128,7 @@ def test_labels_are_what_the_model_scores(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(labels_module, "LARGEST_ENTRIES", ITEMS + 1)
     history = [3, 5, 2, 5, 7, 9, 11]
     cases = holdout_set(make_split([history], ITEMS), "test", LENGTH)
-    kernel = np.abs(kernels()[1])
+    kernel = np.abs(kit.dense(kernels()[1])).astype(np.float32)
     for reading in READINGS:
         model = KernelModel(kernel, reading)
         scores = model.scorer(cases)(slice(0, 1))[0]
