@@ -8,7 +8,7 @@ import torch
 
 from td3engine.counting.models import WHOLE_HISTORY, KernelModel, Popularity, Reading, RepeatRule
 from td3engine.ranking.holdout import HoldoutSet, Role, holdout_set
-from td3engine.teacher.mixture import Part
+from td3engine.teacher.mixture import HISTORY, Part, Repeat
 from tests.td3engine.counting.kit import ITEMS, all_scores
 from tests.td3engine.models.model_kit import make_model
 from tests.td3engine.oracles import make_split
@@ -54,19 +54,25 @@ def slow_mixture(
     parts: Mapping[str, Part],
     new: list[float],
     met: list[float],
-    repeat_share: float,
+    repeat: Repeat,
     cases: HoldoutSet,
 ) -> list[list[float]]:
     """p(j) for each case: a loop over parts and items."""
     weights = [slow_weights(part, cases) for part in parts.values()]
     found = []
     for row, past in enumerate(pasts_of(cases)):
-        repeats = len(past) - len(set(past))
-        repeat = (repeats + 10 * repeat_share) / (len(past) - 1 + 10)
+        if repeat.source == HISTORY:
+            repeats = len(past) - len(set(past))
+            share_of_user = (repeats + 10 * repeat.share) / (len(past) - 1 + 10)
+        else:
+            source = weights[list(parts).index(repeat.source)][row]
+            share_of_user = sum(source[item] for item in set(past)) / (sum(source) or 1)
+        odds = repeat.odds * share_of_user
+        again = odds / (odds + 1 - share_of_user)
         scores = [0.0] * cases.n_items
         for kind, share, weights_of_parts in (
-            (set(past), repeat, met),
-            (set(range(cases.n_items)) - set(past), 1 - repeat, new),
+            (set(past), again, met),
+            (set(range(cases.n_items)) - set(past), 1 - again, new),
         ):
             mixed = dict.fromkeys(kind, 0.0)
             for part, weight in zip(weights, weights_of_parts, strict=True):

@@ -1,5 +1,7 @@
 """Weights of mixtures: candidates against ranks among all items, and the search."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,8 +11,8 @@ from torch import Tensor
 from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import evaluate, metrics
 from td3engine.teacher import mixing
-from td3engine.teacher.mixing import best_weights, candidates, fit_mixture, reduced_ndcg
-from td3engine.teacher.mixture import FLOOR, Mixture, Part, met_items
+from td3engine.teacher.mixing import ODDS, best_weights, candidates, fit_mixture, reduced_ndcg
+from td3engine.teacher.mixture import FLOOR, HISTORY, Mixture, Part, Repeat, met_items
 from tests.td3engine.counting.kit import ITEMS, all_scores, odd_log
 from tests.td3engine.oracles import make_split
 from tests.td3engine.teacher.kit import cases_of, make_parts
@@ -42,7 +44,7 @@ def busy_log(seed: int, n_items: int = ITEMS) -> list[list[int]]:
 
 def exact_ndcg(parts: dict[str, Part], weights: Tensor, cases: HoldoutSet, new: bool) -> float:
     """NDCG@10 of new targets among new items, or of targets that were met among those."""
-    mixed = Mixture(parts, weights, weights, 0.5)
+    mixed = Mixture(parts, weights, weights, Repeat(HISTORY, 0.5))
     asked = cases.new_target if new else ~cases.new_target
     scores = all_scores(mixed, cases)
     met = met_items(cases, slice(0, len(cases.targets)))
@@ -65,7 +67,9 @@ def test_with_candidates_enough_ranks_are_those_among_all_items(
     for reduced, are_new in ((new, True), (met, False)):
         wanted = exact_ndcg(parts, weights_K, cases, are_new)
         assert reduced_ndcg(reduced, weights_K) == pytest.approx(wanted, abs=1e-6)
-    unseen = evaluate(Mixture(parts, weights_K, weights_K, 0.5), cases, "unseen")["ndcg@10"]
+    unseen = evaluate(Mixture(parts, weights_K, weights_K, Repeat(HISTORY, 0.5)), cases, "unseen")[
+        "ndcg@10"
+    ]
     assert reduced_ndcg(new, weights_K) == pytest.approx(unseen, abs=1e-6)
 
 
@@ -153,15 +157,22 @@ def test_parts_that_only_win_together() -> None:
     assert reduced_ndcg(values, best_weights(values)) == 1
 
 
-def test_a_part_that_had_no_weight_can_enter_also_the_first() -> None:
-    """Part 1 alone is the best start; two others each put half of the targets first."""
-    values = torch.zeros(40, 4, 3)
-    values[:, 0] = torch.tensor([0.1, 0.5, 0.1])
-    values[:20, 1] = torch.tensor([0.0, 0.52, 0.0])
-    values[20:, 2] = torch.tensor([0.0, 0.52, 0.0])
-    values[:, 3] = torch.tensor([0.4, 0.0, 0.4])
-    assert reduced_ndcg(values, torch.eye(3)[1]) == pytest.approx(0.6309, abs=1e-4)
+def test_the_first_part_can_enter_after_a_start_without_it() -> None:
+    """Part 1 alone is the best start, and a little of part 0 puts its only rival behind."""
+    target, rival, others = [0.1, 0.5], [0.0, 0.505], [[0.9, 0.0]] * 2
+    values = torch.tensor([[target, rival, *others]])
+    even, *alone = (reduced_ndcg(values, w) for w in (torch.tensor([0.5, 0.5]), *torch.eye(2)))
+    assert even == alone[0] < alone[1] < 1
     assert reduced_ndcg(values, best_weights(values)) == 1
+
+
+def test_the_floor_stays_where_the_first_part_only_harms() -> None:
+    target, rivals = [0.0, 0.8, 0.8], [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.5, 0.5]]
+    values = torch.tensor([[target, *rivals]])
+    assert reduced_ndcg(values, torch.full((3,), 1 / 3)) < 1
+    found = best_weights(values)
+    assert reduced_ndcg(values, found) == 1
+    assert found.tolist() == pytest.approx([FLOOR, 0.5, 0.5], rel=1e-4)
 
 
 def test_without_questions_the_first_part_is_all() -> None:
@@ -193,14 +204,13 @@ def test_the_fitted_mixture(share: float) -> None:
     assert torch.equal(found.new_weights, best_weights(new))
     assert torch.equal(found.met_weights, best_weights(met))
     value = evaluate(found, validation, "all")["ndcg@10"]
-    odds = split_share / (1 - split_share)
-    tried = [odds * factor / (1 + odds * factor) for factor in (0.1, 0.3, 1.0, 3.0, 10.0)]
-    assert found.repeat_share == pytest.approx(
-        min(tried, key=lambda x: abs(x - found.repeat_share))
-    )
-    for other in tried:
-        shared = Mixture(parts, found.new_weights, found.met_weights, other)
-        assert value >= evaluate(shared, validation, "all")["ndcg@10"] - 1e-12
+    assert found.repeat.share == split_share
+    if not split_share:
+        assert found.repeat == Repeat(HISTORY, 0)
+    for source in [HISTORY, *parts] if split_share else []:
+        for odds in ODDS:
+            other = replace(found, repeat=Repeat(source, split_share, odds))
+            assert value >= evaluate(other, validation, "all")["ndcg@10"] - 1e-6
     again = fit_mixture(parts, validation, split_share)
     assert torch.equal(all_scores(again, validation), all_scores(found, validation))
 
@@ -208,13 +218,13 @@ def test_the_fitted_mixture(share: float) -> None:
 def test_a_share_that_decides_nothing_stays() -> None:
     """One user repeats, and no order depends on how often."""
     validation = cases_of([[0, 0, 0, 0, 0], [1, 2, 2, 2, 2]], "validation")
-    assert fit_mixture(make_parts(), validation, 0.6).repeat_share == pytest.approx(0.6)
+    assert fit_mixture(make_parts(), validation, 0.6).repeat == Repeat(HISTORY, 0.6)
 
 
 @pytest.mark.parametrize("repeat_share", [0.0, 1.0])
 def test_the_ends_of_the_share_stay(repeat_share: float) -> None:
     validation = cases_of(odd_log(5), "validation")
-    assert fit_mixture(make_parts(), validation, repeat_share).repeat_share == repeat_share
+    assert fit_mixture(make_parts(), validation, repeat_share).repeat.share == repeat_share
 
 
 @pytest.mark.parametrize(("scores", "wanted"), [(0, 7), (11 * ITEMS, 11), (10**6, None)])

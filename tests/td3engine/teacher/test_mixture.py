@@ -9,7 +9,14 @@ import torch
 from td3engine.counting.models import KernelModel, Popularity, Reading
 from td3engine.ranking.metrics import evaluate, evaluate_all, rank_targets, validation_ndcg
 from td3engine.ranking.protocols import available_protocols
-from td3engine.teacher.mixture import Mixture, met_items, normalised, repeat_probability
+from td3engine.teacher.mixture import (
+    HISTORY,
+    Mixture,
+    Repeat,
+    met_items,
+    normalised,
+    repeat_share_of_users,
+)
 from tests.td3engine.counting.kit import ITEMS, all_scores, odd_log
 from tests.td3engine.models.model_kit import make_model
 from tests.td3engine.oracles import make_split
@@ -19,9 +26,16 @@ EVEN = [0.25] * 4
 
 
 def mixture(
-    new: list[float] = EVEN, met: list[float] = EVEN, share: float = 0.3, seed: int = 0
+    new: list[float] = EVEN,
+    met: list[float] = EVEN,
+    share: float = 0.3,
+    seed: int = 0,
+    source: str = HISTORY,
+    odds: float = 1.0,
 ) -> Mixture:
-    return Mixture(make_parts(seed), torch.tensor(new), torch.tensor(met), share)
+    return Mixture(
+        make_parts(seed), torch.tensor(new), torch.tensor(met), Repeat(source, share, odds)
+    )
 
 
 def walks(users: int = 40) -> list[list[int]]:
@@ -42,10 +56,27 @@ def walks(users: int = 40) -> list[list[int]]:
 def test_probabilities(share: float, new: list[float], met: list[float]) -> None:
     cases = cases_of(odd_log(1))
     mixed = mixture(new, met, share)
-    wanted = torch.tensor(slow_mixture(mixed.parts, new, met, share, cases))
+    wanted = torch.tensor(slow_mixture(mixed.parts, new, met, mixed.repeat, cases))
     for at_once in (1, 7, 1000):
         found = all_scores(mixed, cases, at_once)
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("odds", [1.0, 0.1, 4.0])
+@pytest.mark.parametrize("part", range(4))
+def test_a_part_says_how_probable_a_repeat_is(part: int, odds: float) -> None:
+    cases, source = cases_of(odd_log(4)), list(make_parts())[part]
+    mixed = mixture(source=source, odds=odds)
+    wanted = torch.tensor(slow_mixture(mixed.parts, EVEN, EVEN, mixed.repeat, cases))
+    # One minus a share near one has few digits in float32.
+    torch.testing.assert_close(all_scores(mixed, cases, 7), wanted, rtol=2e-3, atol=1e-6)
+
+
+def test_a_part_alone_ranks_as_it_does_by_itself() -> None:
+    """It says where repeats are, too."""
+    cases = cases_of(odd_log(3))
+    alone = mixture([1.0, 0, 0, 0], [1.0, 0, 0, 0], source="network")
+    assert evaluate(alone, cases, "all") == evaluate(make_parts()["network"], cases, "all")
 
 
 def test_probabilities_sum_to_one() -> None:
@@ -54,7 +85,7 @@ def test_probabilities_sum_to_one() -> None:
     torch.testing.assert_close(found.sum(1), torch.ones(30), rtol=1e-5, atol=0)
 
 
-def test_met_items_and_repeat_probability() -> None:
+def test_met_items_and_repeat_share_of_users() -> None:
     cases = cases_of(odd_log(2))
     pasts = pasts_of(cases)
     met = torch.cat([met_items(cases, slice(0, 3)), met_items(cases, slice(3, len(pasts)))])
@@ -64,13 +95,13 @@ def test_met_items_and_repeat_probability() -> None:
         / (len(past) - 1 + 10)
         for past in pasts
     ]
-    assert repeat_probability(cases, 0.4).tolist() == pytest.approx(wanted)
+    assert repeat_share_of_users(cases, 0.4).tolist() == pytest.approx(wanted)
 
 
 def test_a_user_with_one_event_repeats_as_the_log_does() -> None:
     cases = cases_of([[3, 1, 2], [4, 4, 4]], "validation")
     assert [len(past) for past in pasts_of(cases)] == [1, 1]
-    assert repeat_probability(cases, 0.25).tolist() == [0.25, 0.25]
+    assert repeat_share_of_users(cases, 0.25).tolist() == [0.25, 0.25]
     scores = all_scores(mixture([0.5, 0, 0.5, 0], [0, 0, 1.0, 0], 0.25), cases)
     assert scores[range(2), [3, 4]].tolist() == pytest.approx([0.25, 0.25])
 
@@ -128,7 +159,9 @@ def test_the_floor_scores_every_item() -> None:
         "none": Popularity(torch.zeros(ITEMS)),
     }
     floor = torch.tensor([1e-6, 1 - 1e-6])
-    scores = all_scores(Mixture(dict(parts), floor, floor, 0.0), cases_of([[2, 1, 0, 5]]))[0]
+    scores = all_scores(
+        Mixture(dict(parts), floor, floor, Repeat(HISTORY, 0.0)), cases_of([[2, 1, 0, 5]])
+    )[0]
     assert (scores > 0).tolist() == [item > 2 for item in range(ITEMS)]
     assert all(one < other for one, other in pairwise(scores[3:].tolist()))
 
@@ -136,11 +169,11 @@ def test_the_floor_scores_every_item() -> None:
 def test_ties_and_scores_that_are_not_numbers_count_against() -> None:
     cases = cases_of(odd_log(3))
     nothing = Popularity(torch.zeros(ITEMS))
-    tied = Mixture({"none": nothing}, torch.ones(1), torch.ones(1), 0.3)
+    tied = Mixture({"none": nothing}, torch.ones(1), torch.ones(1), Repeat(HISTORY, 0.3))
     assert (rank_targets(tied.scorer(cases), cases, ("all",))["all"] == ITEMS - 1).all()
     network = make_model("sasrec", n_items=ITEMS)
     broken = replace(network, table=torch.full_like(network.table, torch.nan))
-    mixed = Mixture({"network": broken}, torch.ones(1), torch.ones(1), 0.3)
+    mixed = Mixture({"network": broken}, torch.ones(1), torch.ones(1), Repeat(HISTORY, 0.3))
     assert (rank_targets(mixed.scorer(cases), cases, ("all",))["all"] == ITEMS - 1).all()
 
 
@@ -151,12 +184,12 @@ def test_a_part_without_weight_does_not_matter() -> None:
         torch.full((ITEMS, ITEMS), torch.nan).numpy(), Reading(2, 1.0)
     )
     weights = torch.tensor([0.5, 0.25, 0.25, 0])
-    with_it = Mixture(parts, weights, weights, 0.2)
+    with_it = Mixture(parts, weights, weights, Repeat(HISTORY, 0.2))
     without = Mixture(
         {name: parts[name] for name in ("network", "popularity", "had")},
         weights[:3],
         weights[:3],
-        0.2,
+        Repeat(HISTORY, 0.2),
     )
     assert torch.equal(all_scores(with_it, cases), all_scores(without, cases))
     assert validation_ndcg(with_it, cases) == validation_ndcg(without, cases)
