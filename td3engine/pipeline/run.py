@@ -13,6 +13,7 @@ import torch
 from td3engine.config import DistillConfig
 from td3engine.config.retired import retired_note
 from td3engine.counting.fitting import FittedCounting, fit_counting_models
+from td3engine.counting.labels import CountingLabels
 from td3engine.data.split import split_log
 from td3engine.data.types import Interactions
 from td3engine.data.windows import training_windows
@@ -214,6 +215,7 @@ class Run:
             self.holdouts.validation(history),
             seed=self.config.seed,
             device=self.device,
+            labels=self._labels(),
         )
         if "teacher" in saved:
             training.restore(saved["teacher"])
@@ -231,6 +233,15 @@ class Run:
             return []
         validation = self.holdouts.validation(self.config.data.max_history)
         return fit_counting_models(self.split, validation, self.config.teacher.ease_items)
+
+    def _labels(self) -> CountingLabels | None:
+        """Of the counting models, for the process that trains the teacher."""
+        share = self.config.teacher.counting_share
+        if share == "auto":
+            raise ValueError("the run has not settled teacher.counting_share")
+        if not share or not self.counting:
+            return None
+        return CountingLabels.of(self.counting, share, self.device)
 
     def _distil(self, teacher: TrainedOnLog, saved: dict[str, Any]) -> Distilled:
         self.clock.enter("distilling")

@@ -318,7 +318,8 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
     bundle = load_bundle(whole)
     said = {"softmax": "full"}  # what `auto` came to
     data = {"validate_by": "unseen", "duplicates": "keep"}
-    settled = small_config(teacher=said, outer=said, data=data)
+    teacher = {**said, "counting_share": 0.7}
+    settled = small_config(teacher=teacher, outer=said, data=data)
     assert bundle.manifest.config == settled
     assert bundle.manifest.fingerprint == "f" * 64
     assert bundle.factors.U.shape == (4, 2)
