@@ -57,6 +57,7 @@ from td3engine.outer_loop.initial_summary import initial_summary
 from td3engine.ranking.holdout import Holdouts
 from td3engine.ranking.metrics import CUTOFFS
 from td3engine.summary.tucker import TuckerSummary
+from td3engine.teacher.network import network_training
 from td3engine.teacher.training import LogTraining, TrainedOnLog
 
 METRICS = [f"{name}@{k}" for name in ("hr", "ndcg", "mrr") for k in CUTOFFS]
@@ -171,18 +172,10 @@ class Study:
     def full(self, backbone: BackboneName, seed: int) -> TrainedOnLog:
         """The model trained on the whole log; seed 0 is the teacher."""
         config = self.config(backbone, "shared-items", seed)
-        history = config.data.max_history
 
         def train() -> LogTraining:
-            return LogTraining(
-                self.split,
-                self._recommender(config),
-                config.teacher,
-                lambda rng: training_windows(self.split, history, rng),
-                self.holdouts.validation(history),
-                seed=seed,
-                device=self.device,
-            )
+            validation = self.holdouts.validation(config.data.max_history)
+            return network_training(self.split, config, self.counting, validation, self.device)
 
         return self._trained(f"full-{backbone}-{seed}", config, train)
 

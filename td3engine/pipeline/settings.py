@@ -5,13 +5,14 @@ from typing import Literal
 
 import torch
 
-from td3engine.config import DistillConfig, share_of_counting, softmax_over
+from td3engine.config import DistillConfig, softmax_over
 from td3engine.config.presets import sized_by_data
-from td3engine.data.split import Split, SplitStatistics
+from td3engine.data.split import Split
 from td3engine.data.types import LogError
 from td3engine.inner_loop.plan import plans_of
 from td3engine.models.backbone import Backbone
 from td3engine.ranking.holdout import validation_protocol
+from td3engine.teacher.network import counting_share
 
 
 def settled_for(
@@ -65,23 +66,12 @@ def settled_for(
         if softmax == "sampled":
             sample = f"{section.negatives:,} of {split.n_items:,} items"
             notes.append(f"{part}: a sampled softmax, {sample} a step")
-    labelled = _with_counting_share(config, statistics)
-    if config.teacher.counting_share not in ("auto", labelled.teacher.counting_share):
+    share = counting_share(split, config)
+    if config.teacher.counting_share not in ("auto", share):
         notes.append("teacher.counting_share is 0: steps with a sampled softmax have no labels")
-    return labelled, [*notes, *dict.fromkeys(note for plan in plans for note in plan.notes)]
-
-
-def _with_counting_share(config: DistillConfig, statistics: SplitStatistics) -> DistillConfig:
-    teacher = config.teacher
-    share = share_of_counting(
-        teacher.counting_share,
-        softmax_over(statistics.items, teacher.softmax),
-        training_events=statistics.training_interactions,
-        n_items=statistics.items,
-        repeat_share=statistics.repeat_share,
-    )
-    labelled = teacher.model_copy(update={"counting_share": share})
-    return config.model_copy(update={"teacher": labelled})
+    teacher = config.teacher.model_copy(update={"counting_share": share})
+    config = config.model_copy(update={"teacher": teacher})
+    return config, [*notes, *dict.fromkeys(note for plan in plans for note in plan.notes)]
 
 
 def refuse_too_little_data(split: Split) -> None:
