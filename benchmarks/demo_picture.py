@@ -13,18 +13,29 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
+from td3engine.counting.fitting import (
+    EASE,
+    ITEM_KNN,
+    MARKOV,
+    POPULARITY,
+    REPEAT_RULE,
+    WINDOWED,
+)
+from td3engine.evaluation.table import FULL_DATA, SUMMARY, TEACHER
+
 PROTOCOLS = ("unseen", "full")  # today's name, and that of results of earlier releases
-COLOURS = {"TD3 summary": "#1f6f8b", "full data": "#333333"}
+COLOURS = {SUMMARY: "#1f6f8b", FULL_DATA: "#333333", TEACHER: "#333333"}
 OTHER = "#b8c4c9"
-OF_LOG = ("full data", "popularity")
+OF_LOG = (TEACHER, FULL_DATA, POPULARITY, REPEAT_RULE, MARKOV, WINDOWED, ITEM_KNN, EASE)
 
 
 def main() -> None:
     result, target = Path(sys.argv[1]), Path(sys.argv[2])
     content: dict[str, Any] = json.loads(result.read_text())
     rows = [row for row in content["rows"] if row["protocol"] in PROTOCOLS]
-    full = next(row for row in rows if row["name"] == "full data")
-    figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.2), sharex=True)
+    full = next(row for row in rows if row["name"] == FULL_DATA)
+    bars = len({row["name"] for row in rows})
+    figure, panels = plt.subplots(1, 2, figsize=(9.5, 1.3 + 0.32 * bars), sharex=True)
     for panel, mode in zip(panels, ("shared-items", "from-scratch"), strict=True):
         of_log = [row for row in rows if row["name"] in OF_LOG]
         own = [row for row in rows if row["mode"] == mode and row not in of_log]
@@ -39,7 +50,7 @@ def main() -> None:
         panel.set_title(f"learners: {mode}", fontsize=10)
         panel.set_xlabel(f"test NDCG@10, protocol {full['protocol']}", fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
-        panel.set_xlim(0, full["ndcg@10"] * 1.35)
+        panel.set_xlim(0, max(row["ndcg@10"] for row in rows) * 1.35)
         panel.tick_params(labelsize=9)
     data, size = content["dataset"], content["config"]["summary"]
     figure.suptitle(

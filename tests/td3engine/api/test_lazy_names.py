@@ -13,6 +13,7 @@ NAMES = {
     "Client",
     "Summary",
     "TrainedModel",
+    "baselines",
     "distill",
     "evaluate",
     "load_model",

@@ -37,13 +37,12 @@ def test_a_row_has_means_deviations_and_all_costs() -> None:
     assert set(row) == set(made_up_row("x"))
     assert row["questions"] == 7
     assert row["seeds"] == 3
-    figures = dict(row)
     for metric in ("hr@5", "ndcg@10", "mrr@20"):
-        assert figures[metric] == pytest.approx(0.3)
+        assert row[metric] == pytest.approx(0.3)
         # Of the sample: (0.04 + 0.01 + 0.09) / 2.
-        assert figures[f"{metric}_std"] == pytest.approx(0.07**0.5)
+        assert row[f"{metric}_std"] == pytest.approx(0.07**0.5)  # type: ignore[literal-required]
     costs = ("train_seconds", "numbers_stored", "bytes", "sequences", "making_seconds")
-    assert [figures[cost] for cost in costs] == [1.5, 10, 40, 3, 2.5]
+    assert [row[cost] for cost in costs] == [1.5, 10, 40, 3, 2.5]  # type: ignore[literal-required]
     one = make_row("x", "shared-items", "all", results[:1], Cost(0.0, 1, 4))
     assert (one["ndcg@10"], one["ndcg@10_std"], one["making_seconds"]) == (0.1, 0.0, 0.0)
 
