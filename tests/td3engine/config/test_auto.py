@@ -118,7 +118,7 @@ def test_a_run_writes_what_it_settled_on(tmp_path: Path) -> None:
         for part in ("teacher", "outer")
     }
     full["teacher"] = full["teacher"].model_copy(update={"counting_share": 0.7})
-    data = expected.data.model_copy(update={"validate_by": "unseen"})
+    data = expected.data.model_copy(update={"validate_by": "unseen", "duplicates": "keep"})
     expected = expected.model_copy(update={**full, "data": data})
     assert manifest["config"] == expected.model_dump(mode="json")
     assert manifest["config"]["summary"]["users"] == 20
