@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.datasets import DATASETS
 from benchmarks.quality_pictures import draw_ablations, draw_shares
+from benchmarks.quality_reference import recbole_rows, reference_section
 from benchmarks.quality_rows import (
     METRIC,
     NAMES,
@@ -39,7 +40,7 @@ def main() -> None:
         settings_table(content["configs"]),
         _speed_section(rows),
         _cross_section(rows),
-        _reference_section(rows),
+        reference_section(rows),
     ]
     ablations = RESULTS / "ablations.json"
     if ablations.exists():
@@ -219,48 +220,12 @@ def _cross_section(rows: Rows) -> str:
             continue
         hard = one(own, "hard-export", row["mode"])
         sampled = f"{_figure(hard)} ({_share(hard, full)})" if hard else "-"
-        theirs = [r for r in _reference() if r["model"].lower() == row["backbone"]]
+        theirs = [r for r in recbole_rows() if r["model"].lower() == row["backbone"]]
         other = _share(row, theirs[0]) if theirs and row["dataset"] == "ml-100k" else "-"
         lines.append(
             f"| {row['dataset']} | {BACKBONES[row['backbone']]} | {row['mode']} | {_figure(row)} | "
             f"{_figure(full)} | {_share(row, full)} | {other} | {sampled} | "
             f"{_figure(chance) if chance else '-'} |"
-        )
-    return "\n".join(lines)
-
-
-def _reference() -> Rows:
-    path = RESULTS / "reference-recbole.json"
-    content = json.loads(path.read_text()) if path.exists() else []
-    found: Rows = content["rows"] if isinstance(content, dict) else content
-    return found
-
-
-def _reference_section(rows: Rows) -> str:
-    reference = _reference()
-    if not reference:
-        return ""
-    lines = [
-        "## Full data, against an independent library",
-        "",
-        "The same log, split, widths and protocol in RecBole (benchmarks/reference), NDCG@10 "
-        "`unseen` on ML-100k. One test event a user: each figure's standard error is about 0.007.",
-        "",
-        "| model | ours | RecBole | RecBole, validation | epochs |",
-        "|---|---|---|---|---|",
-    ]
-    for row in reference:
-        ours = one(
-            [
-                r
-                for r in rows
-                if r["dataset"] == "ml-100k" and r["backbone"] == row["model"].lower()
-            ],
-            "full",
-        )
-        lines.append(
-            f"| {row['model']}, seed {row['seed']} | {_figure(ours) if ours else '-'} | "
-            f"{row['ndcg@10']:.4f} | {row['validation_ndcg@10']:.4f} | {row['epochs']} |"
         )
     return "\n".join(lines)
 
