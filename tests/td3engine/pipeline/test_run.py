@@ -368,14 +368,16 @@ def test_a_bundle_of_the_first_format_has_no_targets_of_its_own(
         load_bundle(tmp_path)
 
 
-def test_a_bundle_of_before_beta2_says_what_its_learners_had(whole: Path, tmp_path: Path) -> None:
+def test_a_bundle_of_before_a_setting_says_what_it_had(whole: Path, tmp_path: Path) -> None:
     for file, content in bytes_of(whole).items():
         (tmp_path / file).write_bytes(content)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert load_bundle(tmp_path).manifest.config.learner.beta2 == 0.95
-    del manifest["config"]["learner"]["beta2"]
+    assert load_bundle(tmp_path).manifest.config.teacher.counting_share == 0.7
+    del manifest["config"]["learner"]["beta2"], manifest["config"]["teacher"]["counting_share"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert load_bundle(tmp_path).manifest.config.learner.beta2 == 0.999
+    assert load_bundle(tmp_path).manifest.config.teacher.counting_share == 0.0
 
 
 @pytest.mark.parametrize("name", sorted(SUMMARY_FILES))
