@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from benchmarks.datasets import DATASETS
-from benchmarks.study import processor
-from td3engine.config import BACKBONES, BackboneConfig, DataConfig, DistillConfig, TeacherConfig
-from td3engine.data.split import Split
+from benchmarks.study_results import processor
+from td3engine.config import BACKBONES, BackboneConfig, DataConfig, TeacherConfig
+from td3engine.data.split import Split, split_log
 from td3engine.data.windows import training_windows
 from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
@@ -263,7 +263,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--data is needed")
     torch.set_num_threads(1)
     for dataset in options.dataset:
-        split = DATASETS[dataset].read(options.data, DistillConfig())
+        split = split_log(DATASETS[dataset].read(options.data), DataConfig())
         for backbone in options.backbone:
             measure(Trial(split, backbone, PLANS[dataset]), dataset, results, options.seeds)
 

@@ -8,7 +8,7 @@ from td3engine.config import BackboneName, DistillConfig, Mode
 from td3engine.config.presets import build_config, merge
 from td3engine.data.movielens import cache_folder, fetch_ml100k
 from td3engine.data.reading import read_log
-from td3engine.data.split import Split, split_log
+from td3engine.data.types import Interactions
 from td3engine.models.registry import backbone_spec
 
 
@@ -36,10 +36,9 @@ class Dataset:
         own = merge(merge(over, {"learner": dict(backbone_spec(backbone).learner)}), requested)
         return build_config("quality", merge(own, BY_BACKBONE.get(backbone, {})))
 
-    def read(self, folder: Path, config: DistillConfig) -> Split:
-        """The log, filtered and split."""
-        path = folder / self.file if self.file else fetch_ml100k(cache_folder())
-        return split_log(read_log(path), config.data)
+    def read(self, folder: Path) -> Interactions:
+        """The log."""
+        return read_log(folder / self.file if self.file else fetch_ml100k(cache_folder()))
 
 
 def _size(users: int, length: int, rank: int) -> dict[str, Any]:

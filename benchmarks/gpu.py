@@ -24,6 +24,7 @@ from benchmarks.datasets import DATASETS
 from benchmarks.speed import LOGS, Clock
 from benchmarks.work import Work, machine
 from td3engine.config.presets import merge
+from td3engine.data.split import split_log
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.outer_loop.learner_pool import PooledLearner
 from td3engine.runtime.torch_setup import configure
@@ -180,7 +181,7 @@ def main() -> None:
     options = parser.parse_args()
     configure(torch.device("cuda"))
     config = DATASETS[options.dataset].config("sasrec", options.mode)
-    split = DATASETS[options.dataset].read(options.data, config)
+    split = split_log(DATASETS[options.dataset].read(options.data), config.data)
     work = Work.untrained(split, config, torch.device("cuda"))
     holdout = {"dataset": options.dataset, "mode": options.mode, "steps": options.steps}
     found: Figures = {"machine": machine(work.device), **holdout, "note": options.note, "ways": {}}

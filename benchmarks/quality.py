@@ -16,7 +16,8 @@ from typing import get_args
 import torch
 
 from benchmarks.datasets import DATASETS
-from benchmarks.study import OF_LOG, Cell, Results, Source, Study
+from benchmarks.study import COUNTING, Study
+from benchmarks.study_results import OF_LOG, Cell, Results, Source
 from td3engine.config import BACKBONES, MODES, Mode
 from td3engine.runtime.torch_setup import configure
 
@@ -54,7 +55,7 @@ def cells(dataset: str, options: argparse.Namespace) -> Iterator[Cell]:
         for source in options.source:
             if source == "prefix" and (dataset not in PREFIX_ON or backbone != "sasrec"):
                 continue
-            if source == "popularity" and backbone != "sasrec":  # it has no backbone
+            if source in COUNTING and backbone != "sasrec":  # they have no backbone
                 continue
             of_log = source in OF_LOG
             modes: list[Mode] = options.mode
@@ -62,7 +63,7 @@ def cells(dataset: str, options: argparse.Namespace) -> Iterator[Cell]:
                 modes = ["from-scratch"]
             elif source == "zero-steps":
                 modes = ["shared-items"]
-            seeds = 1 if source in ("prefix", "popularity") else options.seeds
+            seeds = 1 if source == "prefix" or source in COUNTING else options.seeds
             distilled_with = backbone if of_log else options.distilled_with
             for mode in modes:
                 yield Cell(dataset, source, distilled_with, backbone, mode, seeds)

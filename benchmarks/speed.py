@@ -32,6 +32,7 @@ from benchmarks.end_to_end import end_to_end
 from benchmarks.work import REAL_TARGETS, Work, machine, memory_mib, published, random_log
 from td3engine.config import DistillConfig
 from td3engine.config.presets import merge
+from td3engine.data.split import split_log
 from td3engine.outer_loop.distillation import StageHook
 from td3engine.runtime.torch_setup import configure, use_fast_matmul
 
@@ -230,7 +231,7 @@ def prepare(options: argparse.Namespace) -> Work:
     if options.items:
         split = random_log(options.items)
     else:
-        split = DATASETS[options.dataset].read(options.data, config)
+        split = split_log(DATASETS[options.dataset].read(options.data), config.data)
     return Work.untrained(split, config, torch.device(options.device))
 
 

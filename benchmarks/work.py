@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.datasets import DATASETS
-from benchmarks.study import prefix_windows, processor
+from benchmarks.study import prefix_windows
+from benchmarks.study_results import processor
 from benchmarks.textbook import RealRows, SASRec, TextbookTD3
 from td3engine.config import DistillConfig
 from td3engine.config.presets import build_config, merge

@@ -10,16 +10,14 @@ from td3engine.config import Preset
 from td3engine.config.presets import build_config
 from td3engine.counting.fitting import fit_counting_models
 from td3engine.data.split import split_log
-from td3engine.data.windows import training_windows
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.full_data import counting_rows, full_data_rows, mixed, teacher_rows
 from td3engine.evaluation.table import Row
-from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
 from td3engine.pipeline.settings import refuse_too_little_data, settled_for
 from td3engine.ranking.holdout import Holdouts
 from td3engine.runtime.torch_setup import configure, pick_device
-from td3engine.teacher.training import LogTraining
+from td3engine.teacher.network import network_training
 
 
 def baselines(
@@ -69,16 +67,7 @@ def baselines(
     rows = counting_rows(benchmark, counting)
     if not network:
         return rows
-    backbone = build_backbone(settings.teacher_backbone, history)
-    training = LogTraining(
-        split,
-        Recommender(backbone, split.n_items, settings.backbone.hidden),
-        settings.teacher,
-        lambda rng: training_windows(split, history, rng),
-        validation,
-        seed=settings.seed,
-        device=device,
-    )
+    training = network_training(split, settings, counting, validation, device)
     for best in training.epochs():
         on_epoch(training.epoch, best)
     trained = training.result()

@@ -1,13 +1,18 @@
 """The settings of a distillation, and the presets. Imports no torch."""
 
+from td3engine.config.by_log import (
+    REPEATS_FROM,
+    SAMPLED_FROM,
+    Softmax,
+    share_of_counting,
+    softmax_over,
+)
 from td3engine.config.schema import (
     AUTO_KNOBS,
     BACKBONES,
     DUPLICATES_FROM,
     EARLIER_DATA,
     MODES,
-    REPEATS_FROM,
-    SAMPLED_FROM,
     AutoKnob,
     BackboneConfig,
     BackboneName,
@@ -19,11 +24,9 @@ from td3engine.config.schema import (
     Mode,
     OuterConfig,
     Preset,
-    Softmax,
     SummaryConfig,
     TeacherConfig,
     ValidationProtocol,
-    softmax_over,
 )
 
 __all__ = [
@@ -49,5 +52,6 @@ __all__ = [
     "SummaryConfig",
     "TeacherConfig",
     "ValidationProtocol",
+    "share_of_counting",
     "softmax_over",
 ]

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from td3engine.config import by_log
 from td3engine.config.retired import RetiredSetting, drop_retired
 
 Preset = Literal["fast", "balanced", "quality", "auto"]
@@ -44,30 +45,21 @@ AutoKnob = Literal[
 AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 # The bound keeps a typing error from becoming an allocation. It is far above any useful value.
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
-Softmax = Literal["auto", "full", "sampled"]
 Device = Literal["auto", "cpu", "cuda"]
 Duplicates = Literal["auto", "drop", "keep"]
 ValidationProtocol = Literal["all", "unseen"]
 # What releases without these settings computed with; their manifests and models lack them.
 EARLIER_DATA: dict[str, Any] = {"duplicates": "keep", "validate_by": "unseen"}
 DUPLICATES_FROM = 0.1  # share of exact duplicates, from which on `auto` takes a log for faulty
-REPEATS_FROM = 0.1  # share of repeats, from which on `auto` validates among all items
-SAMPLED_FROM = 50_000  # items, from which on `auto` samples: a step over all is slow
 Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-def softmax_over(n_items: int, setting: Softmax) -> Literal["full", "sampled"]:
-    """The softmax that a setting stands for with this many items."""
-    if setting != "auto":
-        return setting
-    return "sampled" if n_items >= SAMPLED_FROM else "full"
 
 
 def _renamed(protocol: object) -> object:
@@ -102,8 +94,8 @@ class DataConfig(_Part):
     validate_by: Annotated[Literal["auto", ValidationProtocol], BeforeValidator(_renamed)] = Field(
         default="auto",
         description="Protocol of the validation NDCG@10 that checkpoints are chosen by. `auto`: "
-        f"`all` if at least {REPEATS_FROM:.0%} of a log's training and validation events repeat an "
-        "item of their user, else `unseen`. The manifest says which it was.",
+        f"`all` if at least {by_log.REPEATS_FROM:.0%} of a log's training and validation events "
+        "repeat an item of their user, else `unseen`. The manifest says which it was.",
     )
 
 
@@ -155,13 +147,21 @@ class TeacherConfig(_Part):
         default=5, description="Validations without a better NDCG@10 before training stops."
     )
     validate_every: PositiveInt = Field(default=2, description="Epochs between validations.")
-    softmax: Softmax = Field(
+    softmax: by_log.Softmax = Field(
         default="auto",
         description="Items that a target competes with in training: all, or a sample; `auto` "
-        f"samples from {SAMPLED_FROM:,} items on. The manifest says which it was.",
+        f"samples from {by_log.SAMPLED_FROM:,} items on. The manifest says which it was.",
     )
     negatives: PositiveInt = Field(
         default=1024, description="M: items drawn for a step of a sampled softmax."
+    )
+    counting_share: Literal["auto"] | Share = Field(
+        default="auto",
+        description="How much of each target is what counting models expect next, the rest being "
+        f"the next item. `auto`: {by_log.COUNTING_SHARE} where items have fewer than "
+        f"{by_log.SPARSE_BELOW} training events on average, and fewer than "
+        f"{by_log.REPEATS_FROM:.0%} repeat; else 0. A sampled softmax has none of it. The manifest "
+        "says which it was.",
     )
     ease_items: Annotated[int, Field(ge=0, le=100_000)] = Field(
         default=10_000,
@@ -270,7 +270,7 @@ class OuterConfig(_Part):
         description="lambda: weight of the feature alignment with the teacher, for `shared-items`; "
         "from scratch `teacher_share` takes its place.",
     )
-    teacher_share: Annotated[float, Field(ge=0, le=1)] = Field(
+    teacher_share: Share = Field(
         default=1.0,
         description="From scratch: how much of a real target is the teacher's distribution over "
         "all items, the rest being the next item. Ignored under `among: unseen`.",
@@ -280,12 +280,12 @@ class OuterConfig(_Part):
         description="Items that a real target competes with: all, or those that its user has not "
         "had before, as in the measurement.",
     )
-    softmax: Softmax = Field(
+    softmax: by_log.Softmax = Field(
         default="auto",
         description="Items that targets compete with while distilling for `shared-items`, in "
         "learners' training and in the real batch: all, or a sample besides those that the summary "
-        f"points at; `auto` samples from {SAMPLED_FROM:,} items on. Learners that are measured at "
-        "the end train over all.",
+        f"points at; `auto` samples from {by_log.SAMPLED_FROM:,} items on. Learners that are "
+        "measured at the end train over all.",
     )
     negatives: PositiveInt = Field(
         default=4096, description="Items drawn for an outer step with a sampled softmax."

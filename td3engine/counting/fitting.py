@@ -24,6 +24,7 @@ from td3engine.counting.models import (
 from td3engine.data.split import Split, training_counts
 from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import validation_ndcg
+from td3engine.ranking.protocols import asked
 
 TUNED_ON = 2000  # validation users at most
 SCORED_AT_MOST = 2**25  # scores that a setting is judged by: of a large log, fewer users
@@ -90,10 +91,12 @@ def fit_counting_models(
 
 
 def tuning_cases(validation: HoldoutSet) -> HoldoutSet:
-    """The part of the validation set that settings are tried on: users at equal distances."""
+    """The part of the validation set that settings are tried on: at equal distances, of the cases
+    that its protocol asks about."""
+    questions = asked(validation, validation.validate_by).nonzero()[:, 0]
     affordable = max(FEWEST_TUNED_ON, SCORED_AT_MOST // validation.n_items)
-    count = min(TUNED_ON, affordable, len(validation.targets))
-    return validation.take(torch.arange(count) * len(validation.targets) // count)
+    count = min(TUNED_ON, affordable, len(questions))
+    return validation.take(questions[torch.arange(count) * len(questions) // count])
 
 
 Candidates = Iterator[tuple[str, CountingModel]]
@@ -105,7 +108,8 @@ def _best(
 ) -> FittedCounting:
     """The best candidate; `seconds` were spent on what it is made of."""
     began = time.perf_counter() - seconds
-    tried = [(validation_ndcg(model, cases), settings, model) for settings, model in candidates]
+    # Not a list: one kernel can take gigabytes.
+    tried = ((validation_ndcg(model, cases), settings, model) for settings, model in candidates)
     validation, settings, model = max(tried, key=lambda each: each[0])
     return FittedCounting(name, model, settings, validation, time.perf_counter() - began)
 

@@ -51,6 +51,9 @@ class Popularity:
 class RepeatRule:
     """What a user had, the oftener the better; then all other items by popularity.
 
+    Among items that were had, popularity counts for less than one newest event does: under a decay
+    of 1 it decides between items that were had equally often.
+
     Attributes:
         popularity: of each item, from 0 to below 1, float32 (n).
         reading: how much each time counts.
@@ -106,7 +109,10 @@ CountingModel = Popularity | RepeatRule | KernelModel
 
 
 def history_matrix(cases: HoldoutSet, rows: slice, reading: Reading) -> sp.csr_array:
-    """The summed weights of each item's events in the histories of these cases, (B, n)."""
+    """The summed weights of each item's events in the histories of these cases, (B, n).
+
+    A weight is never 0, however old its event.
+    """
     offsets = cases.seen_offsets[rows.start : rows.stop + 1].numpy()
     ends = offsets[1:]
     starts = np.maximum(offsets[:-1], ends - reading.last)
@@ -115,6 +121,6 @@ def history_matrix(cases: HoldoutSet, rows: slice, reading: Reading) -> sp.csr_a
     nth = np.arange(len(case)) - np.repeat(np.cumsum(counts) - counts, counts)
     events = starts[case] + nth
     age = (ends[case] - 1 - events).astype(np.float32)
-    weights = np.power(np.float32(reading.decay), age)
+    weights = np.maximum(np.float32(reading.decay) ** age, np.finfo(np.float32).tiny)
     items = cases.seen_items[torch.from_numpy(events)].numpy()
     return sp.csr_array((weights, (case, items)), shape=(len(counts), cases.n_items))

@@ -15,7 +15,6 @@ from td3engine.config.retired import retired_note
 from td3engine.counting.fitting import FittedCounting, fit_counting_models
 from td3engine.data.split import split_log
 from td3engine.data.types import Interactions
-from td3engine.data.windows import training_windows
 from td3engine.errors import DivergedError, Interrupted, RanksError
 from td3engine.evaluation.baselines import summary_rows
 from td3engine.evaluation.benchmark import Benchmark
@@ -36,7 +35,6 @@ from td3engine.evaluation.table import (
     without_wall_times,
 )
 from td3engine.events import Listener, Note, Phase
-from td3engine.models.recommender import Recommender
 from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.pipeline.checkpoint import Checkpoint, State
@@ -48,7 +46,8 @@ from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.torch_setup import configure, cpu_contention, pick_device
 from td3engine.summary.bundle import Manifest, save_bundle
 from td3engine.summary.tucker import TuckerSummary
-from td3engine.teacher.training import LogTraining, TrainedOnLog
+from td3engine.teacher.network import network_training
+from td3engine.teacher.training import TrainedOnLog
 
 RESULT_SEEDS = (1, 2, 3)  # of the learners whose test metrics the manifest holds
 
@@ -201,20 +200,13 @@ class Run:
 
     def _pretrain(self, saved: dict[str, Any]) -> TrainedOnLog:
         self.clock.enter("pretraining")
-        history, width = self.config.data.max_history, self.config.backbone.hidden
         self.counting = self._count()
-        backbone = build_backbone(self.config.teacher_backbone, history)
+        history = self.config.data.max_history
         if "trained" in saved:
+            backbone = build_backbone(self.config.teacher_backbone, history)
             return TrainedOnLog.from_state(saved["trained"], backbone)
-        training = LogTraining(
-            self.split,
-            Recommender(backbone, self.split.n_items, width),
-            self.config.teacher,
-            lambda rng: training_windows(self.split, history, rng),
-            self.holdouts.validation(history),
-            seed=self.config.seed,
-            device=self.device,
-        )
+        validation = self.holdouts.validation(history)
+        training = network_training(self.split, self.config, self.counting, validation, self.device)
         if "teacher" in saved:
             training.restore(saved["teacher"])
         epochs = self.config.teacher.max_epochs
@@ -223,7 +215,9 @@ class Run:
             report(training.epoch, best)
             self._between_steps(training.epoch, lambda: {"teacher": training.state()})
         state = training.result().state() if self.group.is_main else {}
-        return TrainedOnLog.from_state(self.group.broadcast(state, self.device), backbone)
+        return TrainedOnLog.from_state(
+            self.group.broadcast(state, self.device), training.model.backbone
+        )
 
     def _count(self) -> list[FittedCounting]:
         """The counting models, in the main process; a resumed run makes them again in seconds."""

@@ -12,6 +12,7 @@ from td3engine.data.types import LogError
 from td3engine.inner_loop.plan import plans_of
 from td3engine.models.backbone import Backbone
 from td3engine.ranking.holdout import validation_protocol
+from td3engine.teacher.network import counting_share
 
 
 def settled_for(
@@ -65,6 +66,11 @@ def settled_for(
         if softmax == "sampled":
             sample = f"{section.negatives:,} of {split.n_items:,} items"
             notes.append(f"{part}: a sampled softmax, {sample} a step")
+    share = counting_share(split, config)
+    if config.teacher.counting_share not in ("auto", share):
+        notes.append("teacher.counting_share is 0: steps with a sampled softmax have no labels")
+    teacher = config.teacher.model_copy(update={"counting_share": share})
+    config = config.model_copy(update={"teacher": teacher})
     return config, [*notes, *dict.fromkeys(note for plan in plans for note in plan.notes)]
 
 

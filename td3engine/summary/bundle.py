@@ -70,7 +70,11 @@ class Manifest(BaseModel):
         config = content.get("config") if isinstance(content, dict) else None
         if not isinstance(config, dict):
             return content
-        implied: dict[str, Any] = {"learner": {"beta2": 0.999}, "data": EARLIER_DATA}
+        implied: dict[str, Any] = {
+            "learner": {"beta2": 0.999},
+            "teacher": {"counting_share": 0.0},
+            "data": EARLIER_DATA,
+        }
         if content.get("format") == 1:
             implied["summary"] = {"targets": "next"}
         return content | {"config": merge(implied, config)}

@@ -5,28 +5,35 @@ reduced to its target and the best `CANDIDATES` items of each part, once; then t
 can be tried in seconds, however many items there are. The ranks on test are over all items.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from td3engine.ranking.holdout import HoldoutSet
-from td3engine.ranking.metrics import SCORES_AT_ONCE, evaluate
+from td3engine.ranking.metrics import SCORES_AT_ONCE
 from td3engine.teacher.mixture import (
     FLOOR,
+    HISTORY,
     Mixture,
     Part,
     PartDistributions,
+    Repeat,
     met_items,
+    mixed,
     normalised,
+    repeat_share_of_users,
+    share_of_met,
 )
 
 CANDIDATES = 50
 CUTOFF = 10
-ROUNDS = 4
+ROUNDS = 10
 FACTORS = (0.0, 0.25, 0.5, 2.0, 4.0)  # by which a round tries to change a part's weight
-ENTERING = (0.05, 0.2)  # the weights at which it tries a part that has none
-SHARES = (0.1, 0.3, 1.0, 3.0, 10.0)  # by which the odds of a repeat are multiplied
+ENTERING = (0.05, 0.2)  # the weights at which it tries a part that has none, or the floor
+# By which the odds of a repeat are multiplied; the first of equally good ones is taken.
+ODDS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.1, 10.0, 0.03, 30.0)
 SCORED_AT_MOST = 2**28  # scores of one part that weights are chosen by: of a large log, fewer users
 FEWEST_CASES = 500
 
@@ -44,28 +51,55 @@ def fit_mixture(parts: Mapping[str, Part], validation: HoldoutSet, repeat_share:
     if len(validation.targets) > affordable:
         count = len(validation.targets)
         validation = validation.take(torch.arange(affordable) * count // affordable)
-    models = list(parts.values())
-    new, met = candidates(models, validation)
-    mixture = Mixture(dict(parts), best_weights(new), best_weights(met), repeat_share)
-    if not repeat_share:
-        return mixture
-    return max(_at_shares(mixture), key=lambda each: evaluate(each, validation, "all")["ndcg@10"])
+    new, met = candidates(list(parts.values()), validation)
+    weights = best_weights(new), best_weights(met)
+    neutral = Mixture(dict(parts), *weights, Repeat(HISTORY, repeat_share))
+    return replace(neutral, repeat=best_repeat(neutral, validation)) if repeat_share else neutral
 
 
-def _at_shares(mixture: Mixture) -> Iterator[Mixture]:
-    """The mixture with smaller and larger odds of a repeat."""
-    share = mixture.repeat_share
-    for factor in SHARES:
-        scaled = factor * share / (factor * share + 1 - share)
-        yield Mixture(mixture.parts, mixture.new_weights, mixture.met_weights, scaled)
+def best_repeat(mixture: Mixture, cases: HoldoutSet) -> Repeat:
+    """The source and odds of repeats with which a mixture ranks the cases best among all items."""
+    share, names = mixture.repeat.share, list(mixture.parts)
+    distributions = PartDistributions(list(mixture.parts.values()), cases)
+    at_once = max(1, SCORES_AT_ONCE // cases.n_items)
+    best: list[Tensor] = []  # the highest scores of met and of new items, and the target's
+    sources: list[Tensor] = []
+    for first in range(0, len(cases.targets), at_once):
+        rows = slice(first, min(first + at_once, len(cases.targets)))
+        each, seen = distributions.of(rows), met_items(cases, rows)
+        targets = cases.targets[rows, None]
+        kinds = []
+        for weights, without in ((mixture.met_weights, ~seen), (mixture.new_weights, seen)):
+            scores = mixed(each, weights, without).masked_fill(without, -1)
+            target = scores.gather(1, targets)
+            rivals = scores.scatter(1, targets, -1).topk(min(CUTOFF, scores.shape[1])).values
+            kinds.append(torch.cat([target, rivals], 1))
+        best.append(torch.stack(kinds, 1))
+        sources.append(torch.stack([share_of_met(part, seen) for part in each], 1))
+    values_Q2M = torch.cat(best)
+    from_source = dict(zip(names, torch.cat(sources).T, strict=True))
+    from_source = {HISTORY: repeat_share_of_users(cases, share), **from_source}
+    tried = [Repeat(source, share, odds) for source in from_source for odds in ODDS]
+    return max(
+        tried, key=lambda each: _ndcg_at(values_Q2M, each.probability(from_source[each.source]))
+    )
+
+
+def _ndcg_at(values_Q2M: Tensor, repeat_Q: Tensor) -> float:
+    """NDCG@10 at these probabilities of a repeat; of either kind the target's score comes first,
+    which is -1 in the kind that the target is not of."""
+    shares_Q2 = torch.stack([repeat_Q, 1 - repeat_Q], 1)
+    scores_Q2M = torch.where(values_Q2M < 0, values_Q2M, values_Q2M * shares_Q2[:, :, None])
+    target_Q = scores_Q2M[:, :, 0].amax(1)
+    return _ndcg(target_Q, scores_Q2M[:, :, 1:].flatten(1))
 
 
 def candidates(parts: Sequence[Part], cases: HoldoutSet) -> tuple[Tensor, Tensor]:
     """What the parts expect of the items that matter, (Q', M, K): of cases with a new target among
     new items, and of cases with a target that was met among items that were.
 
-    The target comes first; items that are named twice, and missing ones, have weight -1 in all
-    parts but the first time.
+    The target comes first. An item has weight -1 in all parts where it is named again, and where it
+    is of the other kind, which the best items of a part hold when there are too few of this kind.
     """
     distributions = PartDistributions(parts, cases)
     at_once = max(1, SCORES_AT_ONCE // cases.n_items)
@@ -77,13 +111,15 @@ def candidates(parts: Sequence[Part], cases: HoldoutSet) -> tuple[Tensor, Tensor
         targets = cases.targets[rows]
         is_new = cases.new_target[rows]
         for chosen, blocked, kept in ((is_new, seen, new), (~is_new, ~seen, met)):
-            masked = [normalised(part[chosen].masked_fill(blocked[chosen], 0)) for part in each]
-            kept.append(_reduced(masked, targets[chosen]))
+            kept.append(_reduced([part[chosen] for part in each], blocked[chosen], targets[chosen]))
     return torch.cat(new), torch.cat(met)
 
 
-def _reduced(parts: Sequence[Tensor], targets: Tensor) -> Tensor:
+def _reduced(parts: Sequence[Tensor], blocked_BN: Tensor, targets: Tensor) -> Tensor:
     """The parts' weights of the target and of each part's best items, (B, M, K)."""
+    parts = [
+        normalised(part.masked_fill(blocked_BN, 0)).masked_fill(blocked_BN, -1) for part in parts
+    ]
     best = [part.topk(min(CANDIDATES, part.shape[1])).indices for part in parts]
     items_BM = torch.cat([targets[:, None], *best], 1)
     values_BMK = torch.stack([part.gather(1, items_BM) for part in parts], 2)
@@ -97,36 +133,39 @@ def _reduced(parts: Sequence[Tensor], targets: Tensor) -> Tensor:
 
 
 def best_weights(values_QMK: Tensor) -> Tensor:
-    """Weights (K) of sum 1 that rank targets best, by coordinate ascent from the best of some
-    starts; without questions, all on the first part."""
+    """Weights (K) of sum 1 that rank targets best, by steepest ascent.
+
+    It starts from equal weights or from a part alone, whichever is best; each round takes the best
+    change of one part. Without questions, all is on the first part.
+    """
     n_parts = values_QMK.shape[2]
     units = torch.eye(n_parts)
     if not len(values_QMK):
         return units[0]
-    starts = [torch.full((n_parts,), 1 / n_parts), *units]
-    found = max(starts, key=lambda weights: reduced_ndcg(values_QMK, weights))
-    best = reduced_ndcg(values_QMK, found)
+    starts = [_with_floor(each) for each in (torch.full((n_parts,), 1 / n_parts), *units)]
+    best, found = _best(values_QMK, starts)
     for _ in range(ROUNDS):
-        before = best
-        for tried in _neighbours(found):
-            value = reduced_ndcg(values_QMK, tried)
-            if value > best:
-                best, found = value, tried
-        if best == before:
+        value, tried = _best(values_QMK, _changed(found))
+        if value <= best:
             break
-    return _with_floor(found)
+        best, found = value, tried
+    return found
 
 
-def _neighbours(weights: Tensor) -> Iterator[Tensor]:
-    """Weights that differ in one part."""
-    for part in range(len(weights)):
-        share = float(weights[part])
-        values = [factor * share for factor in FACTORS] if share else ENTERING
-        for value in values:
+def _best(values_QMK: Tensor, tried: Iterable[Tensor]) -> tuple[float, Tensor]:
+    """The first of the best of these weights, after its NDCG."""
+    ranked = ((reduced_ndcg(values_QMK, weights), weights) for weights in tried)
+    return max(ranked, key=lambda each: each[0])
+
+
+def _changed(weights: Tensor) -> Iterator[Tensor]:
+    """Weights that give one part more or less."""
+    for part, share in enumerate(weights.tolist()):
+        for value in [factor * share for factor in FACTORS] if share > FLOOR else ENTERING:
             changed = weights.clone()
             changed[part] = value
             if changed.sum():
-                yield changed / changed.sum()
+                yield _with_floor(changed / changed.sum())
 
 
 def _with_floor(weights: Tensor) -> Tensor:
@@ -138,6 +177,12 @@ def _with_floor(weights: Tensor) -> Tensor:
 def reduced_ndcg(values_QMK: Tensor, weights_K: Tensor) -> float:
     """NDCG@10 of the first of each question's candidates; ties count against it."""
     scores_QM = values_QMK @ weights_K
-    ranks = (scores_QM[:, 1:] >= scores_QM[:, :1]).sum(1)
+    return _ndcg(scores_QM[:, 0], scores_QM[:, 1:])
+
+
+def _ndcg(target_Q: Tensor, rivals_QM: Tensor) -> float:
+    """NDCG@10 of targets among rivals; ties count against them."""
+    # "Not below" is true of ties, and where the target's score is not a number.
+    ranks = (~(rivals_QM < target_Q[:, None])).sum(1)
     gains = torch.where(ranks < CUTOFF, 1 / torch.log2(ranks + 2.0), 0.0)
     return float(gains.double().mean())

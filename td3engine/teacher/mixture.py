@@ -5,11 +5,10 @@ ones are kept apart: each part is normalised over either, and each has weights o
 
     p(j) = r p_met(j)  if the user met j before,  else  (1 - r) p_new(j).
 
-r is how probable it is that this user repeats: the share of repeats in its own history, drawn
-towards that of the log. So a log without repeats ranks what a user met last, one of check-ins
-first, and the same teacher answers both protocols. Weights are chosen on validation (`fitting`
-below), by the metric that all choices are made by: likelihood, the usual way, prefers parts that
-are never very wrong to parts that rank well.
+r is how probable it is that the next event repeats (`Repeat`). So a log without repeats ranks what
+a user met last, one of check-ins first, and the same teacher answers both protocols. Weights are
+chosen on validation (`mixing`), by the metric that all choices are made by: likelihood, the usual
+way, prefers parts that are never very wrong to parts that rank well.
 """
 
 from collections.abc import Sequence
@@ -23,11 +22,33 @@ from td3engine.models.trained_model import TrainedModel
 from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import Scorer, scorer_of
 
-SMALLEST = 1e-12
 PRIOR_EVENTS = 10.0  # of the log, that a user's own history is drawn towards
 FLOOR = 1e-6  # weight of the first part, so that no item is without a score
 
 Part = TrainedModel | CountingModel
+
+
+HISTORY = "history"
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """How probable it is that a user's next event repeats.
+
+    Attributes:
+        source: the part whose weight on met items it is; or `HISTORY`: the share of repeats in the
+            user's own history, drawn towards that of the log.
+        share: of repeats in the log, 0 to 1.
+        odds: by which the odds of a repeat are multiplied.
+    """
+
+    source: str
+    share: float
+    odds: float = 1.0
+
+    def probability(self, from_source: Tensor) -> Tensor:
+        """What the source says, its odds multiplied."""
+        return self.odds * from_source / (self.odds * from_source + 1 - from_source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,13 +59,13 @@ class Mixture:
         parts: K models, each under its name.
         new_weights: of each part among items that are new to the user, (K).
         met_weights: of each part among items that the user met, (K).
-        repeat_share: how often users repeat, 0 to 1.
+        repeat: how probable a repeat is.
     """
 
     parts: dict[str, Part]
     new_weights: Tensor
     met_weights: Tensor
-    repeat_share: float
+    repeat: Repeat
 
     @property
     def stored_bytes(self) -> int:
@@ -60,22 +81,38 @@ class Mixture:
 
     def scorer(self, cases: HoldoutSet) -> Scorer:
         """p(j) of the module's docstring, (B, n)."""
+        names = list(self.parts)
         distributions = PartDistributions(list(self.parts.values()), cases)
-        repeat_Q = repeat_probability(cases, self.repeat_share)
+        from_history_Q = repeat_share_of_users(cases, self.repeat.share)
 
         def scores(rows: slice) -> Tensor:
             met = met_items(cases, rows)
-            new_BN, met_BN = torch.zeros(met.shape), torch.zeros(met.shape)
-            for part, distribution in enumerate(distributions.of(rows)):
-                new, repeated = self.new_weights[part], self.met_weights[part]
-                if new:
-                    new_BN += new * normalised(distribution.masked_fill(met, 0))
-                if repeated:
-                    met_BN += repeated * normalised(distribution.masked_fill(~met, 0))
-            repeat_B1 = repeat_Q[rows, None]
+            each = distributions.of(rows)
+            new_BN = mixed(each, self.new_weights, met)
+            met_BN = mixed(each, self.met_weights, ~met)
+            if self.repeat.source == HISTORY:
+                source_B = from_history_Q[rows]
+            else:
+                source_B = share_of_met(each[names.index(self.repeat.source)], met)
+            repeat_B1 = self.repeat.probability(source_B)[:, None]
             return torch.where(met, repeat_B1 * met_BN, (1 - repeat_B1) * new_BN)
 
         return scores
+
+
+def mixed(parts: Sequence[Tensor], weights_K: Tensor, without: Tensor) -> Tensor:
+    """The mixture of distributions (B, n) over the items that are not left `without` (B, n)."""
+    total_BN = torch.zeros(without.shape)
+    for part, weight in zip(parts, weights_K, strict=True):
+        if weight:
+            total_BN += weight * normalised(part.masked_fill(without, 0))
+    # Parts that know nothing of a user leave it to the others.
+    return normalised(total_BN)
+
+
+def share_of_met(part_BN: Tensor, met: Tensor) -> Tensor:
+    """The part's weight on items that the user met, of its whole weight, (B)."""
+    return normalised(part_BN).masked_fill(~met, 0).sum(1)
 
 
 class PartDistributions:
@@ -105,8 +142,8 @@ def met_items(cases: HoldoutSet, rows: slice) -> Tensor:
     return met
 
 
-def repeat_probability(cases: HoldoutSet, share: float) -> Tensor:
-    """Of each case's user, from its own history and the log's share, (Q)."""
+def repeat_share_of_users(cases: HoldoutSet, share: float) -> Tensor:
+    """Of each case's user, from its own history, drawn towards the log's share, (Q)."""
     n_cases = len(cases.targets)
     events = torch.bincount(cases.seen_rows, minlength=n_cases)
     pairs = torch.unique(cases.seen_rows * cases.n_items + cases.seen_items)
@@ -117,4 +154,5 @@ def repeat_probability(cases: HoldoutSet, share: float) -> Tensor:
 
 def normalised(weights_BN: Tensor) -> Tensor:
     """Rows of sum 1; rows without weight stay without."""
-    return weights_BN / weights_BN.sum(1, keepdim=True).clamp(min=SMALLEST)
+    total_B1 = weights_BN.sum(1, keepdim=True)
+    return weights_BN / torch.where(total_B1 == 0, 1, total_B1)

@@ -2,8 +2,9 @@
 
 All positions of a window are targets at once: a window of L events has L - 1 targets. Per target
 this is an order of magnitude cheaper than the paper's prefix rows, which have one target each.
-Training stops early on validation NDCG@10 (method, section 1). Logs of
-many items use a sampled softmax (`sampled_steps`).
+Training stops early on validation NDCG@10 (method, section 1). Targets are partly what counting
+models expect (`labelled_loss`). Logs of many items use a sampled softmax (`sampled_steps`), without
+these labels.
 """
 
 import time
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from td3engine.config import TeacherConfig, softmax_over
+from td3engine.counting.labels import CountingLabels
 from td3engine.data.split import Split
 from td3engine.data.windows import WindowIndex, batches_of_like_length
 from td3engine.errors import DivergedError
@@ -28,6 +30,7 @@ from td3engine.models.training_loss import real_loss
 from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import validation_ndcg
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
+from td3engine.teacher.labelled_loss import labelled_loss
 from td3engine.teacher.sampled_steps import SampledSteps
 
 WindowsOfEpoch = Callable[[np.random.Generator], WindowIndex]
@@ -72,12 +75,25 @@ class TrainedOnLog:
 class FullSteps:
     """Training steps with a softmax over all items.
 
+    Args:
+        model: backbone and item table.
+        config: Adam's settings.
+        theta_P: all parameters, (P).
+        labels: of counting models; None: targets are next items.
+
     Attributes:
         theta: all parameters, (P); updated in place.
     """
 
-    def __init__(self, model: Recommender, config: TeacherConfig, theta_P: Tensor) -> None:
+    def __init__(
+        self,
+        model: Recommender,
+        config: TeacherConfig,
+        theta_P: Tensor,
+        labels: CountingLabels | None = None,
+    ) -> None:
         self.model, self.theta = model, theta_P.requires_grad_()
+        self.labels = labels
         self.optimizer = torch.optim.Adam(
             [self.theta],
             lr=config.lr,
@@ -93,7 +109,8 @@ class FullSteps:
         _rng: np.random.Generator,
     ) -> None:
         """One step of Adam on a batch of rows, right-padded."""
-        loss = real_loss(self.model, self.theta, items_BL, lengths_B, randomness)
+        batch = self.model, self.theta, items_BL, lengths_B, randomness
+        loss = labelled_loss(*batch, self.labels) if self.labels else real_loss(*batch)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -118,6 +135,7 @@ class LogTraining:
         holdout: the validation set.
         seed: of weights, order and dropout.
         device: where to compute.
+        labels: of counting models, in targets under a full softmax; None: none.
     """
 
     def __init__(
@@ -130,6 +148,7 @@ class LogTraining:
         *,
         seed: int,
         device: torch.device,
+        labels: CountingLabels | None = None,
     ) -> None:
         self.split, self.model, self.config = split, model, config
         self.windows, self.holdout, self.seed, self.device = windows, holdout, seed, device
@@ -140,7 +159,7 @@ class LogTraining:
         self.steps: FullSteps | SampledSteps = (
             SampledSteps(split, model, config, self.theta)
             if sampled
-            else FullSteps(model, config, self.theta)
+            else FullSteps(model, config, self.theta, labels)
         )
         self.epoch = 0
         self.seconds = 0.0

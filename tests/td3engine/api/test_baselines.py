@@ -26,7 +26,9 @@ def test_rows_are_those_of_a_run(made: Made) -> None:
 
 
 def test_counting_alone_takes_no_network(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("td3engine.api.baselines.LogTraining", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr(
+        "td3engine.api.baselines.network_training", lambda *_: pytest.fail("it trains")
+    )
     rows = td3.baselines(str(made.log_path), config=SMALL, network=False)
     assert [row["name"] for row in rows if row["protocol"] == "all"] == list(LOG_ROWS[2:])
     assert {row["train_seconds"] > 0 for row in rows} == {True}

@@ -21,7 +21,7 @@ from td3engine.evaluation.full_data import (
 from td3engine.evaluation.table import Row
 from td3engine.models.registry import build_backbone
 from td3engine.models.trained_model import TrainedModel
-from td3engine.teacher.mixture import Mixture, Part
+from td3engine.teacher.mixture import HISTORY, Mixture, Part, Repeat
 from td3engine.teacher.training import TrainedOnLog
 from tests.td3engine.evaluation.rows import made_up_row
 from tests.td3engine.oracles import make_split, seeded
@@ -133,7 +133,7 @@ def test_a_teacher_costs_the_parts_that_have_a_weight(benchmark: Benchmark) -> N
         ([0.5, 0.5, 0.0], [0.0, 0.0, 1.0], size + 4 * ITEMS + 2 * 8 + 4 * (ITEMS + 1)),
         ([1e-6, 1.0, 0.0], [1e-6, 1.0, 0.0], 4 * ITEMS),  # the floor is no weight
     ):
-        mixture = Mixture(parts, torch.tensor(new), torch.tensor(met), 0.2)
+        mixture = Mixture(parts, torch.tensor(new), torch.tensor(met), Repeat(HISTORY, 0.2))
         (row, *_) = teacher_rows(benchmark, [Teacher(trained, [], mixture, 7.0)])
         assert (row["name"], row["mode"], row["seeds"]) == ("teacher", "from-scratch", 1)
         assert (row["bytes"], row["numbers_stored"]) == (expected, expected // 4)

@@ -32,6 +32,7 @@ from td3engine.models.registry import build_backbone
 from td3engine.pipeline import run as run_module
 from td3engine.pipeline.run import RESULT_SEEDS, Control, Outcome, Run
 from td3engine.summary.bundle import load_bundle
+from td3engine.teacher import network as network_module
 from tests.td3engine.small import LEARNER_ROWS, LOG_ROWS, small_config, write_small_log
 
 
@@ -318,7 +319,8 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
     bundle = load_bundle(whole)
     said = {"softmax": "full"}  # what `auto` came to
     data = {"validate_by": "unseen", "duplicates": "keep"}
-    settled = small_config(teacher=said, outer=said, data=data)
+    teacher = {**said, "counting_share": 0.7}
+    settled = small_config(teacher=teacher, outer=said, data=data)
     assert bundle.manifest.config == settled
     assert bundle.manifest.fingerprint == "f" * 64
     assert bundle.factors.U.shape == (4, 2)
@@ -602,7 +604,8 @@ def test_the_teacher_may_have_a_dropout_of_its_own(
         rates.append(config.dropout)
         return build_backbone(config, history)
 
-    monkeypatch.setattr(run_module, "build_backbone", watched)
+    for module in (run_module, network_module):
+        monkeypatch.setattr(module, "build_backbone", watched)
     rate = small_config().backbone.dropout
     assert rate > 0
     run(log, tmp_path / "own", small_config(teacher={"dropout": 0.0}))
