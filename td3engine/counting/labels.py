@@ -23,7 +23,7 @@ from td3engine.counting.fitting import EASE, ITEM_KNN, WINDOWED, FittedCounting
 from td3engine.counting.kernels import Kernel
 from td3engine.counting.models import KernelModel, Reading
 
-LARGEST_ENTRIES = 100  # of a kernel's row, that labels are made of
+LARGEST_ENTRIES = 50  # of a kernel's row, that labels are made of
 DENSE_AT_ONCE = 2**24  # numbers of a kernel that are sorted at a time
 SMALLEST = 1e-12
 
