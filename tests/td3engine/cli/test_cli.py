@@ -241,7 +241,7 @@ def test_help_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ("distill", "train", "demo", "serve"):
+    for command in ("distill", "train", "baselines", "demo", "serve"):
         assert command in done.stdout
 
 

@@ -271,15 +271,15 @@ def test_a_model_says_what_it_is() -> None:
 
 
 def test_the_filter_of_an_earlier_file_counts_every_row(tmp_path: Path) -> None:
-    """Releases that knew nothing of duplicates kept them, and today's default does not."""
+    """Releases that knew nothing of duplicates kept them, and today's default looks at the log."""
     path = tmp_path / "model"
     make_model("sasrec").save(path)
     raw = RawFile.read(path)
     description = raw.description
-    assert description["data"].pop("duplicates") == "drop"
+    assert description["data"].pop("duplicates") == "auto"
     del description["data"]["validate_by"]
     raw.description = description
     data = TrainedModel.load(raw.write(path)).data
     assert data is not None
     assert data.duplicates == "keep"
-    assert data.model_copy(update={"duplicates": "drop", "validate_by": "auto"}) == DATA
+    assert data.model_copy(update={"duplicates": "auto", "validate_by": "auto"}) == DATA
