@@ -59,12 +59,12 @@ SHORT: dict[str, Any] = {"outer": {"window": 20}}
 # Nine targets a sequence, where all positions do; such steps are noisier, and want a lower rate.
 FEW: dict[str, Any] = {"learner": {"objective": "last-and-augmented"}, "outer": {"lr": 0.03}}
 
-SCRATCH: dict[str, Any] = {"outer": {"steps": 300, "validate_every": 50}}
+SCRATCH: dict[str, Any] = {"outer": {"steps": 200, "validate_every": 50}}
 
 DATASETS: dict[str, Dataset] = {
     "ml-100k": Dataset(
         None,
-        {"summary": _size(30, 50, 16), "outer": {"validate_every": 50}},
+        {"summary": _size(30, 50, 16), "outer": {"steps": 200, "validate_every": 50}},
         {"from-scratch": SCRATCH},
         replicates=2,
     ),
@@ -85,7 +85,7 @@ DATASETS: dict[str, Dataset] = {
     ),
     "amazon2018-magazine": Dataset(
         "amazon2018-magazine.csv.gz",
-        {"summary": _size(30, 20, 16), "backbone": SPARSE},
+        {"summary": _size(30, 20, 16), "backbone": SPARSE, "outer": {"steps": 200}},
         {"from-scratch": SCRATCH},
         replicates=2,
     ),
@@ -98,7 +98,7 @@ DATASETS: dict[str, Dataset] = {
                 "summary": _size(100, 20, 16),
                 "learner": {"batch": 25},
                 "backbone": SPARSE,
-                "outer": {"steps": 300, "validate_every": 50},
+                "outer": {"steps": 200, "validate_every": 50},
             },
         ),
         {"from-scratch": {"outer": {"steps": 150}}},

@@ -2,14 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from benchmarks import datasets, quality
 from benchmarks.datasets import Dataset
-from benchmarks.quality_rows import of_earlier_releases
 from benchmarks.study import Study, prefix_windows
 from benchmarks.study_results import OF_LOG
 from td3engine.config.presets import merge
@@ -86,15 +84,3 @@ def test_the_teacher_of_a_study_has_its_own_dropout(tmp_path: Path) -> None:
         model = study._recommender(config.model_copy(update={"teacher": teacher}))
         assert isinstance(model.backbone, SASRec)
         assert model.backbone.config.dropout == rate
-
-
-def test_the_page_says_which_summaries_are_of_earlier_releases() -> None:
-    own: dict[str, Any] = {"summary": {"targets": "own"}, "learner": {"beta2": 0.9}}
-    earlier: dict[str, Any] = own | {"learner": {}}
-    first: dict[str, Any] = {"summary": {}, "learner": {}}
-    found = of_earlier_releases({"a x log": first, "a x m": first, "b x m": earlier, "c x m": own})
-    assert [line.rpartition(": ")[2] for line in found.split("\n\n")[1:]] == [
-        "a (m).",
-        "a (m), b (m).",
-    ]
-    assert of_earlier_releases({"c x m": own}) == ""
