@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 continue
             say(f"{dataset}: {cell.source}, {cell.backbone}, {cell.mode}")
             rows = study.rows(cell)
+            if not rows:  # EASE of a large catalogue
+                continue
             for row in rows:
                 say(f"  {row['protocol']}: NDCG@10 {row['ndcg@10']:.4f} ± {row['ndcg@10_std']:.4f}")
             results.add(rows, study.config(cell.distilled_with, cell.mode))
