@@ -41,8 +41,9 @@ def baselines(
 
     Returns:
         A row for each model and protocol, as a job's result has them: `teacher` and `full data`
-        (with `network`), `popularity`, `repeat rule`, `Markov`, `windowed Markov`, `item-kNN`, and
-        `EASE` where the log has at most `teacher.ease_items` items.
+        (without `network` in their place `counting, mixed`), `popularity`, `repeat rule`, `Markov`,
+        `windowed Markov`, `item-kNN`, and `EASE` where the log has at most `teacher.ease_items`
+        items.
 
     Raises:
         LogError: the log cannot be read, or too little of it is left after the filter.
@@ -66,7 +67,9 @@ def baselines(
     counting = fit_counting_models(split, validation, settings.teacher.ease_items)
     rows = counting_rows(benchmark, counting)
     if not network:
-        return rows
+        return (
+            teacher_rows(benchmark, [mixed(None, counting, validation, split.repeat_share)]) + rows
+        )
     training = network_training(split, settings, counting, validation, device)
     for best in training.epochs():
         on_epoch(training.epoch, best)

@@ -10,6 +10,7 @@ import numpy as np
 from td3engine.counting.fitting import FittedCounting
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.table import (
+    COUNTING_MIXED,
     FULL_DATA,
     INTERACTION,
     NUMBER,
@@ -21,7 +22,7 @@ from td3engine.evaluation.table import (
 from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import evaluate_all
 from td3engine.teacher.mixing import fit_mixture
-from td3engine.teacher.mixture import Mixture
+from td3engine.teacher.mixture import Mixture, Part
 from td3engine.teacher.training import TrainedOnLog
 
 NETWORK = "network"  # the part of a teacher that was trained
@@ -32,29 +33,31 @@ class Teacher:
     """All that was made of a log before anything is distilled.
 
     Attributes:
-        network: trained on every interaction; its item table is V.
+        network: trained on every interaction; its item table is V. None: there is none.
         counting: the counting models.
         mixture: of both.
         seconds: wall time of making all of it.
     """
 
-    network: TrainedOnLog
+    network: TrainedOnLog | None
     counting: Sequence[FittedCounting]
     mixture: Mixture
     seconds: float
 
 
 def mixed(
-    network: TrainedOnLog,
+    network: TrainedOnLog | None,
     counting: Sequence[FittedCounting],
     validation: HoldoutSet,
     repeat_share: float,
 ) -> Teacher:
-    """The teacher of a network and counting models, its weights chosen on validation."""
+    """The teacher of counting models and a network, if there is one; weights are chosen on
+    validation."""
     began = time.perf_counter()
-    parts = {NETWORK: network.model, **{each.name: each.model for each in counting}}
+    parts: dict[str, Part] = {} if network is None else {NETWORK: network.model}
+    parts |= {each.name: each.model for each in counting}
     mixture = fit_mixture(parts, validation, repeat_share)
-    seconds = time.perf_counter() - began + network.seconds
+    seconds = time.perf_counter() - began + (network.seconds if network else 0.0)
     return Teacher(network, counting, mixture, seconds + sum(each.seconds for each in counting))
 
 
@@ -80,13 +83,15 @@ def full_data_rows(benchmark: Benchmark, networks: Sequence[TrainedOnLog]) -> li
 
 
 def teacher_rows(benchmark: Benchmark, teachers: Sequence[Teacher]) -> list[Row]:
-    """Teachers as they are, shipped in place of a summary."""
+    """Teachers as they are, shipped in place of a summary; without a network, counting models
+    mixed."""
     holdout = benchmark.holdouts.test(benchmark.config.data.max_history)
     results = [evaluate_all(each.mixture, holdout, benchmark.protocols) for each in teachers]
     seconds = float(np.mean([each.seconds for each in teachers]))
     stored = round(np.mean([each.mixture.stored_bytes for each in teachers]))
     cost = Cost(seconds, stored // NUMBER, stored)
-    return make_rows(TEACHER, "from-scratch", results, cost)
+    name = TEACHER if teachers[0].network else COUNTING_MIXED
+    return make_rows(name, "from-scratch", results, cost)
 
 
 def full_data_note(rows: Sequence[Row]) -> str | None:
@@ -96,7 +101,8 @@ def full_data_note(rows: Sequence[Row]) -> str | None:
     """
     by_name = {row["name"]: row["ndcg@10"] for row in rows if row["protocol"] == "all"}
     network = by_name.pop(FULL_DATA, math.inf)
-    by_name.pop(TEACHER, None)
+    for mixture in (TEACHER, COUNTING_MIXED):
+        by_name.pop(mixture, None)
     name, best = max(by_name.items(), key=lambda each: each[1])
     if best < network:
         return None

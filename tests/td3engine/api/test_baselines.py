@@ -7,6 +7,7 @@ from pydantic import ValidationError
 import td3engine as td3
 from td3engine.data.split import split_log
 from td3engine.data.types import LogError
+from td3engine.evaluation.table import COUNTING_MIXED
 from tests.td3engine.api.conftest import Made
 from tests.td3engine.small import LOG_ROWS, SMALL
 
@@ -30,7 +31,10 @@ def test_counting_alone_takes_no_network(made: Made, monkeypatch: pytest.MonkeyP
         "td3engine.api.baselines.network_training", lambda *_: pytest.fail("it trains")
     )
     rows = td3.baselines(str(made.log_path), config=SMALL, network=False)
-    assert [row["name"] for row in rows if row["protocol"] == "all"] == list(LOG_ROWS[2:])
+    assert [row["name"] for row in rows if row["protocol"] == "all"] == [
+        COUNTING_MIXED,
+        *LOG_ROWS[2:],
+    ]
     assert {row["train_seconds"] > 0 for row in rows} == {True}
 
 
@@ -50,7 +54,7 @@ def test_a_table_in_memory_is_measured_as_its_file(made: Made) -> None:
 def test_ease_has_a_limit(made: Made) -> None:
     few = {**SMALL, "teacher": {**SMALL["teacher"], "ease_items": 20}}
     rows = td3.baselines(made.log, config=few, network=False)
-    assert {row["name"] for row in rows} == {*LOG_ROWS[2:]} - {"EASE"}
+    assert {row["name"] for row in rows} == {COUNTING_MIXED, *LOG_ROWS[2:]} - {"EASE"}
 
 
 def test_threads_are_those_asked_for(made: Made) -> None:
