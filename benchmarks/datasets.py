@@ -66,7 +66,7 @@ DATASETS: dict[str, Dataset] = {
         None,
         {"summary": _size(30, 50, 16), "outer": {"steps": 200, "validate_every": 50}},
         {"from-scratch": SCRATCH},
-        replicates=2,
+        replicates=1,
     ),
     "ml-1m": Dataset(
         "ml-1m.csv.gz",
