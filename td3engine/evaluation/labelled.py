@@ -68,7 +68,8 @@ def labelled_users(
     """
     sized = config.model_copy(update={"users": users})
     rng = numpy_generator(seed, Purpose.BASELINE_USERS)
-    V_ND = teacher.model.table[:, : teacher.model.backbone.config.hidden]
+    table_NF = teacher.model.table
+    V_ND = table_NF[:, : table_NF.shape[1] - int(teacher.model.backbone.biased)]
     items_UT = torch.from_numpy(real_histories(split, sized, rng)).to(V_ND.device)
     C_UTD = pointing_queries(items_UT, V_ND, sized)
     queries = torch.cat([C_UTD, expected_queries(items_UT, C_UTD, teacher)], 1)
