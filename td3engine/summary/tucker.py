@@ -127,4 +127,6 @@ def query(U_UA: Tensor, T_TB: Tensor, G_ABD: Tensor, Y_TB: Tensor | None = None)
     both.
     """
     time = T_TB if Y_TB is None else torch.cat([T_TB[:-1], Y_TB[-1:], T_TB[:1], Y_TB[1:]])
-    return torch.einsum("ua,tb,abd->utd", U_UA, time, G_ABD)
+    # Two products, the small one first: torch's einsum of three would build (mu, zeta, d1, d2).
+    across_time_ATD = torch.einsum("tb,abd->atd", time, G_ABD)
+    return torch.einsum("ua,atd->utd", U_UA, across_time_ATD)
