@@ -49,7 +49,10 @@ def main() -> None:
     draw_shares(rows, RESULTS / "quality.svg")
     put(README, "results", _readme_table(rows))
     if ablations.exists():
-        earlier = json.loads((RESULTS / "quality-earlier.json").read_text())["rows"]
+        kept = json.loads((RESULTS / "quality-earlier.json").read_text())["rows"]
+        # Ablations are of the release that called it `full`.
+        earlier = [{**row, "protocol": PROTOCOL} for row in kept if row["protocol"] == "full"]
+        earlier.sort(key=_order)
         put(PRESETS, "presets", _preset_table(json.loads(ablations.read_text())["rows"], earlier))
 
 
