@@ -14,7 +14,7 @@ from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.full_data import counting_rows, full_data_rows, mixed, teacher_rows
 from td3engine.evaluation.table import Row
 from td3engine.models.registry import build_backbone
-from td3engine.pipeline.settings import refuse_too_little_data, settled_for
+from td3engine.pipeline.settings import log_notes, refuse_too_little_data, settled_for
 from td3engine.ranking.holdout import Holdouts
 from td3engine.runtime.torch_setup import configure, pick_device
 from td3engine.teacher.network import network_training
@@ -27,6 +27,7 @@ def baselines(
     config: Mapping[str, Any] | None = None,
     network: bool = True,
     on_epoch: Callable[[int, float], None] = lambda _epoch, _validation: None,
+    on_note: Callable[[str], None] = lambda _note: None,
 ) -> list[Row]:
     """Test metrics of models that are made of the whole log.
 
@@ -38,6 +39,7 @@ def baselines(
             counting models take seconds.
         on_epoch: called after each epoch of the network with its number and the best validation
             NDCG@10 so far.
+        on_note: called with each note on the log and its figures, such as rows that were dropped.
 
     Returns:
         A row for each model and protocol, as a job's result has them: `teacher` and `full data`
@@ -59,9 +61,13 @@ def baselines(
     split = split_log(as_log(log), settings.data)
     refuse_too_little_data(split)
     backbone = build_backbone(settings.backbone, settings.data.max_history)
+    for note in log_notes(split, settings):
+        on_note(note)
     settings, _ = settled_for(settings, split, backbone, device)
     holdouts = Holdouts(split, settings.data)
     benchmark = Benchmark.prepare(split, settings, device, holdouts=holdouts)
+    for note in benchmark.notes():
+        on_note(note)
     history = settings.data.max_history
     validation = holdouts.validation(history)
     counting = fit_counting_models(split, validation, settings.teacher.ease_items)

@@ -49,6 +49,7 @@ def baselines(
 
         if out is not None:
             refuse_unwritable(out)
+        notes: list[str] = []
         with console.status("counting") as status:
             rows = measure(
                 read(log),
@@ -57,9 +58,12 @@ def baselines(
                 on_epoch=lambda epoch, best: status.update(
                     f"network: epoch {epoch}, validation NDCG@10 {best:.4f}"
                 ),
+                on_note=notes.append,
             )
         console.print(results_table(rows))
         if note := full_data_note(rows):
+            notes.append(note)
+        for note in notes:
             console.print(f"note: {note}", highlight=False)
         if out is not None:
             with atomic_file(out) as file:

@@ -88,7 +88,6 @@ def _train(
     from td3engine.evaluation.table import SUMMARY, results_table
     from td3engine.files import refuse_unwritable
     from td3engine.models.registry import learner_of
-    from td3engine.ranking.protocols import protocol_notes
     from td3engine.runtime.torch_setup import configure, pick_device
     from td3engine.summary.bundle import load_bundle
 
@@ -110,7 +109,7 @@ def _train(
             del row["making_seconds"]  # the run that made the summary knew
         rows += measured
     console.print(results_table(rows))
-    for note in protocol_notes(benchmark.test):
+    for note in benchmark.notes():
         console.print(f"note: {note}", highlight=False)
     if save is not None:
         model = train_model(bundle, backbone, modes[0], log=interactions, settings=overrides)

@@ -14,7 +14,7 @@ from td3engine.models.registry import build_backbone
 from td3engine.models.trained_model import TrainedModel
 from td3engine.ranking.holdout import Holdouts, HoldoutSet
 from td3engine.ranking.metrics import Metrics, RankingModel, evaluate_all, validation_ndcg
-from td3engine.ranking.protocols import Protocol, available_protocols
+from td3engine.ranking.protocols import Protocol, available_protocols, protocol_notes
 from td3engine.summary.bundle import Bundle
 
 
@@ -74,6 +74,14 @@ class Benchmark:
             device=device,
             on_step=on_step,
         )
+
+    def notes(self) -> list[str]:
+        """What figures there are not, and whom those on test leave out; for people."""
+        notes = protocol_notes(self.test)
+        cases, users = len(self.test.targets), len(self.split.evaluated)
+        if cases < users:
+            notes.append(f"test figures are of {cases:,} of {users:,} users")
+        return notes
 
     def validate(self, model: TrainedModel) -> float:
         """Validation NDCG@10; calls `on_step`."""

@@ -41,7 +41,6 @@ from td3engine.pipeline.checkpoint import Checkpoint, State
 from td3engine.pipeline.progress import PhaseClock
 from td3engine.pipeline.settings import refuse_too_little_data, settled_for
 from td3engine.ranking.holdout import Holdouts
-from td3engine.ranking.protocols import protocol_notes
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.torch_setup import configure, cpu_contention, pick_device
 from td3engine.summary.bundle import Manifest, save_bundle
@@ -265,11 +264,8 @@ class Run:
             on_step=lambda: self._between_steps(self.config.outer.steps, lambda: distilled.state),
             holdouts=self.holdouts,
         )
-        for note in protocol_notes(benchmark.test):
+        for note in benchmark.notes():
             self._note(note)
-        cases, users = len(benchmark.test.targets), len(self.split.evaluated)
-        if cases < users:
-            self._note(f"test figures are of {cases:,} of {users:,} users")
         rows = self._full_data_rows(benchmark, distilled.teacher)
         rows += self._labelled_rows(benchmark, distilled)
         rows += self._initial_summary_rows(benchmark, distilled.initial)

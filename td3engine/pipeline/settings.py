@@ -47,19 +47,13 @@ def settled_for(
         "teacher": softmax_over(split.n_items, config.teacher.softmax),
         "outer": "sampled" if sampled else "full",
     }
-    notes = []
-    if split.duplicates:
-        notes.append(
-            f"{split.duplicates:,} rows have the user, item and time of an earlier row and were "
-            "dropped (data.duplicates: keep counts them as events)"
-        )
-    protocol, reasons = validation_protocol(split, config.data)
+    notes = log_notes(split, config)
+    protocol, _ = validation_protocol(split, config.data)
     duplicates = config.data.duplicates
     if duplicates == "auto":  # the split has dropped all of them, or none
         duplicates = "drop" if split.duplicates else "keep"
     data = config.data.model_copy(update={"validate_by": protocol, "duplicates": duplicates})
     config = config.model_copy(update={"data": data})
-    notes += reasons
     for part, softmax in settled.items():
         section = getattr(config, part).model_copy(update={"softmax": softmax})
         config = config.model_copy(update={part: section})
@@ -72,6 +66,17 @@ def settled_for(
     teacher = config.teacher.model_copy(update={"counting_share": share})
     config = config.model_copy(update={"teacher": teacher})
     return config, [*notes, *dict.fromkeys(note for plan in plans for note in plan.notes)]
+
+
+def log_notes(split: Split, config: DistillConfig) -> list[str]:
+    """What was dropped from a log, and why it chooses checkpoints as it does; for people."""
+    notes = []
+    if split.duplicates:
+        notes.append(
+            f"{split.duplicates:,} rows have the user, item and time of an earlier row and were "
+            "dropped (data.duplicates: keep counts them as events)"
+        )
+    return notes + validation_protocol(split, config.data)[1]
 
 
 def refuse_too_little_data(split: Split) -> None:

@@ -100,3 +100,16 @@ def test_what_is_wrong_is_one_line(
         assert len(done.output.strip().splitlines()) == 1, done.output
         assert done.output.startswith("error: ")
     assert there.read_text() == "mine"
+
+
+def test_what_was_dropped_and_what_is_absent_is_said(tmp_path: Path) -> None:
+    """Of the small log with every row twice and repeats, as a run says it."""
+    rows = write_small_log(tmp_path / "log.csv").read_text().splitlines()
+    twice = tmp_path / "twice.csv"
+    twice.write_text("\n".join([rows[0], *(row for row in rows[1:] for _ in range(2))]) + "\n")
+    options = set_options() + ["--set", "data.test_users=10"]
+    done = runner.invoke(app, ["baselines", str(twice), "--no-network", *options])
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert f"note: {len(rows) - 1:,} rows have the user, item and time of an earlier row" in said
+    assert "note: test figures are of 10 of 40 users" in said
