@@ -107,7 +107,7 @@ def test_what_was_dropped_and_what_is_absent_is_said(tmp_path: Path) -> None:
     rows = write_small_log(tmp_path / "log.csv").read_text().splitlines()
     twice = tmp_path / "twice.csv"
     twice.write_text("\n".join([rows[0], *(row for row in rows[1:] for _ in range(2))]) + "\n")
-    options = set_options() + ["--set", "data.test_users=10"]
+    options = [*set_options(), "--set", "data.test_users=10"]
     done = runner.invoke(app, ["baselines", str(twice), "--no-network", *options])
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
