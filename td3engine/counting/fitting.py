@@ -11,6 +11,7 @@ from itertools import product
 
 import scipy.sparse as sp
 import torch
+from torch import Tensor
 
 from td3engine.counting.kernels import Kernel, co_occurrences, cosine, ease, transitions
 from td3engine.counting.models import (
@@ -74,19 +75,23 @@ def fit_counting_models(
         ease_items: EASE is left out where the log has more items; its time grows as n^3.
     """
     cases = tuning_cases(validation)
+    counts = torch.from_numpy(training_counts(split)).float()
+    share = counts / (counts.max() + 1)
     families = {
-        POPULARITY: _popularity(split),
-        REPEAT_RULE: _repeat_rules(split),
-        MARKOV: _markov(split),
-        WINDOWED: _windowed(split),
+        POPULARITY: iter([("", Popularity(counts))]),
+        REPEAT_RULE: _repeat_rules(share),
+        MARKOV: _markov(split, share),
+        WINDOWED: _windowed(split, share),
     }
     models = [_best(name, candidates, cases) for name, candidates in families.items()]
     began = time.perf_counter()
     together = co_occurrences(split)
     shared = time.perf_counter() - began
-    models.append(_best(ITEM_KNN, _item_knn(together), cases, shared))
+    # Where nothing that was met can be asked about, an item need not be its own neighbour.
+    itself = (False, True) if validation.validate_by == "all" else (False,)
+    models.append(_best(ITEM_KNN, _item_knn(together, share, itself), cases, shared))
     if split.n_items <= ease_items:
-        models.append(_best(EASE, _ease(together), cases, shared))
+        models.append(_best(EASE, _ease(together, share), cases, shared))
     return models
 
 
@@ -114,40 +119,38 @@ def _best(
     return FittedCounting(name, model, settings, validation, time.perf_counter() - began)
 
 
-def _popularity(split: Split) -> Candidates:
-    yield "", Popularity(torch.from_numpy(training_counts(split)).float())
-
-
-def _repeat_rules(split: Split) -> Candidates:
-    counts = torch.from_numpy(training_counts(split)).float()
+def _repeat_rules(popularity: Tensor) -> Candidates:
     for decay in REPEAT_DECAYS:
-        reading = Reading(WHOLE_HISTORY, decay)
-        yield f"decay {decay}", RepeatRule(counts / (counts.max() + 1), reading)
+        yield f"decay {decay}", RepeatRule(popularity, Reading(WHOLE_HISTORY, decay))
 
 
-def _markov(split: Split) -> Candidates:
-    yield "", KernelModel(transitions(split, 1, 1.0, 0.0), Reading(1, 1.0))
+def _markov(split: Split, popularity: Tensor) -> Candidates:
+    yield "", KernelModel(transitions(split, 1, 1.0, 0.0), Reading(1, 1.0), popularity)
 
 
-def _windowed(split: Split) -> Candidates:
+def _windowed(split: Split, popularity: Tensor) -> Candidates:
     for (window, decay), shrinkage in product(WINDOWS, SHRINKAGES):
         kernel = transitions(split, window, decay, shrinkage)
         settings = f"window {window}, decay {decay}, shrinkage {shrinkage:g}"
-        yield from _read(kernel, WINDOWED_READINGS, settings)
+        yield from _read(kernel, WINDOWED_READINGS, popularity, settings)
 
 
-def _item_knn(together: sp.csr_array) -> Candidates:
-    for exponent in EXPONENTS:
-        yield from _read(cosine(together, exponent), NEIGHBOUR_READINGS, f"exponent {exponent}")
+def _item_knn(together: sp.csr_array, popularity: Tensor, itself: Sequence[bool]) -> Candidates:
+    for exponent, with_itself in product(EXPONENTS, itself):
+        kernel = cosine(together, exponent, itself=with_itself)
+        settings = f"exponent {exponent}{', itself' if with_itself else ''}"
+        yield from _read(kernel, NEIGHBOUR_READINGS, popularity, settings)
 
 
-def _ease(together: sp.csr_array) -> Candidates:
+def _ease(together: sp.csr_array, popularity: Tensor) -> Candidates:
     for ridge in RIDGES if together.shape[0] <= SEVERAL_RIDGES else RIDGES[-1:]:
-        yield from _read(ease(together, ridge), EASE_READINGS, f"ridge {ridge:g}")
+        yield from _read(ease(together, ridge), EASE_READINGS, popularity, f"ridge {ridge:g}")
 
 
-def _read(kernel: Kernel, readings: Sequence[Reading], settings: str) -> Candidates:
+def _read(
+    kernel: Kernel, readings: Sequence[Reading], popularity: Tensor, settings: str
+) -> Candidates:
     for reading in readings:
         last = "all" if reading.last == WHOLE_HISTORY else f"last {reading.last}"
         read = f"{last} events, decay {reading.decay}"
-        yield f"{settings}; {read}", KernelModel(kernel, reading)
+        yield f"{settings}; {read}", KernelModel(kernel, reading, popularity)

@@ -48,20 +48,24 @@ def transitions(split: Split, window: int, decay: float, shrinkage: float) -> Ke
     return _stored(_rows_scaled(counts, 1 / _positive(total)))
 
 
-def cosine(together: sp.csr_array, exponent: float) -> Kernel:
+def cosine(together: sp.csr_array, exponent: float, *, itself: bool = False) -> Kernel:
     """Users who had both i and j, over (users of i)^exponent (users of j)^(1 - exponent).
 
-    The diagonal is zero. An exponent of 0.5 is the cosine; above it, popular neighbours gain.
+    An exponent of 0.5 is the cosine; above it, popular neighbours gain.
 
     Args:
         together: `co_occurrences`.
         exponent: of the users of the item in the history.
+        itself: whether an item is its own neighbour, of weight 1, as where users repeat; else the
+            diagonal is zero.
     """
     users = _positive(together.diagonal())
-    others = together.copy()
-    others.setdiag(0)
-    others.eliminate_zeros()
-    scaled = _rows_scaled(others, users**-exponent)
+    counted = together
+    if not itself:
+        counted = together.copy()
+        counted.setdiag(0)
+        counted.eliminate_zeros()
+    scaled = _rows_scaled(counted, users**-exponent)
     scaled = _rows_scaled(scaled.T.tocsr(), users ** (exponent - 1)).T.tocsr()
     return _stored(scaled)
 

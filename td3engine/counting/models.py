@@ -12,6 +12,8 @@ from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import Scorer
 
 WHOLE_HISTORY = 10**9
+# Weight of popularity where it only decides between items that are otherwise equal.
+TIE_BREAK = 1e-6
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,7 @@ class Popularity:
 class RepeatRule:
     """What a user had, the oftener the better; then all other items by popularity.
 
-    Among items that were had, popularity counts for less than one newest event does: under a decay
-    of 1 it decides between items that were had equally often.
+    Popularity decides between items that were had equally, too.
 
     Attributes:
         popularity: of each item, from 0 to below 1, float32 (n).
@@ -66,8 +67,9 @@ class RepeatRule:
         """Above 1 for what the user had."""
 
         def scores(rows: slice) -> Tensor:
-            had = torch.from_numpy(history_matrix(cases, rows, self.reading).toarray())
-            return torch.where(had > 0, 1 + had, 0) + self.popularity
+            # In double precision: a long history leaves float32 no digits for the ties.
+            had = torch.from_numpy(history_matrix(cases, rows, self.reading).toarray()).double()
+            return torch.where(had > 0, 1 + had, 0) + TIE_BREAK * self.popularity
 
         return scores
 
@@ -84,13 +86,24 @@ class KernelModel:
     Attributes:
         kernel: what item i contributes to each item, (n, n).
         reading: which events count, and how much.
+        popularity: of each item, from 0 to below 1, float32 (n); it ranks the items of which the
+            kernel knows nothing. None: they tie.
     """
 
     kernel: Kernel
     reading: Reading
+    popularity: Tensor | None = None
 
     def scorer(self, cases: HoldoutSet) -> Scorer:
-        """Histories times the kernel."""
+        """The weights, and popularity where they tie."""
+        weights = self.weights(cases)
+        if self.popularity is None:
+            return weights
+        tie_break = TIE_BREAK * self.popularity
+        return lambda rows: weights(rows) + tie_break
+
+    def weights(self, cases: HoldoutSet) -> Scorer:
+        """Histories times the kernel: zero where it knows nothing."""
 
         def scores(rows: slice) -> Tensor:
             product = history_matrix(cases, rows, self.reading) @ self.kernel

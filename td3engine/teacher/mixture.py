@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from td3engine.counting.models import CountingModel
+from td3engine.counting.models import CountingModel, KernelModel
 from td3engine.models.trained_model import TrainedModel
 from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import Scorer, scorer_of
@@ -26,7 +26,6 @@ PRIOR_EVENTS = 10.0  # of the log, that a user's own history is drawn towards
 FLOOR = 1e-6  # weight of the first part, so that no item is without a score
 
 Part = TrainedModel | CountingModel
-
 
 HISTORY = "history"
 
@@ -124,14 +123,21 @@ class PartDistributions:
     """
 
     def __init__(self, parts: Sequence[Part], cases: HoldoutSet) -> None:
-        self._scorers = [(scorer_of(part, cases), isinstance(part, TrainedModel)) for part in parts]
+        self._weights = [_weights(part, cases) for part in parts]
 
     def of(self, rows: slice) -> list[Tensor]:
-        """For each part non-negative weights of all items, not normalised, (B, n) on the CPU."""
-        return [
-            (scores(rows).softmax(1) if logits else scores(rows).clamp(min=0)).cpu()
-            for scores, logits in self._scorers
-        ]
+        """For each part non-negative weights of all items, not normalised, float32 (B, n) on the
+        CPU."""
+        return [weights(rows).float().cpu() for weights in self._weights]
+
+
+def _weights(part: Part, cases: HoldoutSet) -> Scorer:
+    """What a part expects. Where a kernel knows nothing it leaves the item to other parts."""
+    if isinstance(part, TrainedModel):
+        logits = scorer_of(part, cases)
+        return lambda rows: logits(rows).softmax(1)
+    scores = part.weights(cases) if isinstance(part, KernelModel) else part.scorer(cases)
+    return lambda rows: scores(rows).clamp(min=0)
 
 
 def met_items(cases: HoldoutSet, rows: slice) -> Tensor:
