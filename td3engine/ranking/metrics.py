@@ -5,7 +5,7 @@ one score would rank first.
 """
 
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -81,6 +81,14 @@ def metrics(ranks: Tensor) -> Metrics:
     return averages
 
 
+def row_slices(cases: HoldoutSet) -> Iterator[slice]:
+    """The cases, as many at a time as `SCORES_AT_ONCE` allows."""
+    n_cases = len(cases.targets)
+    at_once = max(1, SCORES_AT_ONCE // cases.n_items)
+    for first in range(0, n_cases, at_once):
+        yield slice(first, min(first + at_once, n_cases))
+
+
 def rank_targets(
     scorer: Scorer, cases: HoldoutSet, protocols: Sequence[Protocol], seed: int = 0
 ) -> dict[Protocol, Tensor]:
@@ -99,9 +107,7 @@ def rank_targets(
     negatives = cases.targets.new_empty(n_cases, 0)
     if "sampled-100" in protocols:
         negatives = sample_negatives(cases, seed)
-    at_once = max(1, SCORES_AT_ONCE // cases.n_items)
-    for first in range(0, n_cases, at_once):
-        rows = slice(first, min(first + at_once, n_cases))
+    for rows in row_slices(cases):
         scores = scorer(rows)
         targets = cases.targets[rows, None].to(scores.device)
         # "Not below" is true of ties, and wherever one of the two is not a number.

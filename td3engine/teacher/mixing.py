@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from td3engine.ranking.holdout import HoldoutSet
-from td3engine.ranking.metrics import SCORES_AT_ONCE
+from td3engine.ranking.metrics import row_slices
 from td3engine.teacher.mixture import (
     FLOOR,
     HISTORY,
@@ -61,11 +61,9 @@ def best_repeat(mixture: Mixture, cases: HoldoutSet) -> Repeat:
     """The source and odds of repeats with which a mixture ranks the cases best among all items."""
     share, names = mixture.repeat.share, list(mixture.parts)
     distributions = PartDistributions(list(mixture.parts.values()), cases)
-    at_once = max(1, SCORES_AT_ONCE // cases.n_items)
     best: list[Tensor] = []  # the highest scores of met and of new items, and the target's
     sources: list[Tensor] = []
-    for first in range(0, len(cases.targets), at_once):
-        rows = slice(first, min(first + at_once, len(cases.targets)))
+    for rows in row_slices(cases):
         each, seen = distributions.of(rows), met_items(cases, rows)
         targets = cases.targets[rows, None]
         kinds = []
@@ -102,11 +100,9 @@ def candidates(parts: Sequence[Part], cases: HoldoutSet) -> tuple[Tensor, Tensor
     is of the other kind, which the best items of a part hold when there are too few of this kind.
     """
     distributions = PartDistributions(parts, cases)
-    at_once = max(1, SCORES_AT_ONCE // cases.n_items)
     new: list[Tensor] = []
     met: list[Tensor] = []
-    for first in range(0, len(cases.targets), at_once):
-        rows = slice(first, min(first + at_once, len(cases.targets)))
+    for rows in row_slices(cases):
         each, seen = distributions.of(rows), met_items(cases, rows)
         targets = cases.targets[rows]
         is_new = cases.new_target[rows]

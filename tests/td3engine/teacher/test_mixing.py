@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from td3engine.ranking.holdout import HoldoutSet
+from td3engine.ranking import metrics as metrics_module
 from td3engine.ranking.metrics import evaluate, metrics
 from td3engine.teacher import mixing
 from td3engine.teacher.mixing import ODDS, best_weights, candidates, fit_mixture, reduced_ndcg
@@ -58,7 +59,7 @@ def exact_ndcg(parts: dict[str, Part], weights: Tensor, cases: HoldoutSet, new: 
 def test_with_candidates_enough_ranks_are_those_among_all_items(
     monkeypatch: pytest.MonkeyPatch, weights: list[float], at_once: int
 ) -> None:
-    monkeypatch.setattr(mixing, "SCORES_AT_ONCE", at_once)
+    monkeypatch.setattr(metrics_module, "SCORES_AT_ONCE", at_once)
     parts, cases, weights_K = make_parts(1), cases_of(busy_log(1)), torch.tensor(weights)
     new, met = candidates(list(parts.values()), cases)
     assert len(new) + len(met) == len(cases.targets)
