@@ -109,7 +109,13 @@ def _train(
             del row["making_seconds"]  # the run that made the summary knew
         rows += measured
     console.print(results_table(rows))
-    for note in benchmark.notes():
+    notes = benchmark.notes()
+    if not same_log:
+        notes.append(
+            "this log has other events than the one that the summary was made from: its rows are "
+            "not shown, and the summary may have been trained on events that are asked about here"
+        )
+    for note in notes:
         console.print(f"note: {note}", highlight=False)
     if save is not None:
         model = train_model(bundle, backbone, modes[0], log=interactions, settings=overrides)

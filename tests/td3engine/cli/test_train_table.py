@@ -80,7 +80,10 @@ def test_other_events_of_the_same_items_have_other_questions(
     content = log.read_text()
     user, item, _ = content.splitlines()[1].split(",")
     more.write_text(f"{content}{user},{item},99\n")
-    rows = table(trained(summary, more))
+    output = trained(summary, more)
+    assert "note: this log has other events than the one" in " ".join(output.split())
+    assert "other events" not in trained(summary, log)
+    rows = table(output)
     assert list(rows) == ["TD3 summary"]
     assert rows["TD3 summary"][3] == "-"
 
