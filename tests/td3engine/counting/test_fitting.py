@@ -53,7 +53,7 @@ def slow_ndcg(model: CountingModel, cases: HoldoutSet, protocol: ValidationProto
     return sum(gains) / len(gains)
 
 
-def all_settings(split: Split) -> dict[str, dict[str, CountingModel]]:
+def all_settings(split: Split, protocol: ValidationProtocol) -> dict[str, dict[str, CountingModel]]:
     """Every model of every family that could be chosen, by its settings in words."""
     counts = torch.from_numpy(training_counts(split)).float()
     share = counts / (counts.max() + 1)
@@ -63,29 +63,33 @@ def all_settings(split: Split) -> dict[str, dict[str, CountingModel]]:
     for decay in (1.0, 0.9, 0.7):
         rule = RepeatRule(share, Reading(WHOLE_HISTORY, decay))
         found[REPEAT_RULE][f"decay {decay}"] = rule
-    found[MARKOV][""] = KernelModel(transitions(split, 1, 1.0, 0.0), Reading(1, 1.0))
+    found[MARKOV][""] = KernelModel(transitions(split, 1, 1.0, 0.0), Reading(1, 1.0), share)
     windows, shrinkages = [(1, 1.0), (5, 0.7), (10, 0.8)], [0.0, 5.0]
     for (window, decay), shrinkage, (last, old) in product(
         windows, shrinkages, [(5, 0.5), (10, 0.8), (20, 0.9)]
     ):
         words = f"window {window}, decay {decay}, shrinkage {shrinkage:g}"
         kernel = transitions(split, window, decay, shrinkage)
-        found[WINDOWED][f"{words}; last {last} events, decay {old}"] = KernelModel(
-            kernel, Reading(last, old)
+        found[WINDOWED][f"{words}, of the last {last} events at decay {old}"] = KernelModel(
+            kernel, Reading(last, old), share
         )
-    for exponent, old in product([0.5, 0.7], [0.5, 0.8, 0.95]):
-        found[ITEM_KNN][f"exponent {exponent}; last 50 events, decay {old}"] = KernelModel(
-            cosine(together, exponent), Reading(50, old)
-        )
+    for exponent, itself, old in product([0.5, 0.7], [False, True], [0.5, 0.8, 0.95]):
+        words = f"exponent {exponent}{', itself' if itself else ''}"
+        if not itself or protocol == "all":
+            found[ITEM_KNN][f"{words}, of the last 50 events at decay {old}"] = KernelModel(
+                cosine(together, exponent, itself=itself), Reading(50, old), share
+            )
     for ridge, (words, reading) in product(
         [100, 500],
         [
-            ("last 50 events, decay 0.8", Reading(50, 0.8)),
-            ("last 50 events, decay 0.95", Reading(50, 0.95)),
-            ("all events, decay 1.0", Reading(WHOLE_HISTORY, 1.0)),
+            ("last 50 events at decay 0.8", Reading(50, 0.8)),
+            ("last 50 events at decay 0.95", Reading(50, 0.95)),
+            ("whole history at decay 1.0", Reading(WHOLE_HISTORY, 1.0)),
         ],
     ):
-        found[EASE][f"ridge {ridge}; {words}"] = KernelModel(ease(together, ridge), reading)
+        found[EASE][f"ridge {ridge}, of the {words}"] = KernelModel(
+            ease(together, ridge), reading, share
+        )
     return found
 
 
@@ -101,7 +105,7 @@ def fitted(
 def test_the_best_settings_of_each_family(protocol: ValidationProtocol) -> None:
     split = make_split(odd_log(5, users=60), ITEMS)
     validation = holdout_set(split, "validation", 6, validate_by=protocol)
-    settings = all_settings(split)
+    settings = all_settings(split, protocol)
     found = fit_counting_models(split, validation, ITEMS)
     assert [model.name for model in found] == FAMILIES
     for model in found:
@@ -133,7 +137,7 @@ def test_ease_is_left_out_of_a_large_catalogue() -> None:
 def test_a_larger_log_tries_one_ridge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fitting, "SEVERAL_RIDGES", ITEMS - 1)
     monkeypatch.setattr(fitting, "RIDGES", (0.001, 7.0))
-    assert fitted(odd_log(), "all")[-1].settings.startswith("ridge 7;")
+    assert fitted(odd_log(), "all")[-1].settings.startswith("ridge 7,")
 
 
 def test_fitting_twice_is_the_same() -> None:

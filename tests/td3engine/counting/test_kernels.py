@@ -121,6 +121,15 @@ def test_cosine(seed: int, exponent: float) -> None:
     assert found.any()
 
 
+@pytest.mark.parametrize("exponent", [0.5, 0.7])
+def test_an_item_may_be_its_own_neighbour(exponent: float) -> None:
+    histories = odd_log(2)
+    found = dense(cosine(co_occurrences(make_split(histories, ITEMS)), exponent, itself=True))
+    had = {item for history in histories for item in training(history)}
+    own = np.diag([float(item in had) for item in range(ITEMS)])
+    np.testing.assert_allclose(found, slow_cosine(histories, exponent) + own, rtol=1e-5)
+
+
 @pytest.mark.parametrize("ridge", [0.5, 10.0, 500.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_ease(seed: int, ridge: float) -> None:

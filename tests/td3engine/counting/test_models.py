@@ -1,5 +1,6 @@
 """What counting models make of histories, against loops over their events."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from td3engine.counting.models import (
 from td3engine.data.split import training_counts
 from td3engine.ranking.holdout import HoldoutSet, holdout_set
 from td3engine.ranking.metrics import evaluate
+from td3engine.teacher.mixture import PartDistributions
 from tests.td3engine.counting.kit import ITEMS, all_scores, dense, odd_log, training
 from tests.td3engine.oracles import make_split
 
@@ -86,6 +88,28 @@ def test_repeat_rule_is_often_had_then_popular(seed: int) -> None:
         wanted = sorted(range(ITEMS), key=lambda item: (-past.count(item), -popularity[item]))
         assert ordered(scores) == wanted
     assert model.stored_bytes == 4 * ITEMS
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.5])
+def test_repeat_rule_prefers_what_was_had_lately_to_what_is_popular(decay: float) -> None:
+    popularity = torch.linspace(0.99, 0, ITEMS)
+    cases = cases_of([[0, 1, 2, 3, 5]])
+    scores = all_scores(RepeatRule(popularity, Reading(WHOLE_HISTORY, decay)), cases)[0]
+    assert ordered(scores)[:4] == [3, 2, 1, 0]
+
+
+def test_where_a_kernel_knows_nothing_popularity_ranks() -> None:
+    """And only there; a mixture is given what the kernel knows."""
+    kernel = np.zeros((ITEMS, ITEMS), np.float32)
+    kernel[3, [7, 8]] = 0.001, 0.002
+    popularity = torch.linspace(0, 0.99, ITEMS)
+    model = KernelModel(kernel, Reading(1, 1.0), popularity)
+    cases = cases_of([[1, 3, 5]])
+    others = [item for item in reversed(range(ITEMS)) if item not in (7, 8)]
+    assert ordered(all_scores(model, cases)[0]) == [8, 7, *others]
+    weights = model.weights(cases)(slice(0, 1))[0]
+    assert weights.nonzero()[:, 0].tolist() == [7, 8]
+    assert torch.equal(PartDistributions([model], cases).of(slice(0, 1))[0][0], weights)
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.7, 0.3])
