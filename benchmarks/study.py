@@ -43,7 +43,7 @@ from td3engine.evaluation.full_data import (
     Teacher,
     counting_rows,
     full_data_rows,
-    mixed,
+    make_teacher,
     teacher_rows,
 )
 from td3engine.evaluation.labelled import labelled_rows, labelled_users, users_of_bytes
@@ -158,7 +158,7 @@ class Study:
         config = self.config(backbone, "shared-items", seed)
         network = self.full(backbone, seed)
         validation = self.holdouts.validation(config.data.max_history)
-        return mixed(network, self.counting, validation, self.split.repeat_share)
+        return make_teacher(network, self.counting, validation, self.split.repeat_share)
 
     @cached_property
     def log_bytes(self) -> int:

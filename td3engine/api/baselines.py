@@ -11,7 +11,13 @@ from td3engine.config.presets import build_config
 from td3engine.counting.fitting import fit_counting_models
 from td3engine.data.split import split_log
 from td3engine.evaluation.benchmark import Benchmark
-from td3engine.evaluation.full_data import counting_rows, full_data_rows, mixed, teacher_rows
+from td3engine.evaluation.full_data import (
+    counting_notes,
+    counting_rows,
+    full_data_rows,
+    make_teacher,
+    teacher_rows,
+)
 from td3engine.evaluation.table import Row
 from td3engine.models.registry import build_backbone
 from td3engine.pipeline.settings import log_notes, refuse_too_little_data, settled_for
@@ -71,14 +77,15 @@ def baselines(
     history = settings.data.max_history
     validation = holdouts.validation(history)
     counting = fit_counting_models(split, validation, settings.teacher.ease_items)
+    for note in counting_notes(counting, split.n_items):
+        on_note(note)
     rows = counting_rows(benchmark, counting)
     if not network:
-        return (
-            teacher_rows(benchmark, [mixed(None, counting, validation, split.repeat_share)]) + rows
-        )
+        teacher = make_teacher(None, counting, validation, split.repeat_share)
+        return teacher_rows(benchmark, [teacher]) + rows
     training = network_training(split, settings, counting, validation, device)
     for best in training.epochs():
         on_epoch(training.epoch, best)
     trained = training.result()
-    teacher = mixed(trained, counting, validation, split.repeat_share)
+    teacher = make_teacher(trained, counting, validation, split.repeat_share)
     return teacher_rows(benchmark, [teacher]) + full_data_rows(benchmark, [trained]) + rows

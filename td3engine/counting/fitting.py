@@ -151,6 +151,6 @@ def _read(
     kernel: Kernel, readings: Sequence[Reading], popularity: Tensor, settings: str
 ) -> Candidates:
     for reading in readings:
-        last = "all" if reading.last == WHOLE_HISTORY else f"last {reading.last}"
-        read = f"{last} events, decay {reading.decay}"
-        yield f"{settings}; {read}", KernelModel(kernel, reading, popularity)
+        last = "whole history" if reading.last == WHOLE_HISTORY else f"last {reading.last} events"
+        read = f"{last} at decay {reading.decay}"
+        yield f"{settings}, of the {read}", KernelModel(kernel, reading, popularity)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from td3engine.counting.fitting import FittedCounting
+from td3engine.counting.fitting import EASE, FittedCounting
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.table import (
     COUNTING_MIXED,
@@ -30,22 +30,18 @@ NETWORK = "network"  # the part of a teacher that was trained
 
 @dataclass(frozen=True)
 class Teacher:
-    """All that was made of a log before anything is distilled.
+    """A mixture and what it took.
 
     Attributes:
-        network: trained on every interaction; its item table is V. None: there is none.
-        counting: the counting models.
-        mixture: of both.
-        seconds: wall time of making all of it.
+        mixture: of counting models and, mostly, a network.
+        seconds: wall time of making all its parts and of mixing them.
     """
 
-    network: TrainedOnLog | None
-    counting: Sequence[FittedCounting]
     mixture: Mixture
     seconds: float
 
 
-def mixed(
+def make_teacher(
     network: TrainedOnLog | None,
     counting: Sequence[FittedCounting],
     validation: HoldoutSet,
@@ -58,7 +54,7 @@ def mixed(
     parts |= {each.name: each.model for each in counting}
     mixture = fit_mixture(parts, validation, repeat_share)
     seconds = time.perf_counter() - began + (network.seconds if network else 0.0)
-    return Teacher(network, counting, mixture, seconds + sum(each.seconds for each in counting))
+    return Teacher(mixture, seconds + sum(each.seconds for each in counting))
 
 
 def counting_rows(benchmark: Benchmark, models: Sequence[FittedCounting]) -> list[Row]:
@@ -90,8 +86,17 @@ def teacher_rows(benchmark: Benchmark, teachers: Sequence[Teacher]) -> list[Row]
     seconds = float(np.mean([each.seconds for each in teachers]))
     stored = round(np.mean([each.mixture.stored_bytes for each in teachers]))
     cost = Cost(seconds, stored // NUMBER, stored)
-    name = TEACHER if teachers[0].network else COUNTING_MIXED
+    name = TEACHER if NETWORK in teachers[0].mixture.parts else COUNTING_MIXED
     return make_rows(name, "from-scratch", results, cost)
+
+
+def counting_notes(models: Sequence[FittedCounting], n_items: int) -> list[str]:
+    """Which settings validation chose, and what is absent; for people."""
+    chosen = [f"{each.name} ({each.settings})" for each in models if each.settings]
+    notes = [f"counting models' settings, chosen on validation: {'; '.join(chosen)}"]
+    if all(each.name != EASE for each in models):
+        notes.append(f"no EASE: the log has {n_items:,} items, more than teacher.ease_items")
+    return notes
 
 
 def full_data_note(rows: Sequence[Row]) -> str | None:

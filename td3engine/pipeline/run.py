@@ -19,10 +19,11 @@ from td3engine.errors import DivergedError, Interrupted, RanksError
 from td3engine.evaluation.baselines import summary_rows
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.full_data import (
+    counting_notes,
     counting_rows,
     full_data_note,
     full_data_rows,
-    mixed,
+    make_teacher,
     teacher_rows,
 )
 from td3engine.evaluation.labelled import labelled_rows, users_of_bytes
@@ -303,7 +304,7 @@ class Run:
 
     def _full_data_rows(self, benchmark: Benchmark, network: TrainedOnLog) -> list[Row]:
         """The teacher, the network alone, and the counting models."""
-        teacher = mixed(
+        teacher = make_teacher(
             network,
             self.counting,
             self.holdouts.validation(self.config.data.max_history),
@@ -311,7 +312,8 @@ class Run:
         )
         rows = teacher_rows(benchmark, [teacher]) + full_data_rows(benchmark, [network])
         rows += counting_rows(benchmark, self.counting)
-        if note := full_data_note(rows):
+        notes = counting_notes(self.counting, self.split.n_items)
+        for note in [*notes, *filter(None, [full_data_note(rows)])]:
             self._note(note)
         return rows
 

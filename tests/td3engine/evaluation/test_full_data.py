@@ -12,10 +12,11 @@ from td3engine.data.split import Split
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.evaluation.full_data import (
     Teacher,
+    counting_notes,
     counting_rows,
     full_data_note,
     full_data_rows,
-    mixed,
+    make_teacher,
     teacher_rows,
 )
 from td3engine.evaluation.table import Row
@@ -134,7 +135,7 @@ def test_a_teacher_costs_the_parts_that_have_a_weight(benchmark: Benchmark) -> N
         ([1e-6, 1.0, 0.0], [1e-6, 1.0, 0.0], 4 * ITEMS),  # the floor is no weight
     ):
         mixture = Mixture(parts, torch.tensor(new), torch.tensor(met), Repeat(HISTORY, 0.2))
-        (row, *_) = teacher_rows(benchmark, [Teacher(trained, [], mixture, 7.0)])
+        (row, *_) = teacher_rows(benchmark, [Teacher(mixture, 7.0)])
         assert (row["name"], row["mode"], row["seeds"]) == ("teacher", "from-scratch", 1)
         assert (row["bytes"], row["numbers_stored"]) == (expected, expected // 4)
         assert (row["train_seconds"], row["making_seconds"]) == (7.0, 0.0)
@@ -144,7 +145,7 @@ def test_a_teacher_s_seconds_are_those_of_all_its_parts(
     benchmark: Benchmark, counting: list[FittedCounting]
 ) -> None:
     counting = [replace(each, seconds=10.0 + nth) for nth, each in enumerate(counting)]
-    teacher = mixed(network(1, 100.0), counting, benchmark.validation, repeat_share=0.0)
+    teacher = make_teacher(network(1, 100.0), counting, benchmark.validation, repeat_share=0.0)
     assert list(teacher.mixture.parts) == ["network", *LOG_ROWS[2:]]
     parts = 100.0 + sum(10.0 + nth for nth in range(len(counting)))
     assert parts < teacher.seconds < parts + 60  # and of choosing weights
@@ -171,3 +172,15 @@ def test_only_protocol_all_is_what_users_see() -> None:
 
 def test_without_a_network_there_is_nothing_to_say() -> None:
     assert note_of(popularity=0.05, EASE=0.12) is None
+
+
+def test_a_user_hears_which_settings_were_chosen_and_what_is_absent(
+    counting: list[FittedCounting],
+) -> None:
+    (said,) = counting_notes(counting, ITEMS)
+    for each in counting:
+        assert (f"{each.name} ({each.settings})" in said) == bool(each.settings)
+    without_ease = [each for each in counting if each.name != "EASE"]
+    assert counting_notes(without_ease, 12_345)[1:] == [
+        "no EASE: the log has 12,345 items, more than teacher.ease_items"
+    ]

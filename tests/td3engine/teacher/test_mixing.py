@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking import metrics as metrics_module
+from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import evaluate, metrics
 from td3engine.teacher import mixing
 from td3engine.teacher.mixing import ODDS, best_weights, candidates, fit_mixture, reduced_ndcg
