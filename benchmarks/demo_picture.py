@@ -13,20 +13,13 @@ import matplotlib
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
-from td3engine.counting.fitting import (
-    EASE,
-    ITEM_KNN,
-    MARKOV,
-    POPULARITY,
-    REPEAT_RULE,
-    WINDOWED,
-)
+from td3engine.counting.fitting import FAMILIES
 from td3engine.evaluation.table import FULL_DATA, SUMMARY, TEACHER
 
 PROTOCOLS = ("unseen", "full")  # today's name, and that of results of earlier releases
 COLOURS = {SUMMARY: "#1f6f8b", FULL_DATA: "#333333", TEACHER: "#333333"}
 OTHER = "#b8c4c9"
-OF_LOG = (TEACHER, FULL_DATA, POPULARITY, REPEAT_RULE, MARKOV, WINDOWED, ITEM_KNN, EASE)
+OF_LOG = (TEACHER, FULL_DATA, *FAMILIES)
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,16 +19,7 @@ from benchmarks.datasets import DATASETS
 from benchmarks.study_exports import hard_export_rows, soft_export_rows
 from benchmarks.study_results import OF_LOG, Cell, Source, write_whole
 from td3engine.config import BackboneName, DistillConfig, Mode
-from td3engine.counting.fitting import (
-    EASE,
-    ITEM_KNN,
-    MARKOV,
-    POPULARITY,
-    REPEAT_RULE,
-    WINDOWED,
-    FittedCounting,
-    fit_counting_models,
-)
+from td3engine.counting.fitting import FAMILIES, FittedCounting, fit_counting_models
 from td3engine.data.normalised import write_normalised
 from td3engine.data.split import Split, split_log
 from td3engine.data.windows import WindowIndex, training_windows
@@ -55,7 +46,7 @@ from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.outer_loop.initial_summary import initial_summary
 from td3engine.ranking.holdout import Holdouts
-from td3engine.ranking.metrics import CUTOFFS
+from td3engine.ranking.metrics import CUTOFFS, Metrics
 from td3engine.summary.tucker import TuckerSummary
 from td3engine.teacher.network import network_training
 from td3engine.teacher.training import LogTraining, TrainedOnLog
@@ -65,13 +56,14 @@ CPU = torch.device("cpu")
 
 
 COUNTING: dict[Source, str] = {
-    "popularity": POPULARITY,
-    "repeat-rule": REPEAT_RULE,
-    "markov": MARKOV,
-    "windowed-markov": WINDOWED,
-    "item-knn": ITEM_KNN,
-    "ease": EASE,
+    "popularity": "popularity",
+    "repeat-rule": "repeat rule",
+    "markov": "Markov",
+    "windowed-markov": "windowed Markov",
+    "item-knn": "item-kNN",
+    "ease": "EASE",
 }
+assert tuple(COUNTING.values()) == FAMILIES
 MOST_LABELLED = 1000  # users, however long distilling took
 TIMED = 100  # users whose labelling is timed
 
@@ -330,7 +322,10 @@ def merged(rows: Sequence[Row]) -> Row:
     """One row of several that have one learner each."""
     first = rows[0]
     figures = ("questions", *METRICS)
-    measured = [{figure: row[figure] for figure in figures} for row in rows]  # type: ignore[literal-required]
+    measured = [
+        cast(Metrics, {name: value for name, value in row.items() if name in figures})
+        for row in rows
+    ]
     cost = Cost(
         train_seconds=float(np.mean([row["train_seconds"] for row in rows])),
         numbers_stored=round(np.mean([row["numbers_stored"] for row in rows])),

@@ -7,13 +7,13 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
 from td3engine.config import BackboneName, DistillConfig, Mode
 
-Source = Literal[
+LogSource = Literal[
     "full",
     "prefix",
     "teacher",
@@ -23,6 +23,11 @@ Source = Literal[
     "windowed-markov",
     "item-knn",
     "ease",
+]
+"""What is trained on the log, without a summary."""
+
+Source = Literal[
+    LogSource,
     "zero-steps",
     "random",
     "longest",
@@ -35,18 +40,7 @@ Source = Literal[
     "soft-export",
     "hard-export",
 ]
-# Trained on the log, without a summary.
-OF_LOG: tuple[Source, ...] = (
-    "full",
-    "prefix",
-    "teacher",
-    "popularity",
-    "repeat-rule",
-    "markov",
-    "windowed-markov",
-    "item-knn",
-    "ease",
-)
+OF_LOG: tuple[Source, ...] = get_args(LogSource)
 
 
 @dataclass(frozen=True)

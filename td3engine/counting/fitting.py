@@ -33,6 +33,7 @@ FEWEST_TUNED_ON = 500
 
 POPULARITY, REPEAT_RULE = "popularity", "repeat rule"
 MARKOV, WINDOWED, ITEM_KNN, EASE = "Markov", "windowed Markov", "item-kNN", "EASE"
+FAMILIES = (POPULARITY, REPEAT_RULE, MARKOV, WINDOWED, ITEM_KNN, EASE)
 
 REPEAT_DECAYS = (1.0, 0.9, 0.7)
 WINDOWS = ((1, 1.0), (5, 0.7), (10, 0.8))

@@ -19,7 +19,7 @@ def test_rows_are_those_of_a_run(made: Made) -> None:
     )
     of_run = [row for row in made.summary.manifest.results if row["name"] in LOG_ROWS]
     seconds = ("train_seconds", "making_seconds")
-    measured = [{key: row[key] for key in row if key not in seconds} for row in rows]  # type: ignore[literal-required]
+    measured = [{key: value for key, value in row.items() if key not in seconds} for row in rows]
     assert measured == of_run
     assert [row["name"] for row in rows if row["protocol"] == "all"] == list(LOG_ROWS)
     assert [epoch for epoch, _ in epochs] == [1, 2, 3, 4]

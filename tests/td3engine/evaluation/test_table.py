@@ -7,6 +7,7 @@ from rich.console import Console
 
 from td3engine.evaluation.table import Cost, Row, make_row, make_rows, results_table
 from td3engine.evaluation.table import without_wall_times as without
+from td3engine.ranking.protocols import Protocol
 from tests.td3engine.evaluation.rows import made_up_row
 from tests.td3engine.small import LEARNER_ROWS, LOG_ROWS
 
@@ -37,20 +38,23 @@ def test_a_row_has_means_deviations_and_all_costs() -> None:
     assert set(row) == set(made_up_row("x"))
     assert row["questions"] == 7
     assert row["seeds"] == 3
+    figures = dict(row)
     for metric in ("hr@5", "ndcg@10", "mrr@20"):
-        assert row[metric] == pytest.approx(0.3)
+        assert figures[metric] == pytest.approx(0.3)
         # Of the sample: (0.04 + 0.01 + 0.09) / 2.
-        assert row[f"{metric}_std"] == pytest.approx(0.07**0.5)  # type: ignore[literal-required]
+        assert figures[f"{metric}_std"] == pytest.approx(0.07**0.5)
     costs = ("train_seconds", "numbers_stored", "bytes", "sequences", "making_seconds")
-    assert [row[cost] for cost in costs] == [1.5, 10, 40, 3, 2.5]  # type: ignore[literal-required]
+    assert [figures[cost] for cost in costs] == [1.5, 10, 40, 3, 2.5]
     one = make_row("x", "shared-items", "all", results[:1], Cost(0.0, 1, 4))
     assert (one["ndcg@10"], one["ndcg@10_std"], one["making_seconds"]) == (0.1, 0.0, 0.0)
 
 
 def test_there_is_a_row_for_each_protocol() -> None:
     result = dict.fromkeys(METRICS, 0.1)
-    asked = [{"all": result | {"questions": 9}, "unseen": result | {"questions": 5}}] * 2
-    rows = make_rows("x", "from-scratch", asked, Cost(0.0, 1, 4))  # type: ignore[arg-type]
+    asked: list[dict[Protocol, Metrics]] = [
+        {"all": result | {"questions": 9}, "unseen": result | {"questions": 5}}
+    ] * 2
+    rows = make_rows("x", "from-scratch", asked, Cost(0.0, 1, 4))
     assert [(row["protocol"], row["questions"], row["seeds"]) for row in rows] == [
         ("all", 9, 2),
         ("unseen", 5, 2),

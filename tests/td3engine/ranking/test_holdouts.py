@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from td3engine.config import DataConfig
+from td3engine.config import DataConfig, ValidationProtocol
+from td3engine.data.split import Split
 from td3engine.ranking import holdout
-from td3engine.ranking.holdout import Holdouts
+from td3engine.ranking.holdout import Holdouts, HoldoutSet, Role
 from tests.td3engine.oracles import make_split
 
 HISTORIES = [list(range(user % 4, user % 4 + 3 + user % 5)) for user in range(20)]
@@ -45,7 +46,9 @@ def test_each_set_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, int, int | None]] = []
     build = holdout.holdout_set
 
-    def counted(split, role, history, at_most=None, by="unseen"):  # type: ignore[no-untyped-def]
+    def counted(
+        split: Split, role: Role, history: int, at_most: int, by: ValidationProtocol
+    ) -> HoldoutSet:
         made.append((role, history, at_most))
         return build(split, role, history, at_most, by)
 
