@@ -51,10 +51,9 @@ def test_a_row_has_means_deviations_and_all_costs() -> None:
 
 def test_there_is_a_row_for_each_protocol() -> None:
     result = dict.fromkeys(METRICS, 0.1)
-    asked: list[dict[Protocol, Metrics]] = [
-        {"all": result | {"questions": 9}, "unseen": result | {"questions": 5}}
-    ] * 2
-    rows = make_rows("x", "from-scratch", asked, Cost(0.0, 1, 4))
+    counts: dict[Protocol, int] = {"all": 9, "unseen": 5}
+    asked = {protocol: result | {"questions": count} for protocol, count in counts.items()}
+    rows = make_rows("x", "from-scratch", [asked, asked], Cost(0.0, 1, 4))
     assert [(row["protocol"], row["questions"], row["seeds"]) for row in rows] == [
         ("all", 9, 2),
         ("unseen", 5, 2),
