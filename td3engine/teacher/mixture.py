@@ -23,6 +23,7 @@ from td3engine.ranking.holdout import HoldoutSet
 from td3engine.ranking.metrics import Scorer, scorer_of
 
 PRIOR_EVENTS = 10.0  # of the log, that a user's own history is drawn towards
+SMALLEST = 2.0**-20  # probability of a repeat, or of none, on a log where users repeat
 FLOOR = 1e-6  # weight of the first part, so that no item is without a score
 
 Part = TrainedModel | CountingModel
@@ -46,8 +47,10 @@ class Repeat:
     odds: float = 1.0
 
     def probability(self, from_source: Tensor) -> Tensor:
-        """What the source says, its odds multiplied."""
-        return self.odds * from_source / (self.odds * from_source + 1 - from_source)
+        """What the source says, its odds multiplied; never sure, or items of the other kind would
+        all have the score zero. Where nothing repeats they are meant to."""
+        probability = self.odds * from_source / (self.odds * from_source + 1 - from_source)
+        return probability.clamp(min(SMALLEST, self.share), 1 - SMALLEST)
 
 
 @dataclass(frozen=True, eq=False)

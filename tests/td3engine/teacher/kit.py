@@ -68,7 +68,8 @@ def slow_mixture(
             source = weights[list(parts).index(repeat.source)][row]
             share_of_user = sum(source[item] for item in set(past)) / (sum(source) or 1)
         odds = repeat.odds * share_of_user
-        again = odds / (odds + 1 - share_of_user)
+        # Never sure, if anything repeats.
+        again = min(max(odds / (odds + 1 - share_of_user), min(2**-20, repeat.share)), 1 - 2**-20)
         scores = [0.0] * cases.n_items
         for kind, share, weights_of_parts in (
             (set(past), again, met),

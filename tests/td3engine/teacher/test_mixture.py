@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from td3engine.ranking.metrics import evaluate, evaluate_all, rank_targets, vali
 from td3engine.ranking.protocols import available_protocols
 from td3engine.teacher.mixture import (
     HISTORY,
+    SMALLEST,
     Mixture,
     Repeat,
     met_items,
@@ -72,6 +74,26 @@ def test_a_part_says_how_probable_a_repeat_is(part: int, odds: float) -> None:
     torch.testing.assert_close(all_scores(mixed, cases, 7), wanted, rtol=2e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("certain", [0.0, 1.0])
+def test_a_part_that_is_sure_of_repeats_or_of_none_leaves_the_other_kind_in_order(
+    certain: float,
+) -> None:
+    """A kernel that puts all or none of its weight on met items."""
+    cases = cases_of(odd_log(4))
+    kernel = np.eye(ITEMS, dtype=np.float32) if certain else np.zeros((ITEMS, ITEMS), np.float32)
+    parts = {**make_parts(), "neighbours": KernelModel(kernel, Reading(50, 1.0))}
+    weights = torch.tensor([0.5, 0.2, 0.3, 0])
+    sure = Mixture(parts, weights, weights, Repeat("neighbours", 0.5))
+    unsure = replace(sure, repeat=Repeat(HISTORY, 0.5))
+    assert evaluate(sure, cases, "unseen") == evaluate(unsure, cases, "unseen")
+    met = ~cases.new_target
+    rows = met.nonzero()[:, 0].tolist()
+    kinds = met_items(cases, slice(0, len(cases.targets)))
+    for row in rows:
+        scores = [all_scores(each, cases)[row][kinds[row]] for each in (sure, unsure)]
+        assert scores[0].argsort().tolist() == scores[1].argsort().tolist()
+
+
 def test_a_part_alone_ranks_as_it_does_by_itself() -> None:
     """It says where repeats are, too."""
     cases = cases_of(odd_log(3))
@@ -131,13 +153,15 @@ def test_where_all_repeat_what_was_met_is_first() -> None:
     assert (ranks < 3).all()
 
 
-def test_one_item_again_and_again_is_certain() -> None:
+def test_one_item_again_and_again_is_all_but_certain() -> None:
     histories = [[user % ITEMS] * 5 for user in range(20)]
     assert make_split(histories, ITEMS).repeat_share == 1
     cases = cases_of(histories)
     scores = all_scores(mixture(share=1.0), cases)
     assert scores[range(20), cases.targets].tolist() == pytest.approx([1.0] * 20)
-    assert scores.count_nonzero() == 20
+    assert (scores > SMALLEST).sum() == 20
+    # The others keep their order.
+    assert (scores > 0).all()
     assert evaluate(mixture(share=1.0), cases, "all")["ndcg@10"] == 1
 
 
