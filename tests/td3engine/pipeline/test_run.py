@@ -288,7 +288,10 @@ def test_says_whether_learners_competed_with_a_sample(
     run(log, tmp_path, config, listener=events.append)
     assert load_bundle(tmp_path).manifest.config.outer.softmax == softmax
     notes = [event.message for event in events if isinstance(event, Note)]
-    notes = [note for note in notes if "a model that counts" not in note]
+    assert sum(note.startswith("counting models' settings") for note in notes) == 1
+    notes = [
+        note for note in notes if "model that counts" not in note and "counting models" not in note
+    ]
     told = [note.startswith("outer: a sampled softmax, 5 of ") for note in notes]
     assert any(told) == (softmax == "sampled")
     ignored = [note.startswith("outer.softmax: sampled is ignored for ") for note in notes]
