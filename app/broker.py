@@ -6,6 +6,7 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from app.addresses import parse_broker_url
 from app.store import jobs
 from app.store.engine import STORE_ERRORS, Store, database_now
 
@@ -17,9 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 def celery_settings(broker_url: str) -> dict[str, Any]:
-    """Celery's settings that publishers and consumers (worker/celery_app.py) share."""
+    """Celery's settings that publishers and consumers (worker/celery_app.py) share.
+
+    Raises:
+        ValueError: `broker_url` names no broker that is supported.
+    """
     return {
-        "broker_url": broker_url,
+        **parse_broker_url(broker_url).celery_settings(),
         "broker_connection_retry_on_startup": True,
         "broker_transport_options": {"socket_timeout": 30, "socket_connect_timeout": 5},
         "task_default_queue": QUEUE,

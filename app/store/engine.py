@@ -15,7 +15,6 @@ from sqlalchemy import (
     event,
     func,
     literal,
-    make_url,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -29,6 +28,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session
 
+from app.addresses import parse_database_url
 from app.errors import StorageUnavailableError
 
 # Any failure of the database, for code that can do without its answer.
@@ -48,21 +48,15 @@ def make_engine(url: str) -> Engine:
     """An engine for SQLite or PostgreSQL, configured so that both behave alike under load.
 
     Raises:
-        ValueError: `url` names another database.
+        ValueError: `url` names no database that is supported.
     """
-    parsed = make_url(url)
-    match parsed.get_backend_name():
-        case "sqlite":
-            return _sqlite(parsed)
-        case "postgresql" | "postgres":
-            return _postgresql(parsed)
-        case other:
-            raise ValueError(f"database_url: {other} is not supported (sqlite, postgresql)")
+    parsed = parse_database_url(url)
+    return _sqlite(parsed) if parsed.get_backend_name() == "sqlite" else _postgresql(parsed)
 
 
 def _sqlite(url: URL) -> Engine:
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    assert url.database is not None
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, **_POOL)
 
     @event.listens_for(engine, "connect")
@@ -86,7 +80,7 @@ def _sqlite(url: URL) -> Engine:
 
 def _postgresql(url: URL) -> Engine:
     return create_engine(
-        url.set(drivername="postgresql+psycopg"),
+        url,
         pool_pre_ping=True,
         pool_recycle=1800,
         **_POOL,
@@ -180,6 +174,6 @@ def open_store(url: str) -> Store:
     """The store at `url`; its tables come from app.store.migrate.
 
     Raises:
-        ValueError: `url` names a database that is not supported.
+        ValueError: `url` names no database that is supported.
     """
     return Store(make_engine(url))

@@ -8,8 +8,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, event, text
 
-from app.logs import set_up_logging
-from app.settings import get_settings
+from app.startup import start
 from app.store.engine import open_store
 
 _LOCK = 7_430_301  # key of PostgreSQL's advisory lock, which one migration at a time holds
@@ -69,6 +68,4 @@ def _check_foreign_keys(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    settings = get_settings()
-    set_up_logging(settings.log_format)
-    upgrade(settings.database_url)
+    upgrade(start().database_url)

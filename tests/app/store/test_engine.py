@@ -126,7 +126,7 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.database_url == "sqlite:////data/td3.sqlite3"
     assert settings.engine_command == ["engine", "run"]
     assert all(field.description for field in Settings.model_fields.values())
-    with pytest.raises(ValueError, match="heartbeat"):
+    with pytest.raises(ValueError, match="HEARTBEAT"):
         Settings(heartbeat_seconds=60, lease_seconds=60)
 
 
