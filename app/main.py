@@ -50,17 +50,18 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             with uploads.in_use(), stop_event() as stopping:
                 app.state.authenticator = authenticator = Authenticator(settings, store)
+                blobs = open_blob_store(settings, store)
                 app.state.context = Context(
                     settings=settings,
                     store=store,
-                    blobs=open_blob_store(settings, store),
+                    blobs=blobs,
                     queue=queue,
                     uploads=uploads,
                     normalising=asyncio.Semaphore(_CONCURRENT_NORMALISERS),
                     authenticator=authenticator,
                     snapshots=JobSnapshots(store),
                     stopping=stopping,
-                    readiness=ReadinessChecks(settings, store, queue),
+                    readiness=ReadinessChecks(settings, store, blobs, queue),
                     registry=registry,
                 )
                 yield
