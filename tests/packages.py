@@ -1,4 +1,4 @@
-"""Programs of Debian's that tests need: those that are here, or installed now where that is allowed."""
+"""Programs of Debian's that tests need: what is here, or is installed where that is allowed."""
 
 import fcntl
 import os

@@ -78,7 +78,7 @@ def test_many_clients_write_at_once(url: str, broker_url: str, tmp_path: Path) -
         for _ in range(CHANGES):
             with service.store.write() as session:
                 jobs.mark_published(session, job_id, datetime.now(UTC))
-            assert service.job(job_id).published_at is not None
+        assert service.job(job_id).published_at is not None
 
     with ThreadPoolExecutor(CLIENTS) as clients:
         list(clients.map(change, job_ids))
