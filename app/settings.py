@@ -124,6 +124,11 @@ class Settings(BaseSettings):
         default=600, description="Time that reading an uploaded log may take; longer ends it."
     )
 
+    start_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=60,
+        description="So long a worker waits at its start for the database, its tables and the "
+        "blob store. Then it ends, with exit code 75.",
+    )
     max_attempts: Annotated[int, Field(gt=0)] = Field(
         default=3, description="Starts of a job before a crash makes it fail."
     )

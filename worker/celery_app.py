@@ -14,20 +14,25 @@ from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init, worker_shutting_down
 
 from app.blobs.protocol import BlobStore
-from app.blobs.registry import open_blob_store
+from app.blobs.registry import check_blobs_setting, open_blob_store
 from app.broker import TASK, JobQueue, celery_settings
 from app.logs import set_up_logging
-from app.settings import Settings
-from app.startup import settings_or_exit, start
+from app.settings import Settings, SettingsError
+from app.startup import refuse_settings, settings_or_exit, start
 from app.store.engine import Store, open_store
 from worker.attempt import run_job
 from worker.janitor import Janitor
 from worker.metrics import WorkerMetrics
+from worker.start import wait_for_stores
 from worker.webhook_sender import WebhookSender
 
 logger = logging.getLogger(__name__)
 
 _settings = settings_or_exit()
+try:
+    check_blobs_setting(_settings)
+except SettingsError as error:
+    refuse_settings(error)
 celery_app = Celery("td3")
 celery_app.conf.update(
     celery_settings(_settings.broker_url),
@@ -100,6 +105,8 @@ def _set_up_logging(**_: Any) -> None:
 
 
 def _start(**_: Any) -> None:
+    # Celery sends this signal before it connects to the broker.
+    wait_for_stores(_store(), _blobs(), _settings.start_seconds)
     _janitor().start()
     _webhooks().start()
     _serve_metrics(_settings)
