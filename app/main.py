@@ -13,6 +13,7 @@ from app.broker import JobQueue
 from app.http.access_log import AccessLog
 from app.http.auth import Authenticator, install_authentication
 from app.http.context import Context
+from app.http.early_answers import EarlyAnswers
 from app.http.job_views import JobSnapshots
 from app.http.metrics import HttpMetrics, StoreCollector, process_registry
 from app.http.normaliser import upload_limits
@@ -81,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The middleware that is added last is outermost: its answers include those of the others.
     install_authentication(app)
     install_error_handlers(app)
+    app.add_middleware(EarlyAnswers)
     app.add_middleware(AccessLog, metrics=HttpMetrics(registry))
     # Routes are matched in this order at each request, so those that clients poll come first.
     for resource in (jobs, datasets, submissions, events, artifacts, keys, usage, health):

@@ -57,7 +57,7 @@ def _revision(session: Session) -> str | None:
     # Alembic would say the same, and write two records to the log each time.
     if not inspect(session.connection()).has_table("alembic_version"):
         return None
-    return session.scalar(text("SELECT version_num FROM alembic_version"))
+    return session.execute(text("SELECT version_num FROM alembic_version")).scalar_one_or_none()
 
 
 @cache

@@ -106,7 +106,7 @@ class _Broken(httpx.SyncByteStream):
 def test_events_go_on_where_the_connection_broke(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.client.client._RECONNECT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
     job_id = service.new_job()["id"]
     lease = service.claim(job_id)
     breaks: list[int] = []
@@ -137,7 +137,7 @@ def test_events_go_on_where_the_connection_broke(
 def test_events_survive_a_service_that_fails_for_a_while(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.client.client._RECONNECT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
     job_id = service.new_job()["id"]
     service.fail(service.claim(job_id), {"code": "x", "message": "x"})
     failed: list[int] = []
@@ -157,7 +157,7 @@ def test_events_survive_a_service_that_fails_for_a_while(
 def test_what_was_done_is_not_done_again_when_the_answer_was_lost(
     service: Service, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.client.client._RECONNECT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
     lost: list[httpx.Response] = []
 
     def lose(answer: httpx.Response) -> httpx.Response:
@@ -177,7 +177,7 @@ def test_what_was_done_is_not_done_again_when_the_answer_was_lost(
 
 
 def test_a_busy_service_is_asked_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("td3engine.client.client._RECONNECT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
     in_use = {"status": 409, "code": "idempotency_key_in_use"}
     busy = [
         httpx.Response(429, headers={"retry-after": "0"}),
@@ -221,7 +221,7 @@ def test_retry_delete_and_metrics(service: Service, client: Client) -> None:
 def test_downloads_go_on_where_the_connection_broke(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.client.client._RECONNECT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
     job_id = service.new_job()["id"]
     service.succeed(service.claim(job_id), tmp_path)
     asked: list[str | None] = []
