@@ -12,10 +12,8 @@ from td3engine.client.wire import Problem, ServiceError, UnexpectedAnswerError
 PAUSES = (0.2, 5.0)  # first and longest pause
 _SEND_TRIES = 5
 _BUSY = frozenset({429, 502, 503, 504})  # the same request may be answered later
-_GATEWAY_TIMEOUT = 504
 _IN_USE = "idempotency_key_in_use"
 _LONGEST_RETRY_AFTER_SECONDS = 60
-
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -55,7 +53,12 @@ class Patience:
 
 
 def patiently(send: Callable[[], httpx.Response]) -> httpx.Response:
-    """The answer to a request that may arrive twice, sent until it is answered."""
+    """The good answer to a request that may arrive twice, sent again while that may help.
+
+    Raises:
+        ServiceError: the service refused the request, or was busy for too long.
+        httpx.TransportError: it could not be reached.
+    """
     patience = Patience(_SEND_TRIES)
     while True:
         try:
@@ -65,6 +68,12 @@ def patiently(send: Callable[[], httpx.Response]) -> httpx.Response:
 
 
 def read(model: type[Model], answer: httpx.Response) -> Model:
+    """What a good answer holds.
+
+    Raises:
+        ServiceError: the service refused the request.
+        UnexpectedAnswerError: the answer is not the service's.
+    """
     try:
         return model.model_validate(read_json(answer))
     except ValidationError as error:
@@ -72,7 +81,7 @@ def read(model: type[Model], answer: httpx.Response) -> Model:
 
 
 def read_json(answer: httpx.Response) -> Any:
-    """The JSON of a good answer."""
+    """The JSON of a good answer; raises as `read`."""
     require(check(answer), "application/json")
     try:
         return answer.json()
@@ -81,18 +90,23 @@ def read_json(answer: httpx.Response) -> Any:
 
 
 def require(answer: httpx.Response, media_type: str) -> None:
+    """Check what kind of answer it is.
+
+    Raises:
+        UnexpectedAnswerError: another kind.
+    """
     if _media_type(answer) != media_type:
         answer.read()
         raise _unexpected(answer)
 
 
 def check(answer: httpx.Response) -> httpx.Response:
-    """The answer, unless it is an error or leads elsewhere."""
+    """The answer, unless it is an error or leads elsewhere; raises as `read`."""
     if answer.is_success:
         return answer
     answer.read()
     try:
-        problem = Problem.model_validateread_json(answer.content)
+        problem = Problem.model_validate_json(answer.content)
     except ValidationError as error:
         raise _unexpected(answer) from error
     raise ServiceError(problem, _retry_after(answer))

@@ -44,6 +44,7 @@ _THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
 # The service sends a heartbeat every 15 seconds, and answers a wait well before this.
 _TIMEOUT = httpx.Timeout(90, connect=10)
 _RECONNECT_TRIES = 10
+_GAVE_UP = 504  # a proxy, on the service
 _EVENT_STREAM = "text/event-stream"
 
 _Jobs = TypeAdapter(list[Job])
@@ -193,7 +194,7 @@ class Client:
                 job = read(Job, self._http.get(f"/jobs/{job_id}", headers=headers))
             except (httpx.TransportError, ServiceError) as error:
                 patience.pause_after(error, deadline)
-                if isinstance(error, ServiceError) and error.problem.status == _GATEWAY_TIMEOUT:
+                if isinstance(error, ServiceError) and error.problem.status == _GAVE_UP:
                     longest = max(1, longest // 2)  # a proxy that waits less than usual
             else:
                 if job.is_over:
@@ -221,7 +222,7 @@ class Client:
                     require(answer, _EVENT_STREAM)
                     patience, before = Patience(_RECONNECT_TRIES), after
                     for data in _server_sent_data(answer.iter_lines()):
-                        event = Event.model_validateread_json(data)
+                        event = Event.model_validate_json(data)
                         after = event.sequence
                         yield event
                 if after == before:  # the server stops: it ends every stream at once
