@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -21,7 +22,7 @@ from app.http.rate_limit import RateLimiter
 from app.store.engine import open_store
 from tests.app.http.kit import wait_for
 from tests.packages import program
-from tests.servers import free_port
+from tests.servers import free_port, make_certificate
 
 PLAIN = BrokerAddress("127.0.0.1", 6379, None, None, None, 0, None)
 CHECKED = {"ssl_cert_reqs": "required", "ssl_check_hostname": True}
@@ -169,10 +170,7 @@ def tls_broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     redis_server = program("redis-server", "redis-server")  # the embedded one has no TLS
     folder, port = tmp_path_factory.mktemp("tls"), free_port()
     cert, key = f"{folder}/c.pem", f"{folder}/k.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
-    names = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-out", cert, "-keyout", key]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
+    make_certificate(Path(cert), Path(key))
     url = f"rediss://127.0.0.1:{port}/3"
     urls = {
         "known": f"{url}?ssl_ca_certs={quote(cert)}",
