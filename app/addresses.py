@@ -1,7 +1,7 @@
 """Reads the URLs of the database and the broker, for every process and command alike.
 
-SQLAlchemy, Celery and redis-py each read a URL in a way of their own, and silently ignore what they
-do not know. Here a URL is read once, and what would be ignored is refused.
+SQLAlchemy, Celery and redis-py each read a URL in a way of their own, and ignore what they do not
+know or stumble over it later. Here a URL is read once, and what is not known is refused.
 """
 
 from collections.abc import Mapping
