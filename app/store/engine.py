@@ -164,10 +164,11 @@ class Store:
         """
         said = _ADDRESS.sub("", _words(error))
         url = self.engine.url
-        hosts = url.query.get("host", ())
-        for hidden in (url.password, url.host, *((hosts,) if isinstance(hosts, str) else hosts)):
+        several = url.query.get("host", ())
+        hosts = [url.host or "", *([several] if isinstance(several, str) else several)]
+        for hidden in (str(url.password or ""), *(host.partition(":")[0] for host in hosts)):
             if hidden:
-                said = said.replace(str(hidden), "…")
+                said = said.replace(hidden, "…")
         kind = kind_of(error)
         return f"{kind}: {said}" if said else kind
 

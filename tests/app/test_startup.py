@@ -13,6 +13,7 @@ from app.main import check_settings
 from app.settings import Settings, SettingsError, read_settings
 from app.standalone import serve
 from app.startup import EXIT_SETTINGS, unknown_variables
+from app.store import migrate
 
 PROCESSES = (
     ("uvicorn", "app.main:app", "--port", "0"),
@@ -117,3 +118,12 @@ def test_a_typo_is_named_at_the_start(tmp_path: Path) -> None:
         check=True,
     )
     assert "TD3_BROKER_UL is no setting" in done.stderr
+
+
+def test_a_migration_without_a_database_ends_with_a_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("TD3_DATABASE_URL", "postgresql://td3:swordfish@127.0.0.1:1/td3")
+    assert migrate.main() == os.EX_TEMPFAIL
+    assert "Connection refused" in caplog.text
+    assert "swordfish" not in caplog.text
