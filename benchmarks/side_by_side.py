@@ -34,7 +34,7 @@ Figures = dict[str, Any]
 
 # Every setting that a step's time depends on is given, so that no default of either tree decides.
 LEARNER = {"schedule": "linear", "lr": 0.02, "beta2": 0.95}
-OUTER = {"steps": 1_000_000, "lr": 0.03, "normalise": True, "among": "all", "pool": 5}
+OUTER: Figures = {"steps": 1_000_000, "lr": 0.03, "normalise": True, "among": "all", "pool": 5}
 PUBLISHED = {
     "backbone": {"hidden": 32, "layers": 1, "heads": 1, "inner": 64, "dropout": 0.2},
     "summary": {"users": 30, "length": 50, "user_rank": 8, "time_rank": 8, "targets": "next"},
@@ -53,6 +53,8 @@ class Case:
         items: of the random log.
         settings: over the preset `balanced`, in words that both trees know.
         steps: outer steps of a turn.
+        first: outer steps before the first turn, which pay for page faults and bring the first
+            learners to their ages.
         real_targets: real events that an outer step predicts.
     """
 
@@ -60,6 +62,7 @@ class Case:
     items: int
     settings: Figures
     steps: int
+    first: int = 2 * OUTER["pool"]
     real_targets: int = 4096
 
 
@@ -80,6 +83,7 @@ CASES = [
             outer={"window": 20},
         ),
         steps=1,
+        first=1,  # learners are as old as their first window leaves them
     ),
     # As in the table of speed (benchmarks/speed.py --items 20000).
     Case("20,000 items, published settings", 20_000, PUBLISHED, steps=5),
@@ -182,7 +186,7 @@ class Side:
         told.flush()
         line = answers.readline()
         if not line:
-            raise RuntimeError(f"a side ended with {self.process.wait()}: {self.process.args}")
+            raise RuntimeError(f"a side ended with exit status {self.process.wait()}")
         found: Figures = json.loads(line)
         return found
 
@@ -211,7 +215,7 @@ def compare(case: Case, before: Path, repeats: int, threads: int) -> Figures:
     turns: dict[str, list[Figures]] = {name: [] for name in sides}
     try:
         for side in sides.values():
-            side.turn(1)  # pays for page faults, and for what is made at first use
+            side.turn(case.first)
         for nth in range(repeats):
             for name in list(sides)[:: 1 if nth % 2 else -1]:
                 turns[name].append(sides[name].turn(case.steps))

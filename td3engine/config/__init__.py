@@ -1,11 +1,13 @@
 """The settings of a distillation, and the presets. Imports no torch."""
 
 from td3engine.config.by_log import (
+    OUTER_SAMPLED_FROM,
     REPEATS_FROM,
     SAMPLED_FROM,
     Softmax,
     share_of_counting,
     softmax_over,
+    support_of,
 )
 from td3engine.config.schema import (
     AUTO_KNOBS,
@@ -35,6 +37,7 @@ __all__ = [
     "DUPLICATES_FROM",
     "EARLIER_DATA",
     "MODES",
+    "OUTER_SAMPLED_FROM",
     "REPEATS_FROM",
     "SAMPLED_FROM",
     "AutoKnob",
@@ -54,4 +57,5 @@ __all__ = [
     "ValidationProtocol",
     "share_of_counting",
     "softmax_over",
+    "support_of",
 ]

@@ -40,6 +40,7 @@ from td3engine.ranking.metrics import validation_ndcg
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.runtime.torch_setup import deterministic
+from td3engine.summary.soft_sequences import Precomputed, SparseSupport
 from td3engine.summary.tucker import TuckerSummary, query
 from td3engine.teacher.training import TrainedOnLog
 
@@ -113,7 +114,9 @@ class Distillation:
         self.training = InnerLoopTrainer(self.model, config.learner, *sizes, self.plan)
         self.sampler: ItemSampler | None = None
         if self.plan.softmax == "sampled":
-            self.sampler = ItemSampler(self.split, self.model, config.outer.negatives)
+            embedding = self.training.soft_embedding
+            top = embedding.top if isinstance(embedding, SparseSupport) else None
+            self.sampler = ItemSampler(self.split, self.model, config.outer.negatives, top)
         self.objective = SurrogateObjective(self.model, self.teacher, config.outer, self.sampler)
         self.recorded_objective: RecordedObjective | None = None
         if self.plan.real_batch == "cuda-graph":
@@ -286,7 +289,10 @@ class Distillation:
 
     def _learner_of(self, current: TuckerSummary, draw: torch.Generator) -> TrainedModel:
         """A learner trained on the summary: as its user does it, or over a sample of the items."""
-        synthetic = self.training.soft_embedding.synthetic(query(*current.learned))
+        embedding = self.training.soft_embedding
+        if isinstance(embedding, SparseSupport):
+            embedding = Precomputed(self.V_ND)  # its user's X is exact
+        synthetic = embedding.synthetic(query(*current.learned))
         model = learn_from(self.training, synthetic, draw).model
         return model if self.sampler is None else replace(model, table=self.V_ND)
 
