@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 SCORES_AT_ONCE = 8_000_000  # 32 MiB in float32
-KEPT_SCORES = 8_000_000  # largest P that is kept between the passes
+KEPT_SCORES = 5_000_000  # largest P that is kept between the passes
 SCORES_NEAR_CACHE = 2**21  # where P is computed again, so that chunks may be of any size
 SCORES_IN_CACHE = 2**18  # 1 MiB in float32: about what a core's own cache holds
 FEWEST_ROWS = 64  # of a chunk that is cut for the cache: with less the products get slow
