@@ -1,11 +1,13 @@
 """The settings of a distillation, and the presets. Imports no torch."""
 
 from td3engine.config.by_log import (
+    OUTER_SAMPLED_FROM,
     REPEATS_FROM,
     SAMPLED_FROM,
     Softmax,
     share_of_counting,
     softmax_over,
+    support_of,
 )
 from td3engine.config.schema import (
     AUTO_KNOBS,
@@ -38,6 +40,7 @@ __all__ = [
     "EARLIER_DATA",
     "EARLIER_DROPOUT",
     "MODES",
+    "OUTER_SAMPLED_FROM",
     "REPEATS_FROM",
     "SAMPLED_FROM",
     "AutoKnob",
@@ -58,4 +61,5 @@ __all__ = [
     "ValidationProtocol",
     "share_of_counting",
     "softmax_over",
+    "support_of",
 ]

@@ -317,11 +317,18 @@ class OuterConfig(_Part):
         default="auto",
         description="Items that targets compete with while distilling for `shared-items`, in "
         "learners' training and in the real batch: all, or a sample besides those that the summary "
-        f"points at; `auto` samples from {by_log.SAMPLED_FROM:,} items on. Learners that are "
-        "measured at the end train over all.",
+        f"points at; `auto` samples from {by_log.OUTER_SAMPLED_FROM:,} items on. Learners that "
+        "are measured at the end train over all.",
     )
     negatives: PositiveInt = Field(
         default=4096, description="Items drawn for an outer step with a sampled softmax."
+    )
+    support: Literal["auto", "all"] | Annotated[int, Field(ge=1)] = Field(
+        default="auto",
+        description="Items that a synthetic position meets one by one while distilling for "
+        "`shared-items`: all, or about so many, the others by cells of like items. `auto`: "
+        f"{by_log.SUPPORT:,} from {by_log.SUPPORT_FROM:,} items on, and all on a GPU. Learners "
+        "that are measured read all.",
     )
     batch: Annotated[int, Field(ge=1, le=65_536)] = Field(
         default=128, description="Real user windows an outer step."

@@ -51,7 +51,7 @@ def settled_for(
         id_bytes=len(zlib.compress(ids)),
     )
     config = sized_by_data(config, log)
-    plans = plans_of(config, backbone, split.n_items, device).values()
+    plans = list(plans_of(config, backbone, split.n_items, device).values())
     sampled = any(plan.softmax == "sampled" for plan in plans)
     settled: dict[str, Literal["full", "sampled"]] = {
         "teacher": softmax_over(split.n_items, config.teacher.softmax),
@@ -70,6 +70,12 @@ def settled_for(
         if softmax == "sampled":
             sample = f"{section.negatives:,} of {split.n_items:,} items"
             notes.append(f"{part}: a sampled softmax, {sample} a step")
+    support = max(plan.support or 0 for plan in plans)
+    if support:
+        notes.append(f"outer: a synthetic position meets {support:,} items one by one")
+    if config.outer.support == "auto":
+        outer = config.outer.model_copy(update={"support": support or "all"})
+        config = config.model_copy(update={"outer": outer})
     share = counting_share(split, config)
     if config.teacher.counting_share not in ("auto", share):
         notes.append("teacher.counting_share is 0: steps with a sampled softmax have no labels")
