@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from td3engine.data.normalised import read_normalised, write_normalised
 from td3engine.data.readers import blocks, collect, rows
-from td3engine.data.readers.text import read_text
+from td3engine.data.readers.batches import collect_batches
+from td3engine.data.readers.format import FileSource
+from td3engine.data.readers.text import text_batches
 from td3engine.data.reading import read_log
 from td3engine.data.split import filter_statistics
 from td3engine.data.types import ColumnNames, Interactions, Limits, LogError
@@ -47,7 +49,9 @@ def files(draw: st.DrawFn) -> bytes:
 def outcome(path: Path, *, quick: bool) -> object:
     """What a file is read as, in a form that can be compared."""
     try:
-        log = read_text(path, ColumnNames(), LIMITS, delimiter=",", quick=quick)
+        source = FileSource(path, limits=LIMITS)
+        batches = text_batches(source, delimiter=",", quick=quick)
+        log, _ = collect_batches(batches, LIMITS)
     except LogError as error:
         return (error.code, error.message, error.line, error.column)
     return as_lists(log)
@@ -205,5 +209,5 @@ def test_the_filter_is_counted_as_by_hand(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_delimiter_and_header_of_a_file_are_not_taken_for_rows(tmp_path: Path) -> None:
     path = tmp_path / "log.tsv"
     path.write_bytes(b"user\titem\ttime\r\nu,1\ti|2\t3\r\n")
-    log = read_text(path, ColumnNames(), Limits(), delimiter="\t")
+    log, _ = collect_batches(text_batches(FileSource(path), delimiter="\t"), Limits())
     assert (log.user_ids, log.item_ids, log.times.tolist()) == (["u,1"], ["i|2"], [3])
