@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from td3engine.data.readers.batches import Batch, Collected, collect_batches
 from td3engine.data.readers.blocks import CheckedBlocks
-from td3engine.data.readers.columns import POSITION
 from td3engine.data.readers.format import FileSource, Format, Seen
 from td3engine.data.readers.registry import FORMATS
 from td3engine.data.readers.resolution import unit_of
@@ -216,14 +215,15 @@ def _same_columns(asked: ColumnNames, seen: Seen) -> ColumnNames:
     if seen.roles is None:
         return asked
     user, item, time = seen.roles.names
-    return ColumnNames(user=user, item=item, time=asked.time if time == POSITION else time)
+    listed = len(seen.roles.positions) == 2
+    return ColumnNames(user=user, item=item, time=asked.time if listed else time)
 
 
 def _reading(name: str, files: int, seen: Seen, found: Collected, log: Interactions) -> Reading:
     roles = seen.roles
     assert roles is not None, "a reader told its columns before the first batch"
     times = {"number": "numbers", "date": "dates", "moment": "moments"}[found.times]
-    if roles.names[2] == POSITION and POSITION in roles.time_reason:
+    if len(roles.positions) == 2:
         times = "positions in lists"
     elif found.times == "number":
         unit = unit_of(float(log.times.min()), float(log.times.max()))

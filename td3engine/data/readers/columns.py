@@ -25,7 +25,6 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
         "timestamp_ms", "event_timestamp", "event_date",
     ),
 }  # fmt: skip
-POSITION = "position"  # in place of a name of the time
 RECBOLE_TYPES = ("token", "token_seq", "float", "float_seq")
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 _TIME_WORD = re.compile(r"^(time|date|ts$)|(time|date|timestamp)$")
@@ -39,7 +38,8 @@ class ColumnRoles:
     """Which columns are user, item and time.
 
     Attributes:
-        positions: of user, item and time; of a time in two columns, day and time of day.
+        positions: of user, item and time; of a time in two columns, day and time of day; of items
+            in lists without times, user and item only.
         names: of user, item and time, for messages.
         time_reason: why this column is the time.
         other_times: names of columns that could be the time as well.
@@ -94,7 +94,7 @@ def find_columns(
     if item in lists:
         others = [each for each in others if each in lists]
     if requested.time is None and not others and item in lists:
-        times, name, reason = (), POSITION, "the order of each list, as no column has a time"
+        times, name, reason = (), "position", "the order of each list, as no column has a time"
     elif requested.time is None:
         chosen, reason = found.time(others, sample)
         times, name = (chosen,), found.names[chosen]

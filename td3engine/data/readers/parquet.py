@@ -32,6 +32,8 @@ def parquet_batches(source: FileSource) -> Generator[Batch, None, None]:
     with _errors_named():
         with _opened(source) as opened:
             schema, metadata = opened.schema_arrow, opened.metadata
+            if not metadata.num_rows:
+                raise LogError("empty_file", "there are no interactions")
 
             def sample(positions: Sequence[int]) -> list[list[str]]:
                 return _sample(source, [schema.names[position] for position in positions])
@@ -68,7 +70,10 @@ def _errors_named() -> Iterator[None]:
         yield
     except pa.ArrowNotImplementedError as error:
         problem = f"the file uses what pyarrow {pa.__version__} cannot read: {error}"
-        remedy = "write it with plain or dictionary encoding, and with zstd, snappy or gzip"
+        remedy = (
+            "cast ids to text or to 64-bit numbers, and write the file with plain or dictionary "
+            "encoding, and with zstd, snappy or gzip"
+        )
         raise LogError("bad_format", f"{problem}; {remedy}") from error
     # pyarrow decodes a damaged column name only when it is read, and without translating.
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:

@@ -33,9 +33,8 @@ class _Column:
 
     @property
     def may_be_ids(self) -> bool:
-        """Whether these may be ids: no times, fractions or texts, and not all the same."""
-        varied = len(set(self.values)) > 1 or len(self.values) == 1
-        return self.time_format is None and varied and not any(map(_is_no_id, self.values))
+        """Whether these may be ids: no times, fractions or texts."""
+        return self.time_format is None and not any(map(_is_no_id, self.values))
 
 
 def reading_options(

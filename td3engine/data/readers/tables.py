@@ -48,6 +48,8 @@ def table_batches(
     try:
         roles = None
         if _is_data_frame(source):
+            if not len(source):  # columns of an empty frame have types that mean nothing
+                raise LogError("empty_file", "there are no interactions")
             source, roles = _selected(source, columns, limits)
         sample = _sample(source) if isinstance(source, pa.Table | pa.RecordBatch) else None
         with _opened(source) as reader:
@@ -90,7 +92,10 @@ class _Selected:
             except pa.ArrowException as error:
                 name = str(label)
                 problem = f"column {name!r} holds values of different types, or of an unknown one"
-                raise LogError("bad_format", f"{problem}: {error}", column=name) from error
+                remedy = "cast it to text or to 64-bit numbers"
+                raise LogError(
+                    "bad_format", f"{problem}: {error}; {remedy}", column=name
+                ) from error
 
     def _columns(self, labels: list[Any]) -> Any:
         columns = self._frame[labels]
