@@ -242,7 +242,7 @@ class Summary(Bundle):
 
     def _facts(self) -> list[tuple[str, str]]:
         statistics = self.manifest.statistics
-        log = f"{statistics.get('interactions', 0):,} interactions, {self.n_items:,} items"
+        log = f"{int(statistics.get('interactions', 0)):,} interactions, {self.n_items:,} items"
         facts = [
             ("size", f"{len(self)} sequences of {self.length}, {self.bytes / 1024:,.0f} KiB"),
             ("log", log),

@@ -9,7 +9,10 @@ from pydantic import ValidationError
 
 from td3engine.cli.options import (
     ColumnsOption,
+    DelimiterOption,
+    HeaderOption,
     LimitsOption,
+    TimeFormatOption,
     console,
     exit_on_error,
     fail,
@@ -47,12 +50,15 @@ def train(
         Path | None, typer.Option(help="Write the first learner of the first mode (.safetensors).")
     ] = None,
     columns: ColumnsOption = None,
+    delimiter: DelimiterOption = None,
+    header: HeaderOption = None,
+    time_format: TimeFormatOption = None,
     limits: LimitsOption = None,
 ) -> None:
     """Train learners on SUMMARY and measure them on the test events of LOG."""
     modes = MODES if mode == "both" else (mode,)
     overrides = _learner_overrides(settings or [])
-    read = log_reader(columns or [], limits or [])
+    read = log_reader(columns, limits, delimiter, header, time_format)
 
     def work() -> None:
         try:

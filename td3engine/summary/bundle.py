@@ -55,7 +55,7 @@ class Manifest(BaseModel):
     format: Literal[1, 2] = 2
     config: DistillConfig
     fingerprint: str
-    statistics: dict[str, int | float]
+    statistics: dict[str, int | float | str]
     distilled_for: Mode = "shared-items"
     validation: dict[str, float]
     results: list[dict[str, Any]]

@@ -74,8 +74,8 @@ def _check_id(kind: Any, name: str) -> None:
     remedy = "cast it to text"
     if pa.types.is_floating(plain) or pa.types.is_decimal(plain):
         remedy = (
-            "cast it to whole numbers or to text (a pandas column of integers with gaps becomes one "
-            "of floats: `.astype('Int64')`; DuckDB writes HUGEINT as DOUBLE: `CAST(… AS VARCHAR)`)"
+            "cast it to whole numbers or to text (a pandas column of integers with gaps becomes "
+            "one of floats: `.astype('Int64')`; DuckDB writes HUGEINT as DOUBLE: cast to VARCHAR)"
         )
     problem = f"column {name!r} has the type {kind}; it must be text or a whole number"
     raise LogError("bad_format", f"{problem}: {remedy}", column=name)
@@ -112,9 +112,7 @@ def row_batches(batches: Iterable[Any], roles: ColumnRoles) -> Generator[Batch, 
     return row - 1
 
 
-def _taken_apart(
-    columns: tuple[Any, ...], places: range, roles: ColumnRoles
-) -> Iterator[Batch]:
+def _taken_apart(columns: tuple[Any, ...], places: range, roles: ColumnRoles) -> Iterator[Batch]:
     """One row an element of the lists of items, in batches of at most `BATCH_ROWS`."""
     user, items, *times = columns
     lengths = _lengths(items)

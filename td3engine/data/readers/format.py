@@ -39,9 +39,9 @@ class FileSource:
     """
 
     path: Path
-    columns: ColumnNames = ColumnNames()
-    dialect: Dialect = Dialect()
-    limits: Limits = Limits()
+    columns: ColumnNames = field(default_factory=ColumnNames)
+    dialect: Dialect = field(default_factory=Dialect)
+    limits: Limits = field(default_factory=Limits)
     seen: Seen = field(default_factory=Seen)
 
 

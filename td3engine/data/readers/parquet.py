@@ -96,8 +96,10 @@ def _sample(source: FileSource, names: list[str]) -> list[list[str]]:
 
 
 def _check_promises(source: FileSource, metadata: Any, names: list[str]) -> int:
-    """Refuses by what the footer says; returns the bytes when unpacked. Against a lying footer there are the checks made while rows
-    arrive, and the limit on the memory of the process that reads uploads.
+    """Refuses by what the footer says; returns the bytes when unpacked.
+
+    Against a lying footer there are the checks made while rows arrive, and the limit on the memory
+    of the process that reads uploads.
     """
     limits = source.limits
     if metadata.num_rows > limits.max_rows:

@@ -37,9 +37,7 @@ class _Column:
         return self.time_format is None and not any(map(_is_no_id, self.values))
 
 
-def reading_options(
-    lines: Sequence[str], *, asked: ColumnNames, dialect: Dialect
-) -> str | None:
+def reading_options(lines: Sequence[str], *, asked: ColumnNames, dialect: Dialect) -> str | None:
     """Options of the command line that would read a file; None where nothing is likely.
 
     Args:
@@ -113,4 +111,6 @@ def _is_number(text: str) -> bool:
 
 def _is_no_id(text: str) -> bool:
     """Whether this is a fraction, or several words."""
-    return not text or len(text.split()) > 1 or (_is_number(text) and not text.lstrip("-").isdigit())
+    return (
+        not text or len(text.split()) > 1 or (_is_number(text) and not text.lstrip("-").isdigit())
+    )

@@ -103,9 +103,7 @@ class _Selected:
         return columns.reset_index(drop=True) if hasattr(columns, "reset_index") else columns
 
 
-def _selected(
-    frame: Any, columns: ColumnNames, limits: Limits
-) -> tuple[_Selected, ColumnRoles]:
+def _selected(frame: Any, columns: ColumnNames, limits: Limits) -> tuple[_Selected, ColumnRoles]:
     """The needed columns of a DataFrame, and their roles among these."""
     labels = list(frame.columns)
 

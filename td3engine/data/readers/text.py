@@ -1,5 +1,4 @@
-"""Reading CSV, TSV, RecBole `.inter` and their kin, plain or packed, without trusting a byte of it.
-"""
+"""Reading CSV, TSV, RecBole `.inter` and their kin, packed or not, without trusting a byte."""
 
 import csv
 import re
@@ -142,9 +141,7 @@ def _roles(
         if advice is None:
             raise
         message = f"{error.message}; perhaps: {advice}"
-        raise LogError(
-            "missing_column", message, line=error.line, column=error.column
-        ) from error
+        raise LogError("missing_column", message, line=error.line, column=error.column) from error
 
 
 def _sampled_rows(block: bytes, between: Delimiter, has_header: bool) -> list[list[str]]:
@@ -154,6 +151,7 @@ def _sampled_rows(block: bytes, between: Delimiter, has_header: bool) -> list[li
         return list(csv_reader(lines, between.character, quoting=between.is_plain))
     except csv.Error:
         return []  # the rows' reader will say where
+
 
 def _separator(block: bytes) -> str | None:
     """The delimiter that a line above the header names."""

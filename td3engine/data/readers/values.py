@@ -303,7 +303,10 @@ def _is_text_type(kind: Any) -> bool:
 
 
 def _as_text(column: Any) -> Any:
-    """A column of an id type as text; UUIDs come as their bytes. Raises ArrowInvalid where bytes are not UTF-8."""
+    """A column of an id type as text; UUIDs come as their bytes.
+
+    Raises ArrowInvalid where bytes are not UTF-8.
+    """
     if pa.types.is_fixed_size_binary(column.type):
         return pa.array([str(UUID(bytes=each)) for each in column.to_pylist()], pa.string())
     if not _is_text_type(column.type):

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from td3engine.config import DataConfig
+from td3engine.data.filtering import filter_statistics
 from td3engine.data.reading import read_log
 from td3engine.data.repeats import duplicate_rows
-from td3engine.data.split import Split, filter_statistics, split_log
+from td3engine.data.split import Split, split_log
 from td3engine.data.types import Interactions
 
 ONE = {"min_user_interactions": 1, "min_item_interactions": 1}

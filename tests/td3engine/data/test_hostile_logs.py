@@ -99,9 +99,7 @@ def test_a_fault_deep_in_a_large_packed_file_has_its_line(tmp_path: Path) -> Non
         assert (error.code, error.line) == (code, position + 2)
 
 
-@pytest.mark.parametrize(
-    "pack", [gzip.compress, zstandard.compress, bz2.compress, lzma.compress]
-)
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress, bz2.compress, lzma.compress])
 def test_damaged_packing_is_refused(tmp_path: Path, pack: Any) -> None:
     content = HEADER + b"".join(b"u%d,i,%d\n" % (n * n, n) for n in range(3000))
     packed = pack(content)
@@ -114,9 +112,7 @@ def test_damaged_packing_is_refused(tmp_path: Path, pack: Any) -> None:
     assert (twice.code, "packed twice" in twice.message) == ("bad_format", True)
 
 
-@pytest.mark.parametrize(
-    "pack", [gzip.compress, zstandard.compress, bz2.compress, lzma.compress]
-)
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress, bz2.compress, lzma.compress])
 def test_bombs_are_refused_early_and_in_little_memory(tmp_path: Path, pack: Any) -> None:
     before = pa.total_allocated_bytes()
     row = b"u,i,1," + b"x" * 100_000 + b"\n"

@@ -47,7 +47,6 @@ PARSED = [("u", "k", 0), ("u", "i", 1), ("v", "j", 2)]
         ("log.csv", b"sep=;\r\n" + CSV.replace(b",", b";")),
         ("log.csv", CSV.replace(b",", b"::")),
         ("log.csv", CSV.replace(b",", b"   ")),
-        ("log.csv", CSV.replace(b"\n", b",9\n").replace(b"mp,9", b"mp,note\xc2\xb5,note\xc2\xb5", 1).replace(b",9", b",9,9")),
         ("log.csv.gz", gzip.compress(CSV[:30], mtime=0) + gzip.compress(CSV[30:], mtime=0)),
         ("misnamed.csv", gzip.compress(CSV, mtime=0)),
         ("unpacked-on-the-way.csv.gz", CSV),
@@ -259,7 +258,13 @@ def test_the_child_process_answers_in_one_line(tmp_path: Path) -> None:
     assert code == 0
     assert answer["bytes"] == target.stat().st_size
     left = {"users": 0, "items": 0, "interactions": 0}
-    assert answer["statistics"] == {
+    statistics = answer["statistics"]
+    assert statistics.pop("facts")["largest_user_share"] == 1.0
+    assert statistics.pop("reading")["columns"] == ["a", "b", "c"]
+    assert any(
+        "the filter removes 100% of interactions" in each for each in statistics.pop("notes")
+    )
+    assert statistics == {
         "users": 1, "items": 1, "interactions": 1, "time_min": 1, "time_max": 1,
         "filter": {
             **left, "min_user_interactions": 5, "min_item_interactions": 5,

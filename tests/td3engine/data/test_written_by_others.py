@@ -36,9 +36,7 @@ def parquet(folder: Path, columns: dict[str, Any], **options: Any) -> Path:
     ],
 )
 @pytest.mark.parametrize("page", ["1.0", "2.0"])
-def test_parquet_of_every_encoding_is_read(
-    tmp_path: Path, ids: str, times: str, page: str
-) -> None:
+def test_parquet_of_every_encoding_is_read(tmp_path: Path, ids: str, times: str, page: str) -> None:
     encodings = {"user_id": ids, "item_id": ids, "timestamp": times}
     path = parquet(
         tmp_path, SECONDS, use_dictionary=False, column_encoding=encodings, data_page_version=page
@@ -162,9 +160,7 @@ def test_the_order_of_a_list_is_the_time_where_there_is_none(tmp_path: Path) -> 
         assert log.reading.times == "positions in lists"
 
 
-def test_lists_of_numbers_in_small_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lists_of_numbers_in_small_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("td3engine.data.readers.arrow.LISTS_AT_ONCE", 2)
     monkeypatch.setattr("td3engine.data.readers.arrow.BATCH_ROWS", 3)
     columns = {
