@@ -42,7 +42,7 @@ class LogFacts(BaseModel):
     )
     repeat_share: float = Field(
         description="Share of rows whose user met the item before, among those that are not the "
-        "first of their user."
+        "first of their user; equal rows left out."
     )
     largest_user_share: float = Field(description="Share of rows that are of one user.")
     largest_user_excess: float = Field(
@@ -144,7 +144,7 @@ def facts_of(log: Interactions) -> LogFacts:
         equal_rows=equal,
         equal_share=equal / rows,
         tie_share=found.ties / rows,
-        repeat_share=_share(found.repeats, found.later),
+        repeat_share=_share(found.repeats - equal, found.later - equal),
         largest_user_share=largest,
         largest_user_excess=largest * len(lengths),
         one_item_share=_share(found.one_item_users, found.users),

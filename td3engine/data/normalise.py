@@ -8,12 +8,13 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 from pydantic import ValidationError
 
 from td3engine.config import DataConfig
 from td3engine.contract import EXIT_UNUSABLE
 from td3engine.data.normalised import write_normalised
-from td3engine.data.reading import NO_MEMORY, format_of_name, read_log
+from td3engine.data.reading import NO_MEMORY, format_of_name, read_files
 from td3engine.data.statistics import statistics_of
 from td3engine.data.types import (
     ColumnNames,
@@ -47,20 +48,21 @@ def main(arguments: list[str] | None = None) -> int:
     if len(names) != len(options.sources):
         parser.error("there must be as many names as files")
     try:
-        log = read_log(
+        log = read_files(
             options.sources,
-            columns=columns,
-            **dialect.model_dump(),
-            limits=limits,
-            format=[format_of_name(name) for name in names],
+            columns,
+            dialect,
+            limits,
+            [format_of_name(name) for name in names],
             scratch=options.target.parent,
+            labels=names,
         )
         answer = {
             "sha256": write_normalised(log, options.target),
             "bytes": options.target.stat().st_size,
             "statistics": statistics_of(log, DataConfig()),
         }
-    except MemoryError:
+    except (MemoryError, pa.lib.ArrowCapacityError):
         return _refuse(LogError("too_large", NO_MEMORY))
     except LogError as error:
         return _refuse(error)

@@ -83,7 +83,7 @@ def read_log(
     try:
         if _are_files(source):
             source = cast("Files", source)
-            return _read_files(source, names, dialect, limits, format, scratch)
+            return read_files(source, names, dialect, limits, format, scratch)
         if not hasattr(source, "__arrow_c_stream__"):
             kind = f"{type(source).__module__}.{type(source).__qualname__}"
             raise TypeError(
@@ -106,14 +106,23 @@ def _are_files(source: object) -> bool:
     return all(isinstance(path, str | os.PathLike) for path in each)
 
 
-def _read_files(
+def read_files(
     source: Files,
     columns: ColumnNames,
     dialect: Dialect,
     limits: Limits,
-    names: str | Sequence[str | None] | None,
-    scratch: Path | None,
+    names: str | Sequence[str | None] | None = None,
+    scratch: Path | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Interactions:
+    """What `read_log` reads of files; raises MemoryError or pyarrow's where there is none.
+
+    Args:
+        source: the files.
+        columns, dialect, limits, scratch: as `read_log`.
+        names: `format` of `read_log`.
+        labels: what errors call the files; None: by their names.
+    """
     paths = _paths_of(source)
     if len(paths) > limits.max_files:
         raise LogError("too_large", f"there are {len(paths):,} files; at most {limits.max_files:,}")
@@ -124,7 +133,8 @@ def _read_files(
             "too_large", f"{what} {size:,} bytes; at most {limits.max_bytes:,} are allowed"
         )
     formats = [names] * len(paths) if names is None or isinstance(names, str) else list(names)
-    files = _Files(paths, formats, columns, dialect, limits)
+    labels = labels or [path.name for path in paths]
+    files = _Files(paths, labels, formats, columns, dialect, limits)
     with closing(files.batches()) as batches:
         log, found = collect_batches(batches, limits, scratch, dialect.time_format)
     return replace(log, reading=_reading(files.format, len(paths), files.seen, found, log))
@@ -156,7 +166,7 @@ class _Files:
     """The files of a log, read one after the other.
 
     Attributes:
-        paths, formats: of each file; a format of None is found by looking.
+        paths, labels, formats: of each file; a format of None is found by looking.
         columns: which columns hold what; the first file decides for all.
         dialect: how text files write a log.
         limits: what all files together may cost.
@@ -165,6 +175,7 @@ class _Files:
     """
 
     paths: list[Path]
+    labels: Sequence[str]
     formats: Sequence[str | None]
     columns: ColumnNames
     dialect: Dialect
@@ -179,19 +190,18 @@ class _Files:
             LogError: with the name of the file, if there are several.
         """
         several, unpacked = len(self.paths) > 1, 0
-        for path, name in zip(self.paths, self.formats, strict=True):
+        for path, label, name in zip(self.paths, self.labels, self.formats, strict=True):
             seen = Seen() if self.format else self.seen
-            label = path.name if several else ""
             left = max(1, self.limits.max_unpacked_bytes - unpacked)
             limits = self.limits.model_copy(update={"max_unpacked_bytes": left})
             source = FileSource(path, self.columns, self.dialect, limits, seen)
             try:
                 with closing(self._of_file(source, name)) as batches:
                     for batch in batches:
-                        batch.file = label
+                        batch.file = label if several else ""
                         yield batch
             except LogError as error:
-                if not label:
+                if not several:
                     raise
                 raise LogError(
                     error.code, f"{label}: {error.message}", line=error.line, column=error.column

@@ -57,7 +57,7 @@ def counted(rows: list[Row]) -> dict[str, float]:
         "equal_rows": equal,
         "equal_share": equal / len(rows),
         "tie_share": ties / len(rows),
-        "repeat_share": repeats / later if later else 0,
+        "repeat_share": (repeats - equal) / (later - equal) if later > equal else 0,
         "largest_user_share": largest / len(rows),
         "largest_user_excess": largest / len(rows) * len(of_user),
         "one_item_share": sum(len({row[1] for row in own}) == 1 for own in several)
