@@ -42,6 +42,7 @@ class SplitStatistics(BaseModel):
             items.
         equal_rows, tie_share, largest_user_share, missing_user_share, missing_item_share: of the
             whole log, `data.facts.LogFacts`.
+        trained_until: time of the last training or validation event.
         columns: user, item and time column of the source, where it is known.
         other_times: columns that could be the time by their names.
     """
@@ -67,6 +68,7 @@ class SplitStatistics(BaseModel):
     largest_user_share: float | None = None
     missing_user_share: float | None = None
     missing_item_share: float | None = None
+    trained_until: int | float | None = None
     columns: str | None = None
     other_times: str | None = None
 
@@ -148,6 +150,14 @@ class Split:
         counts[self.offsets[self.evaluated + 1] - 1] = False
         return float(self.repeats[counts].mean()) if counts.any() else 0.0
 
+    @property
+    def trained_until(self) -> int | float:
+        """Time of the last event that is not for testing."""
+        known = np.ones(len(self.times), bool)
+        known[self.offsets[self.evaluated + 1] - 1] = False
+        latest: int | float = self.times[known].max().item()
+        return latest
+
     @cached_property
     def sequence_facts(self) -> SequenceFacts:
         """What the histories are like."""
@@ -214,6 +224,7 @@ class Split:
             duplicates=self.duplicates,
             dropped_repeats=self.dropped_repeats,
             dropped_missing=self.dropped_missing,
+            trained_until=self.trained_until,
             **dict(zip(("one_item_share", "test_only_share"), self._shares(), strict=True)),
             **self._source_statistics(),
         )
