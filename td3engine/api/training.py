@@ -1,13 +1,12 @@
 """Train a model on a summary, and evaluate a model on a log."""
 
-import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from td3engine.config import MODES, BackboneConfig, BackboneName, DataConfig, Device, Mode
 from td3engine.data.readers.tables import ArrowTable
-from td3engine.data.reading import read_log
+from td3engine.data.reading import Files, read_log
 from td3engine.data.split import split_log
 from td3engine.data.types import Interactions
 from td3engine.errors import UnusableError, WrongLogError
@@ -22,8 +21,8 @@ from td3engine.runtime.seeding import Purpose, generator
 from td3engine.runtime.torch_setup import configure, pick_device
 from td3engine.summary.bundle import Bundle
 
-Source = Interactions | str | os.PathLike[str] | ArrowTable
-"""A log: the result of `read_log`, or what it reads: the path of a file, or a table."""
+Source = Interactions | Files | ArrowTable
+"""A log: the result of `read_log`, or what it reads: a file or several, a folder, or a table."""
 
 
 def as_log(source: Source) -> Interactions:
