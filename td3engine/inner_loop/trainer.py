@@ -11,20 +11,23 @@ from td3engine.inner_loop.adam import LearnerAdam, LearnerState
 from td3engine.inner_loop.cuda_graphs import RecordedSteps, RecordedUnroll
 from td3engine.inner_loop.gradients import (
     AnalyticGradient,
+    AnalyticScoredGradient,
     AutogradGradient,
     InnerGradient,
     InnerStep,
     LearnerLoss,
+    scored_loss,
     summary_loss,
 )
 from td3engine.inner_loop.plan import InnerLoopPlan
 from td3engine.inner_loop.unroll import SequentialUnroll, Unroll, train
 from td3engine.models.backbone import TargetPositions
 from td3engine.models.recommender import Recommender, StepRandomness
+from td3engine.summary.scored_sequences import InputsWithTargets
 from td3engine.summary.soft_sequences import SoftEmbedding
 
 FIRST_AUGMENTED = 5  # the augmentation predicts no earlier position than this (section 4)
-VALIDATE_EVERY = 20  # inner steps between two validations, where a caller validates
+DRAWN_AT_ONCE = 20  # steps: their draws take memory
 
 
 def learner_adam(config: LearnerConfig, steps: int) -> LearnerAdam:
@@ -60,8 +63,10 @@ class InnerLoopTrainer:
         self.model, self.config, self.count, self.plan = model, config, steps, plan
         self.soft_embedding, self.length = soft_embedding, length
         self.schedule = learner_adam(config, steps)
-        self.loss: LearnerLoss[StepRandomness] = partial(
-            summary_loss, model, soft_embedding, length
+        self.loss: LearnerLoss[StepRandomness] = (
+            partial(scored_loss, model, soft_embedding)
+            if isinstance(soft_embedding, InputsWithTargets)
+            else partial(summary_loss, model, soft_embedding, length)
         )
         self.unroll: Unroll
         self._recorded_steps: RecordedSteps | None = None
@@ -86,6 +91,9 @@ class InnerLoopTrainer:
         encoder = self.model.backbone.analytic(
             encoder_P, randomness.targets, randomness.dropout, len(batch)
         )
+        if isinstance(self.soft_embedding, InputsWithTargets):
+            read = self.soft_embedding
+            return AnalyticScoredGradient(self.model, encoder, read, theta, batch, randomness)
         return AnalyticGradient(
             self.model, encoder, self.soft_embedding, theta, batch, self.length, randomness
         )
@@ -96,7 +104,7 @@ class InnerLoopTrainer:
         """`count` more steps of a learner, whose batches are cut from `synthetic`."""
         state, until = start, start.age + count
         while state.age < until:
-            at_once = min(VALIDATE_EVERY, until - state.age)  # draws take memory
+            at_once = min(DRAWN_AT_ONCE, until - state.age)
             steps = self.steps(state.age, at_once, len(synthetic), draw)
             if self._recorded_steps is not None:
                 state = self._recorded_steps(synthetic, state, steps)
@@ -107,10 +115,9 @@ class InnerLoopTrainer:
     def steps(
         self, age: int, count: int, users: int, generator: Generator
     ) -> list[InnerStep[StepRandomness]]:
-        """The next `count` steps, one at least, of a learner of this age: rows in cyclic order."""
+        """The next `count` steps, one at least, of a learner of this age."""
         batch = min(self.config.batch, users)
-        cycle = torch.arange(age * batch, (age + count) * batch, device=generator.device) % users
-        rows_WB = cycle.view(count, batch)
+        rows_WB = self._rows(age * batch, count * batch, users, generator).view(count, batch)
         targets = self._target_positions(count, batch, generator)
         size = batch, self.length
         flat = self.model.backbone.dropout(
@@ -121,6 +128,16 @@ class InnerLoopTrainer:
             InnerStep(rows, StepRandomness(*drawn))
             for rows, *drawn in zip(rows_WB, targets, masks, strict=True)
         ]
+
+    def _rows(self, first: int, count: int, users: int, generator: Generator) -> Tensor:
+        """Sequences in turn, int64 (count): cyclic as in the paper where the loss is, too; else
+        each pass over them in an order of its own."""
+        device = generator.device
+        if self.config.loss == "cross-entropy":
+            return torch.arange(first, first + count, device=device) % users
+        passes = -(-count // users)
+        orders = torch.rand(passes, users, generator=generator, device=device).argsort(1)
+        return orders.flatten()[:count]
 
     def _target_positions(
         self, count: int, batch: int, generator: Generator
