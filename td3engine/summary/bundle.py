@@ -199,13 +199,17 @@ def _unpacked(path: Path, manifest: Manifest) -> AnySummary:
     if manifest.format == 3:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["tensors"])
+        if not isinstance(about, dict):
+            raise BundleError(f"{path}: its header does not describe its tensors")
         tensors = {
             name: packing.unpack(data.numpy().tobytes(), about[name])
             for name, data in tensors.items()
         }
     if manifest.config.summary.inputs == "items":
         items, labels, V = (tensors[name] for name in LABELLED)
-        if labels.shape != (len(items), items.shape[1] - 1, V.shape[1]):
+        types = [tensor.dtype for tensor in (items, labels, V)]
+        tables = items.ndim == V.ndim == 2 and types == [torch.int64, torch.float32, torch.float32]
+        if not tables or labels.shape != (len(items), items.shape[1] - 1, V.shape[1]):
             raise BundleError(f"{path}: items, labels and item table do not fit together")
         return LabelledSummary(items, labels, V, manifest.config.summary.sharpness)
     U, T, G, V = (tensors[name] for name in FACTORS[:4])

@@ -149,7 +149,7 @@ def textbook_step(
                 :, 1:
             ]  # 2 sequences: the last, and a drawn one
             places = [[ZETA - 1, *row] for row in drawn.tolist()]
-            masks = masks_at_all(config.backbone, step.randomness.dropout, places, ZETA - 1)
+            masks = masks_at_all(config.learner_backbone, step.randomness.dropout, places, ZETA - 1)
         rows = S[step.rows], masks, places, targets[step.rows]
         loss = textbook.summary_loss(learner.theta, *rows)
         lr = config.learner.lr * (1 - learner.age / learner_steps)
