@@ -206,8 +206,8 @@ class SummaryConfig(_Part):
     )
     table_step: Step = Field(
         default=0.2,
-        description="The item table is rounded to multiples of about this share of its root mean "
-        "square, before anything is labelled or distilled; 0: to none.",
+        description="The item table is rounded to multiples of about this share of its standard "
+        "deviation, before anything is labelled or distilled; 0: to none.",
     )
     label_step: Step = Field(
         default=0.5,
