@@ -31,7 +31,7 @@ from td3engine.config import EARLIER_DATA, EARLIER_DROPOUT, DistillConfig, Mode
 from td3engine.config.presets import merge
 from td3engine.contract import FACTORS_FILE, ITEMS_FILE, MANIFEST_FILE
 from td3engine.errors import BundleError
-from td3engine.files import atomic_file
+from td3engine.files import atomic_file, ordered_header
 from td3engine.summary import packing
 from td3engine.summary.labelled import AnySummary, LabelledSummary
 from td3engine.summary.tucker import TuckerSummary
@@ -191,7 +191,7 @@ def _packed(summary: AnySummary) -> bytes:
             data, about[name] = packing.pack(tensor)
             packed[name] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     header = {"format": "td3-summary-3", "tensors": packing.describe(about)}
-    return safetensors.torch.save(packed, header)
+    return ordered_header(safetensors.torch.save(packed, header))
 
 
 def _unpacked(path: Path, manifest: Manifest) -> AnySummary:

@@ -33,8 +33,9 @@ def rounded(values: Tensor, share: float) -> Tensor:
     """The values to the nearest multiple of a step, `share` of their standard deviation or a little
     less; 0 changes nothing.
 
-    The deviation is that around the means of columns (the last dimension). The step has three significant bits, so that all multiples are exact in float32. It is larger
-    where the largest value would need more than `LARGEST_CODE` steps.
+    The deviation is that around the means of columns (the last dimension). The step has three
+    significant bits, so that all multiples are exact in float32. It is larger where the largest
+    value would need more than `LARGEST_CODE` steps.
     """
     columns = values.flatten(0, -2) if values.dim() > 1 else values
     scale = float((columns - columns.mean(0)).square().mean().sqrt()) if values.numel() else 0.0

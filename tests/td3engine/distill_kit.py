@@ -1,6 +1,6 @@
 """Settings and a random teacher for outer steps that take milliseconds."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,13 +21,20 @@ RATES: dict[Mode, float] = {"shared-items": 0.03, "from-scratch": 0.05}
 
 
 def config_of(
-    mode: Mode, *, targets: Any = "own", objective: Any = "last-and-augmented", **outer: Any
+    mode: Mode,
+    *,
+    targets: Any = "own",
+    objective: Any = "last-and-augmented",
+    inputs: Literal["soft", "items"] = "soft",
+    **outer: Any,
 ) -> DistillConfig:
+    """The paper's method; or, of inputs that are items, labels that nothing rounds, and scores."""
     return paper_config(
         mode=mode,
         backbone={"hidden": WIDTH, "inner": 5, "dropout": 0.2},
-        summary={"users": 5, "length": ZETA, "targets": targets},
+        summary={"users": 5, "length": ZETA, "targets": targets, "inputs": inputs},
         learner={
+            "loss": "scores" if inputs == "items" else "cross-entropy",
             "batch": 2,
             "objective": objective,
             "augmented": 1,

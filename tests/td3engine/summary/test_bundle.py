@@ -178,10 +178,10 @@ def test_learners_train_on_it_as_that_release_had_them(mode: Mode) -> None:
             found.append(model.table[: wanted.shape[1]] @ state)
         return torch.stack(found)
 
-    torch.testing.assert_close(scores(), wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(scores(), wanted, rtol=1e-3, atol=5e-4)
     # Neither of today's defaults would do.
     for other in ({"loss": "scores"}, {"dropout": 0.0}):
-        assert (scores(**other) - wanted).abs().max() > 0.02
+        assert (scores(**other) - wanted).abs().max() > 0.005
 
 
 def test_written_again_it_is_packed_and_has_its_settings(tmp_path: Path) -> None:
@@ -234,13 +234,12 @@ def changed(
 
 
 def packed(parts: dict[str, torch.Tensor], described: str | None = None) -> bytes:
-    """A file of tensors in the third format."""
+    """A file of tensors in the third format; `described`: another description."""
     data, about = {}, {}
     for name, tensor in parts.items():
         stored, about[name] = pack(tensor)
         data[name] = torch.frombuffer(bytearray(stored), dtype=torch.uint8)
-    header = {"format": "td3-summary-3", "tensors": described or describe(about)}
-    return safetensors.torch.save(data, header)
+    return safetensors.torch.save(data, {"tensors": described or describe(about)})
 
 
 SUMMARY, CONFIG = labelled()
@@ -262,9 +261,10 @@ UNFIT: dict[str, bytes] = {
     "a description that is no JSON": packed(PARTS, "{"),
     "descriptions that are lists": packed(PARTS, json.dumps({name: [] for name in PARTS})),
     "no header": safetensors.torch.save({"items": torch.zeros(3, dtype=torch.uint8)}),
-    "what is not packed": safetensors.torch.save(PARTS, {"tensors": json.dumps(
-        {name: pack(tensor)[1] for name, tensor in PARTS.items()})}),
-}  # fmt: skip
+    "what is not packed": safetensors.torch.save(
+        PARTS, {"tensors": describe({name: pack(tensor)[1] for name, tensor in PARTS.items()})}
+    ),
+}
 
 
 @pytest.mark.parametrize("name", UNFIT)
