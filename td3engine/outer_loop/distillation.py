@@ -140,8 +140,8 @@ class Distillation:
         The start is looked at first: no summary is handed over that does worse than it.
         """
         outer = self.config.outer
-        if "factors" not in self.best:
-            self._validate()
+        if not self.done and "factors" not in self.best:
+            self._validate_start()
         while self.done < outer.steps:
             self.step()
             self.done += 1
@@ -278,6 +278,16 @@ class Distillation:
         randomness = StepRandomness(self.backbone.draw_targets(lengths, draw), dropout=None)
         return self.objective.gradient(theta, RealBatch(items, lengths, randomness, rng))
 
+    def _validate_start(self) -> None:
+        """As later summaries are: with learners of the mode that is distilled for in the end."""
+        first = self.mode
+        if first == self.config.mode:
+            self._validate()
+            return
+        self._distil_for(self.config.mode)
+        self._validate()
+        self._distil_for(first)
+
     def _validate(self) -> None:
         """Keep the summary, as it will be stored, if learners trained on it do better than on any
         before."""
@@ -288,8 +298,7 @@ class Distillation:
         count = self.config.outer.validation_learners if self.config.outer.steps else 1
         total = torch.zeros(1, dtype=torch.float64)
         for nth in self.group.share(count):
-            draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
-            total += validation_ndcg(self._learner_of(current, draw), self.holdout)
+            total += self._validation_of(current, nth)
         self.group.all_reduce([total])
         validation = float(total) / count
         if validation > self.best["validation"]:
@@ -298,6 +307,16 @@ class Distillation:
                 "step": self.done,
                 "factors": list(current.learned),
             }
+
+    def _validation_of(self, current: AnySummary, nth: int) -> float:
+        """NDCG@10 of a learner; not a number if it diverges on a start that is to be distilled."""
+        draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
+        try:
+            return validation_ndcg(self._learner_of(current, draw), self.holdout)
+        except DivergedError:
+            if self.done or not self.config.outer.steps:
+                raise
+            return math.nan  # no candidate: it is not above anything
 
     def _learner_of(self, current: AnySummary, draw: torch.Generator) -> TrainedModel:
         """A learner trained on the summary: as its user does it, or over a sample of the items."""

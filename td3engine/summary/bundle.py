@@ -31,7 +31,7 @@ from td3engine.config import EARLIER_DATA, EARLIER_DROPOUT, DistillConfig, Mode
 from td3engine.config.presets import merge
 from td3engine.contract import FACTORS_FILE, ITEMS_FILE, MANIFEST_FILE
 from td3engine.errors import BundleError
-from td3engine.files import atomic_file
+from td3engine.files import atomic_file, ordered_header
 from td3engine.summary import packing
 from td3engine.summary.folder import summary_folder
 from td3engine.summary.labelled import AnySummary, LabelledSummary
@@ -232,7 +232,7 @@ def _packed(summary: AnySummary) -> bytes:
             data, about[name] = packing.pack(tensor)
             packed[name] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     header = {"format": "td3-summary-3", "tensors": packing.describe(about)}
-    return safetensors.torch.save(packed, header)
+    return ordered_header(safetensors.torch.save(packed, header))
 
 
 def _unpacked(path: Path, manifest: Manifest) -> AnySummary:
@@ -240,13 +240,17 @@ def _unpacked(path: Path, manifest: Manifest) -> AnySummary:
     if manifest.format == 3:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["tensors"])
+        if not isinstance(about, dict):
+            raise BundleError(f"{path}: its header does not describe its tensors")
         tensors = {
             name: packing.unpack(data.numpy().tobytes(), about[name])
             for name, data in tensors.items()
         }
     if manifest.config.summary.inputs == "items":
         items, labels, V = (tensors[name] for name in LABELLED)
-        if labels.shape != (len(items), items.shape[1] - 1, V.shape[1]):
+        types = [tensor.dtype for tensor in (items, labels, V)]
+        tables = items.ndim == V.ndim == 2 and types == [torch.int64, torch.float32, torch.float32]
+        if not tables or labels.shape != (len(items), items.shape[1] - 1, V.shape[1]):
             raise BundleError(f"{path}: items, labels and item table do not fit together")
         return LabelledSummary(items, labels, V, manifest.config.summary.sharpness)
     U, T, G, V = (tensors[name] for name in FACTORS[:4])

@@ -1,6 +1,5 @@
 """Whole runs: same seed same bytes, stop and resume at any step, what a bundle refuses."""
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from td3engine.config import BackboneConfig, DistillConfig
+from td3engine.config.presets import merge
 from td3engine.config.retired import retired_note
-from td3engine.contract import CHECKPOINT_FILE, SUMMARY_FILES
+from td3engine.contract import CHECKPOINT_FILE, FACTORS_FILE, SUMMARY_FILES
 from td3engine.data.reading import read_log
 from td3engine.data.types import Interactions, LogError
 from td3engine.errors import (
@@ -32,8 +31,19 @@ from td3engine.models.registry import build_backbone
 from td3engine.pipeline import run as run_module
 from td3engine.pipeline.run import RESULT_SEEDS, Control, Outcome, Run
 from td3engine.summary.bundle import load_bundle
+from td3engine.summary.labelled import LabelledSummary
+from td3engine.summary.packing import pack
+from td3engine.summary.tucker import TuckerSummary
 from td3engine.teacher import network as network_module
-from tests.td3engine.small import LEARNER_ROWS, LOG_ROWS, small_config, write_small_log
+from tests.td3engine.small import (
+    LEARNER_ROWS,
+    LOG_ROWS,
+    PAPER,
+    SOFT_LEARNER_ROWS,
+    paper_config,
+    small_config,
+    write_small_log,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +79,12 @@ def test_same_seed_same_bytes_and_another_seed_others(
     assert bytes_of(tmp_path / "other") != bytes_of(whole)
 
 
-@pytest.mark.parametrize("looks", [1, 2, 4, 5, 7, 9, 10, 11, 15, 18, 22])
+@pytest.mark.parametrize("looks", [1, 2, 4, 5, 7, 9, 10, 11, 14, 17, 19])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(
     log: Interactions, whole: Path, tmp_path: Path, looks: int
 ) -> None:
-    # `stop` is asked after each of 4 epochs, 6 outer steps and 12 looks at learners that measure
-    # (three on each of four kinds of training data): stop at the given look, once.
+    # `stop` is asked after each of 4 epochs, 6 outer steps and 9 looks at learners that measure
+    # (three on each of three kinds of training data): stop at the given look, once.
     asked = 0
 
     def stop() -> bool:
@@ -101,6 +111,69 @@ def test_a_run_with_several_learners_a_step_goes_on_to_the_same_bytes(
     run(log, tmp_path / "stopped", config)
     assert bytes_of(tmp_path / "stopped") == bytes_of(tmp_path / "whole")
     assert bytes_of(tmp_path / "stopped") != bytes_of(whole)
+
+
+@pytest.fixture(scope="module")
+def soft(log: Interactions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the paper's method, made without any interruption."""
+    folder = tmp_path_factory.mktemp("soft")
+    run(log, folder, paper_config())
+    return folder
+
+
+@pytest.mark.parametrize("looks", [7, 21])
+def test_a_run_with_soft_inputs_goes_on_to_the_same_bytes(
+    log: Interactions, soft: Path, tmp_path: Path, looks: int
+) -> None:
+    """It measures a fourth kind of training data: the 21st look is at the last of these."""
+    stops = iter(range(1, looks + 1))
+
+    with pytest.raises(Interrupted):
+        run(log, tmp_path, paper_config(), stop=lambda: next(stops) == looks)
+    run(log, tmp_path, paper_config())
+    assert bytes_of(tmp_path) == bytes_of(soft)
+
+
+def test_a_run_without_outer_steps_hands_over_its_start(log: Interactions, tmp_path: Path) -> None:
+    """And is a run like any other: it validates, measures, stops and goes on."""
+    config = small_config(outer={"steps": 0, "shared_steps": 0})
+    events: list[Event] = []
+    outcome = run(log, tmp_path / "whole", config, listener=events.append)
+    assert outcome.manifest.validation["outer_step"] == 0
+    assert outcome.manifest.validation["summary_ndcg@10"] > 0
+    phases = [event.phase for event in events if isinstance(event, PhaseStarted)]
+    assert phases == ["preparing", "pretraining", "distilling", "evaluating"]
+    assert not [e for e in events if isinstance(e, Progress) and e.phase == "distilling"]
+    rows = {row["name"]: row for row in outcome.rows if row["protocol"] == "all"}
+    assert rows["TD3 summary"]["ndcg@10"] == rows["initial summary"]["ndcg@10"]
+    stops = iter(range(1, 7))
+    with pytest.raises(Interrupted):  # after 4 epochs, at the second learner that measures
+        run(log, tmp_path / "stopped", config, stop=lambda: next(stops) == 6)
+    run(log, tmp_path / "stopped", config)
+    assert bytes_of(tmp_path / "stopped") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("over", [{}, PAPER])
+def test_what_is_written_is_what_was_measured(
+    log: Interactions, tmp_path: Path, over: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors are rounded before learners measure them, and the file loses nothing more."""
+    measured: list[Any] = []
+
+    def rows(benchmark: Any, name: str, summary: Any, *rest: Any) -> list[Row]:
+        measured.append((name, summary))
+        return summary_rows(benchmark, name, summary, *rest)
+
+    monkeypatch.setattr(run_module, "summary_rows", rows)
+    summary = {"table_step": 0.2, "label_step": 0.5}
+    run(log, tmp_path, small_config(**merge(over, {"summary": summary})))
+    start, result = dict(measured)["initial summary"], dict(measured)["TD3 summary"]
+    kept = load_bundle(tmp_path).factors
+    for mine, read in zip((*result.learned, result.V), (*kept.learned, kept.V), strict=True):
+        assert torch.equal(mine, read)
+    assert pack(result.V)[1]["type"] == "int8"
+    for part in (*start.learned, *result.learned):
+        assert pack(part)[1]["type"] == ("float16" if over else "int8")
 
 
 FROM_SCRATCH = small_config(mode="from-scratch")
@@ -136,7 +209,10 @@ def test_a_bundle_says_whom_it_was_distilled_for(whole: Path, scratch: Path) -> 
         assert list(measured.items()) == list(modes.items())
     one, other = load_bundle(whole).factors, load_bundle(scratch).factors
     assert torch.equal(one.V, other.V)  # one teacher
-    assert not torch.equal(one.U, other.U)
+    assert isinstance(one, LabelledSummary)
+    assert isinstance(other, LabelledSummary)
+    assert torch.equal(one.items, other.items)  # one choice of users
+    assert not torch.equal(one.labels, other.labels)
 
 
 def test_recomputing_graphs_from_scratch_changes_nothing(
@@ -327,6 +403,24 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
     settled = small_config(teacher=teacher, outer=said, data=data)
     assert bundle.manifest.config == settled
     assert bundle.manifest.fingerprint == "f" * 64
+    n = len(bundle.item_ids)
+    assert isinstance(bundle.factors, LabelledSummary)
+    assert bundle.factors.items.shape == (4, 8)
+    assert bundle.factors.labels.shape == (4, 7, 8)
+    assert bundle.factors.V.shape == (n, 8)
+    assert bundle.manifest.numbers_stored == {"learned": 4 * 7 * 8, "V": n * 8}
+    assert {row["name"] for row in bundle.manifest.results} == {*LOG_ROWS, *LEARNER_ROWS}
+    assert {row["protocol"] for row in bundle.manifest.results} == {
+        "all",
+        "unseen",
+        "sampled-100",
+    }
+    assert "seconds" not in (whole / "manifest.json").read_text()
+
+
+def test_a_bundle_of_soft_inputs_says_how_it_was_made(soft: Path) -> None:
+    bundle = load_bundle(soft)
+    assert isinstance(bundle.factors, TuckerSummary)
     assert bundle.factors.U.shape == (4, 2)
     assert bundle.factors.T.shape == (8, 2)
     assert bundle.factors.Y is not None
@@ -337,39 +431,7 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
         "learned": 4 * 2 + 2 * 8 * 2 + 2 * 2 * 8,
         "V": len(bundle.item_ids) * 8,
     }
-    assert {row["name"] for row in bundle.manifest.results} == {*LOG_ROWS, *LEARNER_ROWS}
-    assert {row["protocol"] for row in bundle.manifest.results} == {
-        "all",
-        "unseen",
-        "sampled-100",
-    }
-    assert "seconds" not in (whole / "manifest.json").read_text()
-
-
-def test_a_bundle_of_the_first_format_has_no_targets_of_its_own(
-    whole: Path, tmp_path: Path
-) -> None:
-    """Its configuration does not know of them either, and does not get today's default."""
-    for file, content in bytes_of(whole).items():
-        (tmp_path / file).write_bytes(content)
-    factors = tmp_path / "summary.safetensors"
-    kept = safetensors.torch.load(factors.read_bytes())
-    del kept["Y"]
-    factors.write_bytes(safetensors.torch.save(kept))
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["format"] == 2
-    manifest["format"] = 1
-    del manifest["config"]["summary"]["targets"]
-    manifest["checksums"][factors.name] = hashlib.sha256(factors.read_bytes()).hexdigest()
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    read = load_bundle(tmp_path)
-    assert read.manifest.config.summary.targets == "next"
-    assert read.factors.Y is None
-    assert torch.equal(read.factors.soft_sequences().targets, read.factors.soft_sequences().inputs)
-    manifest["format"] = 2
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="targets"):
-        load_bundle(tmp_path)
+    assert {row["name"] for row in bundle.manifest.results} == {*LOG_ROWS, *SOFT_LEARNER_ROWS}
 
 
 def test_a_bundle_of_before_a_setting_says_what_it_had(whole: Path, tmp_path: Path) -> None:
@@ -442,9 +504,12 @@ def test_a_log_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> Non
 
 
 def test_settings_that_diverge_are_said_so(log: Interactions, tmp_path: Path) -> None:
-    wild = small_config(learner={"lr": 1e30}, backbone={"dropout": 0})
+    wild = small_config(learner={"lr": 1e30})
     with pytest.raises(DivergedError, match="outer step 1 "):
         run(log, tmp_path, wild)
+    start = small_config(learner={"lr": 1e30}, outer={"steps": 0, "shared_steps": 0})
+    with pytest.raises(DivergedError, match=r"a learner diverged within 8 steps: .*learner\.lr"):
+        run(log, tmp_path / "start", start)
     with pytest.raises(DivergedError, match="epoch 1"):
         run(log, tmp_path, small_config(teacher={"lr": 1e30}))
 
@@ -492,26 +557,33 @@ def test_ease_is_left_out_of_a_log_of_too_many_items(
         assert ("EASE" in {row["name"] for row in outcome.rows}) == there
 
 
-def test_rows_say_what_they_cost(log: Interactions, tmp_path: Path) -> None:
+@pytest.mark.parametrize("over", [{}, PAPER])
+def test_rows_say_what_they_cost(log: Interactions, tmp_path: Path, over: dict[str, Any]) -> None:
     """Sizes against hand counts; seconds of making only where something was made."""
-    outcome = run(log, tmp_path)
+    outcome = run(log, tmp_path, small_config(**over))
     kept = load_bundle(tmp_path)
     n, d, mu, zeta = len(kept.item_ids), 8, 4, 8
     V = n * d
-    learned = mu * 2 + 2 * zeta * 2 + 2 * 2 * d
-    as_large = learned // (zeta * (1 + d))
-    sizes = {
-        "labelled users": (mu, mu * zeta * (1 + d) + V),
-        "labelled, same bytes": (max(1, as_large), max(1, as_large) * zeta * (1 + d) + V),
-        "initial summary": (mu, learned + V),
-        "TD3 summary": (mu, learned + V),
-    }
+    user = (zeta - 1) * d + zeta  # labels, and items
     rows = {row["name"]: row for row in outcome.rows if row["protocol"] == "all"}
+    own = mu * user + V if not over else mu * 2 + 2 * zeta * 2 + 2 * 2 * d + V
+    sizes = {
+        "labelled users": (mu, mu * user + V),
+        "initial summary": (mu, own),
+        "TD3 summary": (mu, own),
+    }
+    if over:
+        users = rows["labelled, same bytes"]["sequences"]
+        assert users is not None
+        sizes["labelled, same bytes"] = users, users * user + V
+        # The factors are fewer numbers than one user's labels.
+        assert users == 1
     for name, (sequences, numbers) in sizes.items():
         row = rows[name]
         assert (row["sequences"], row["numbers_stored"]) == (sequences, numbers)
-        assert row["bytes"] == 4 * numbers
+        assert 0 < row["bytes"] < 4 * numbers + 1000  # a header
         assert row["seeds"] == len(RESULT_SEEDS)
+    assert rows["TD3 summary"]["bytes"] == (tmp_path / FACTORS_FILE).stat().st_size
     full = rows["full data"]
     assert (full["sequences"], full["numbers_stored"], full["bytes"]) == (40, 480, 16 * 480)
     assert rows["popularity"]["bytes"] == 4 * n
@@ -603,7 +675,7 @@ def test_a_run_on_cuda_gives_the_same_bytes_again_and_when_stopped(
 def test_the_teacher_may_have_a_dropout_of_its_own(
     log: Interactions, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It trains with that, learners with the backbone's."""
+    """It trains with that, or with the backbone's; learners with theirs."""
     rates: list[float] = []
 
     def watched(config: BackboneConfig, history: int) -> Backbone:
@@ -614,9 +686,11 @@ def test_the_teacher_may_have_a_dropout_of_its_own(
         monkeypatch.setattr(module, "build_backbone", watched)
     rate = small_config().backbone.dropout
     assert rate > 0
-    run(log, tmp_path / "own", small_config(teacher={"dropout": 0.0}))
-    assert rates == [rate, 0.0]  # of learners, of the teacher
+    learner = {"dropout": 0.35}
+    run(log, tmp_path / "own", small_config(teacher={"dropout": 0.0}, learner=learner))
+    assert rates == [0.35, 0.0]  # of learners, of the teacher
     own, like = load_bundle(tmp_path / "own").factors, load_bundle(whole).factors
     assert not torch.equal(own.V, like.V)
     run(log, tmp_path / "said", small_config(teacher={"dropout": rate}))
+    assert rates[2:] == [0.0, rate]
     assert torch.equal(load_bundle(tmp_path / "said").factors.V, like.V)
