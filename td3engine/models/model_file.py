@@ -12,7 +12,6 @@ The header's metadata holds `format` and `model`, the JSON of a `ModelDescriptio
 code. Every tensor is validated before it is used.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self

@@ -65,7 +65,9 @@ def make(
     rng = np.random.default_rng(0)
     histories = [rng.integers(ITEMS, size=size).tolist() for size in [4, 9, 6, 12, 5, 7, 2, 8] * 2]
     split = make_split(histories, ITEMS)
-    backbone = (BiasedSASRec if biased else SASRec)(config.learner_backbone, config.data.max_history)
+    backbone = (BiasedSASRec if biased else SASRec)(
+        config.learner_backbone, config.data.max_history
+    )
     size = backbone.n_parameters
     teacher = TrainedOnLog(
         model=TrainedModel(backbone, normal(0, size, std=0.3), normal(1, ITEMS, WIDTH + biased)),

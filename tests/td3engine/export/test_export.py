@@ -118,7 +118,10 @@ def test_the_top_k_are_those_of_the_dense_definition(k: int, own_targets: bool) 
 def items_and_labels() -> LabelledSummary:
     draw = torch.Generator().manual_seed(6)
     items = torch.randint(ITEMS, (USERS, LENGTH), generator=draw)
-    labels, V = (torch.randn(*shape, generator=draw) for shape in ((USERS, LENGTH - 1, WIDTH), (ITEMS, WIDTH)))
+    labels, V = (
+        torch.randn(*shape, generator=draw)
+        for shape in ((USERS, LENGTH - 1, WIDTH), (ITEMS, WIDTH))
+    )
     return LabelledSummary(items, labels, V, sharpness=2.0)
 
 
