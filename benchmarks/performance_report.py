@@ -1,7 +1,7 @@
 """Tables and plots of docs/performance.md: python -m benchmarks.performance_report
 
-Writes what stands between the page's markers, and the pictures, from speed.json, memory.json and
-gpu.json in docs/results. No figure is typed by hand.
+Writes what stands between the page's markers, and the pictures, from speed.json, memory.json,
+side_by_side.json and gpu.json in docs/results. No figure is typed by hand.
 """
 
 import json
@@ -39,6 +39,7 @@ def main() -> None:
     put(PAGE, "end to end", end_table(ends))
     put(PAGE, "memory", catalogue_table(memory))
     put(PAGE, "window", window_table(memory))
+    put(PAGE, "side by side", side_table(json.loads((RESULTS / "side_by_side.json").read_text())))
     gpu = json.loads((RESULTS / "gpu.json").read_text())
     put(PAGE, "gpu", gpu_table(gpu))
     gpu_picture(gpu, RESULTS / "gpu.svg")
@@ -222,6 +223,33 @@ def window_table(memory: dict[str, Any]) -> str:
             f"{again['peak_mib']:,.0f} | **{again['time_ratio']:.2f}** ({each}) |"
         )
     return "\n".join(lines)
+
+
+def side_table(found: Run) -> str:
+    """Outer steps of this tree and of the earlier commit."""
+    lines = [
+        f"| outer steps | {found['commit']}, s a step | now, s a step | ratio (each repeat) "
+        "| of processor seconds | peak before, MiB | peak now, MiB | once at the start, s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        each = ", ".join(f"{ratio:.1f}" for ratio in row["ratios"])
+        lines.append(
+            f"| {row['name']} | {row['before_seconds']:.2f} | {row['today_seconds']:.2f} | "
+            f"**{row['ratio']:.1f}** ({each}) | {row['ratio_of_processor']:.1f} | "
+            f"{row['before_peak_mib']:,.0f} | {row['today_peak_mib']:,.0f} | "
+            f"{row['today_start_seconds']:.1f} |"
+        )
+    lines += ["", f"| milliseconds of a step | side | {' | '.join(PARTS)} |", "|---" * 8 + "|"]
+    for row in found["rows"]:
+        for side, name in (("before", found["commit"]), ("today", "now")):
+            parts = row[f"{side}_parts"]
+            cells = " | ".join(f"{1000 * parts.get(part, 0):,.0f}" for part in PARTS)
+            lines.append(f"| {row['name']} | {name} | {cells} |")
+    machine = found["machine"]
+    loads = ", ".join(f"{row['load_average']:.1f}" for row in found["rows"])
+    what = f"{machine['processor']}, torch {machine['torch']}, {machine['threads']} thread"
+    return "\n".join([*lines, "", f"Machine: {what}; load average after each case: {loads}."])
 
 
 def catalogue_picture(rows: Rows, path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -18,6 +18,7 @@ from td3engine.export.sequences import (
     COPIES,
     GUIDANCE,
     TEMPERATURE,
+    repeats_by_log,
     sample_sequences,
     train_guide,
 )
@@ -89,10 +90,10 @@ class Summary(Bundle):
 
     @classmethod
     def load(cls, folder: str | Path) -> "Summary":
-        """Read a summary's folder and check it against its checksums.
+        """Read a summary's folder, or its zip, and check it against its checksums.
 
         Args:
-            folder: from `save`, `distill` or the service.
+            folder: from `save` or `distill`, or the zip that the service sends.
 
         Raises:
             BundleError: a file is missing, damaged, or does not fit the others; the message names
@@ -136,6 +137,11 @@ class Summary(Bundle):
         return packed_bytes(self.factors)
 
     @property
+    def method(self) -> Literal["labelled", "distilled"]:
+        """`labelled`: real histories with the teacher's labels, which no outer step improved."""
+        return "distilled" if self.manifest.validation.get("outer_step", 1) else "labelled"
+
+    @property
     def quality(self) -> Quality | None:
         """NDCG@10 of learners on the summary and of the full-data model; None if not measured."""
         protocols = {self.config.data.validate_by, "full"}
@@ -173,7 +179,7 @@ class Summary(Bundle):
         *,
         temperature: float = TEMPERATURE,
         guidance: float | None = GUIDANCE,
-        repeats: bool = False,
+        repeats: bool | None = None,
         seed: int = 0,
     ) -> list[list[str]]:
         """Item sequences drawn from the summary, in the log's own ids (docs/exports.md).
@@ -183,7 +189,8 @@ class Summary(Bundle):
             temperature: below 1 sharpens the distributions; towards 0 it is the argmax.
             guidance: from 0 to 1, the weight of a learner's scores, which make an item depend on
                 those before; None: each position is drawn independently.
-            repeats: whether a sequence may hold an item twice.
+            repeats: whether a sequence may hold an item twice; None: if the log's events repeat
+                items.
             seed: same seed, machine and settings: same sequences.
 
         Returns:
@@ -200,7 +207,7 @@ class Summary(Bundle):
             copies=copies,
             temperature=temperature,
             guide=guide,
-            repeats=repeats,
+            repeats=repeats_by_log(self.manifest) if repeats is None else repeats,
             seed=seed,
         )
         return [[self.item_ids[item] for item in row] for row in rows.tolist()]
@@ -241,10 +248,11 @@ class Summary(Bundle):
 
     def _facts(self) -> list[tuple[str, str]]:
         statistics = self.manifest.statistics
-        log = f"{statistics.get('interactions', 0):,} interactions, {self.n_items:,} items"
+        log = f"{int(statistics.get('interactions', 0)):,} interactions, {self.n_items:,} items"
         facts = [
             ("size", f"{len(self)} sequences of {self.length}, {self.bytes / 1024:,.0f} KiB"),
             ("log", log),
+            ("method", self.method),
             ("distilled for", self.manifest.distilled_for),
             ("with", self.config.backbone.name),
         ]

@@ -1,11 +1,13 @@
 """The settings of a distillation, and the presets. Imports no torch."""
 
 from td3engine.config.by_log import (
+    OUTER_SAMPLED_FROM,
     REPEATS_FROM,
     SAMPLED_FROM,
     Softmax,
     share_of_counting,
     softmax_over,
+    support_of,
 )
 from td3engine.config.schema import (
     AUTO_KNOBS,
@@ -23,11 +25,14 @@ from td3engine.config.schema import (
     Duplicates,
     LearnerConfig,
     LearnerLossName,
+    MissingIds,
     Mode,
     OuterConfig,
     Preset,
+    Repeats,
     SummaryConfig,
     TeacherConfig,
+    Ties,
     ValidationProtocol,
 )
 
@@ -38,6 +43,7 @@ __all__ = [
     "EARLIER_DATA",
     "EARLIER_DROPOUT",
     "MODES",
+    "OUTER_SAMPLED_FROM",
     "REPEATS_FROM",
     "SAMPLED_FROM",
     "AutoKnob",
@@ -49,13 +55,17 @@ __all__ = [
     "Duplicates",
     "LearnerConfig",
     "LearnerLossName",
+    "MissingIds",
     "Mode",
     "OuterConfig",
     "Preset",
+    "Repeats",
     "Softmax",
     "SummaryConfig",
     "TeacherConfig",
+    "Ties",
     "ValidationProtocol",
     "share_of_counting",
     "softmax_over",
+    "support_of",
 ]

@@ -176,7 +176,8 @@ class AnalyticGradient:
         self.weight = 1 / len(self.targets)
         X_BTD = self.embedding.forward()
         hidden = encoder.forward(X_BTD[:, : self.inputs])
-        self.softmax = SoftmaxOverItems(hidden, table_ND, True, model.log_weight)
+        small = model.scores_are_small(hidden)
+        self.softmax = SoftmaxOverItems(hidden, table_ND, True, model.log_weight, small=small)
         to_hidden, to_table = self.softmax.gradient(self.weight, self.trained)
         to_encoder, to_input = encoder.backward(self._subtract_targets(to_hidden, X_BTD))
         via_X = self.embedding.backward(self._to_soft(to_input, hidden)) if self.trained else None

@@ -11,7 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from td3engine.config import DistillConfig, LearnerLossName, Mode, softmax_over
+from td3engine.config import (
+    OUTER_SAMPLED_FROM,
+    DistillConfig,
+    LearnerLossName,
+    Mode,
+    softmax_over,
+    support_of,
+)
 from td3engine.models.backbone import Backbone
 from td3engine.summary.labelled import AnySummary, LabelledSummary
 from td3engine.summary.scored_sequences import InputsWithTargets, ItemInputs
@@ -20,12 +27,13 @@ from td3engine.summary.soft_sequences import (
     DenseProbs,
     Precomputed,
     SoftEmbedding,
+    SparseSupport,
 )
 
 LARGEST_DENSE = 2**26  # numbers of S that are stored: 256 MiB
 
 GradientMethod = Literal["analytic", "autograd"]
-EmbeddingMethod = Literal["items", "precomputed", "dense", "chunked"]
+EmbeddingMethod = Literal["items", "precomputed", "sparse", "dense", "chunked"]
 SoftmaxMethod = Literal["full", "sampled"]
 UnrollMethod = Literal["sequential", "cuda-graphs"]
 RealBatchMethod = Literal["direct", "cuda-graph"]
@@ -37,14 +45,16 @@ class InnerLoopPlan:
 
     Attributes:
         gradient: closed formulas, or autograd's tape.
-        soft_embedding: inputs are items; or X computed once; or from stored probabilities S; or
-            from queries C, in chunks, at each step.
+        soft_embedding: inputs are items; or X computed once, over all items or with few of them one
+            by one (`sparse`); or from stored probabilities S; or from queries C, in chunks, at each
+            step.
         loss: what holds a learner to its targets.
         softmax: items that targets compete with, in learners' cross-entropies and in real batches:
             all, or a sample.
         unroll: how a window's steps are started: from Python, or as a replayed recording.
         real_batch: the same of the real batch's gradient.
         recompute: whether a window's gradients are computed again on the way back.
+        support: items that a position meets one by one, where that is `sparse`; else None.
         notes: what the configuration requests and this plan ignores, and why.
     """
 
@@ -55,6 +65,7 @@ class InnerLoopPlan:
     unroll: UnrollMethod = "sequential"
     real_batch: RealBatchMethod = "direct"
     recompute: bool = False
+    support: int | None = None
     notes: tuple[str, ...] = ()
 
     def embed(self, V_ND: Tensor) -> SoftEmbedding:
@@ -64,6 +75,9 @@ class InnerLoopPlan:
                 raise ValueError("inputs that are items have no soft embedding")
             case "precomputed":
                 return Precomputed(V_ND)
+            case "sparse":
+                assert self.support is not None  # it is what makes a plan sparse
+                return SparseSupport.of(V_ND, self.support)
             case "dense":
                 return DenseProbs(V_ND)
             case "chunked":
@@ -124,20 +138,23 @@ def plan_distillation(
     positions = summary.users * summary.length * (2 if summary.targets == "own" else 1)
     loss = config.learner.loss
     base = plan_training(backbone, mode, n_items, positions, loss, summary.inputs)
-    embedding = base.soft_embedding
-    if base.gradient == "autograd" and embedding == "chunked":
-        embedding = "dense"  # autograd cannot differentiate attention twice
-    may_sample = _scores_are_fixed(backbone, mode)
-    softmax = softmax_over(n_items, outer.softmax) if may_sample else "full"
+    scores_are_fixed = _scores_are_fixed(backbone, mode)
+    softmax: SoftmaxMethod = "full"
+    if scores_are_fixed:
+        softmax = softmax_over(n_items, outer.softmax, OUTER_SAMPLED_FROM)
+    soft = summary.inputs == "soft"
+    support = _support(config, n_items, device) if scores_are_fixed and soft else None
     obstacle = _obstacle(config, base.gradient, softmax)
     recorded = outer.cuda_graphs == "on" and obstacle is None
     # The recording pads batches and gives each position a weight, which `unseen` does not take.
     real_batch_too = recorded and backbone.causal and outer.among == "all"
 
     def notes() -> Iterator[str]:
-        if outer.softmax == "sampled" and not may_sample:
-            why = "these learners train a part of the scoring table"
-            yield f"outer.softmax: sampled is ignored for {mode} learners of {_name(config)}: {why}"
+        why = f"for {mode} learners of {_name(config)}: these train a part of the scoring table"
+        if outer.softmax == "sampled" and not scores_are_fixed:
+            yield f"outer.softmax: sampled is ignored {why}"
+        if isinstance(outer.support, int) and not scores_are_fixed:
+            yield f"outer.support: {outer.support} is ignored {why}"
         if outer.cuda_graphs != "on":
             return
         if obstacle is not None:
@@ -155,12 +172,13 @@ def plan_distillation(
 
     return InnerLoopPlan(
         gradient=base.gradient,
-        soft_embedding=embedding,
+        soft_embedding=_embedding(base, support),
         loss=loss,
         softmax=softmax,
         unroll="cuda-graphs" if recorded else "sequential",
         real_batch="cuda-graph" if real_batch_too else "direct",
         recompute=outer.recompute,
+        support=support,
         notes=tuple(notes()),
     )
 
@@ -182,6 +200,23 @@ def _gradient(backbone: Backbone) -> GradientMethod:
 
 def _scores_are_fixed(backbone: Backbone, mode: Mode) -> bool:
     return mode == "shared-items" and not backbone.biased
+
+
+def _embedding(base: InnerLoopPlan, support: int | None) -> EmbeddingMethod:
+    """How an outer loop's learners read, from how a summary's user does."""
+    if support is not None:
+        return "sparse"
+    if base.gradient == "autograd" and base.soft_embedding == "chunked":
+        return "dense"  # autograd cannot differentiate attention twice
+    return base.soft_embedding
+
+
+def _support(config: DistillConfig, n_items: int, device: torch.device) -> int | None:
+    """How many items a position meets one by one; None: all."""
+    setting = config.outer.support
+    if setting == "auto" and device.type != "cpu":
+        return None  # the cells' many small products have not been measured there
+    return support_of(n_items, setting)
 
 
 def _obstacle(

@@ -9,6 +9,7 @@ which is unbiased for any q (the correction of Bengio and Senecal, 2008). A draw
 target is left out. All targets of a step share its negatives.
 """
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from td3engine.data.split import Split, training_counts
+from td3engine.losses.softmax import rows_at_once
 
 SMALLEST_TOTAL = 1e-30
 POPULARITY_POWER = 0.75  # negatives are drawn by an item's count to this power
@@ -77,10 +79,11 @@ def _hits(targets_K: Tensor, negatives_M: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _OthersSum(torch.autograd.Function):
-    """log of the weighted sum over negatives, per row; its (K, M) scores are held once.
+    """log of the weighted sum over negatives, per row, in chunks of rows.
 
     With P = softmax of the scores and upstream u, the gradient of the hidden states is u P T and
-    that of the negatives' rows T is (u P)^T h.
+    that of the negatives' rows T is (u P)^T h. P T is made with the scores; P itself is kept where
+    T has a gradient.
     """
 
     @staticmethod
@@ -92,18 +95,34 @@ class _OthersSum(torch.autograd.Function):
         hit_rows: Tensor,
         hit_draws: Tensor,
     ) -> Tensor:
-        P = (hidden_KF @ rows_MF.T).add_(log_weight_M)
-        P[hit_rows, hit_draws] = -torch.inf
-        # A row all of whose draws hit its target has no other items: its sum is zero.
-        peak = P.amax(-1, keepdim=True).clamp(min=torch.finfo(P.dtype).min)
-        total = P.sub_(peak).exp_().sum(-1, keepdim=True)
-        ctx.save_for_backward(hidden_KF, rows_MF, P.div_(total.clamp(min=SMALLEST_TOTAL)))
-        return (total.log() + peak).squeeze(-1)
+        at_once = rows_at_once(hidden_KF, rows_MF)
+        chunks = hidden_KF.split(at_once)
+        starts = torch.arange(len(chunks) + 1, device=hit_rows.device) * at_once
+        hits = torch.searchsorted(hit_rows, starts).tolist()
+        values, expected, kept = [], [], []
+        for nth, h in enumerate(chunks):
+            own = slice(hits[nth], hits[nth + 1])
+            P = torch.addmm(log_weight_M, h, rows_MF.T)
+            P[hit_rows[own] - nth * at_once, hit_draws[own]] = -torch.inf
+            # A row all of whose draws hit its target has no other items: its sum is zero.
+            peak = P.amax(-1, keepdim=True).clamp(min=torch.finfo(P.dtype).min)
+            total = P.sub_(peak).exp_().sum(-1, keepdim=True)
+            values.append((total.log() + peak).squeeze(-1))
+            scale = total.clamp(min=SMALLEST_TOTAL).reciprocal_()
+            expected.append((P @ rows_MF).mul_(scale))
+            if ctx.needs_input_grad[1]:
+                kept.append(P.mul_(scale))
+        ctx.save_for_backward(hidden_KF, torch.cat(expected), *kept)
+        ctx.at_once = at_once
+        return torch.cat(values)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_KF, rows_MF, P = ctx.saved_tensors
+        hidden_KF, expected_KF, *kept = ctx.saved_tensors
         u = upstream[0][:, None]
-        to_rows = P.T @ (u * hidden_KF) if ctx.needs_input_grad[1] else None
-        return u * (P @ rows_MF), to_rows, None, None, None
+        if not kept:
+            return u * expected_KF, None, None, None, None
+        weighted = (u * hidden_KF).split(ctx.at_once)
+        to_rows = [P.T @ part for P, part in zip(kept, weighted, strict=True)]
+        return u * expected_KF, reduce(Tensor.add_, to_rows), None, None, None

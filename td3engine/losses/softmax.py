@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 SCORES_AT_ONCE = 8_000_000  # 32 MiB in float32
-KEPT_SCORES = 8_000_000  # largest P that is kept between the passes
+KEPT_SCORES = 5_000_000  # largest P that is kept between the passes
+SCORES_NEAR_CACHE = 2**21  # where P is computed again, so that chunks may be of any size
 SCORES_IN_CACHE = 2**18  # 1 MiB in float32: about what a core's own cache holds
 FEWEST_ROWS = 64  # of a chunk that is cut for the cache: with less the products get slow
 ROWS_OF_A_BLOCK = 512  # where the items are cut too
@@ -37,6 +38,8 @@ class SoftmaxOverItems:
         table_ND: the scoring table E.
         derivatives: whether `gradient` or `hvp` will follow.
         log_weight_N: added to each item's score, where an item stands for several.
+        small: whether exp bears every score (`scores_are_small`), so that no row's largest has to
+            be found and taken off.
     """
 
     def __init__(
@@ -45,21 +48,24 @@ class SoftmaxOverItems:
         table_ND: Tensor,
         derivatives: bool,
         log_weight_N: Tensor | None = None,
+        *,
+        small: bool = False,
     ) -> None:
         self.hidden, self.table, self.log_weight = hidden_KD, table_ND, log_weight_N
         self.exp_scores: tuple[Tensor, Tensor] | None = None
-        small = len(hidden_KD) * len(table_ND) <= min(KEPT_SCORES, SCORES_AT_ONCE)
         values, expected = [], []
+        peak = hidden_KD.new_zeros(())
         for rows in self._chunks():
             scores = self._scores(rows)
-            peak = scores.amax(-1, keepdim=True)
-            scores.sub_(peak).exp_()
-            total = scores.sum(-1, keepdim=True)
+            if not small:
+                peak = scores.amax(-1, keepdim=True)
+                scores.sub_(peak)
+            total = scores.exp_().sum(-1, keepdim=True)
             values.append((total.log() + peak).squeeze(-1))
             if not derivatives:
                 continue
             expected.append((scores @ table_ND).div_(total))
-            if small:  # then there is one chunk only
+            if self._fits():
                 self.exp_scores = scores, total.reciprocal()
         self.value = _joined(values)
         self.expected = _joined(expected) if derivatives else None  # P E
@@ -85,7 +91,10 @@ class SoftmaxOverItems:
         for rows, P, scale in self._probabilities():
             h, u = self.hidden[rows], _of_rows(upstream, rows)
             Z = _score_tangents(v_KD, w_ND, self.hidden, self.table, rows).mul_(P)
-            mean = Z.sum(-1, keepdim=True).mul_(scale)
+            if v_KD is not None and w_ND is None:
+                mean = (self.expected[rows] * v_KD[rows]).sum(-1, keepdim=True)
+            else:
+                mean = Z.sum(-1, keepdim=True).mul_(scale)
             to_upstream.append(mean.squeeze(-1))
             mixed = Z @ self.table
             if w_ND is not None:
@@ -110,8 +119,15 @@ class SoftmaxOverItems:
         scores = self.hidden[rows] @ self.table.T
         return scores if self.log_weight is None else scores.add_(self.log_weight)
 
+    def _fits(self) -> bool:
+        """Whether P is kept between the passes; then there is one chunk only."""
+        return len(self.hidden) * len(self.table) <= min(KEPT_SCORES, SCORES_AT_ONCE)
+
     def _chunks(self) -> Iterator[slice]:
-        at_once = max(1, SCORES_AT_ONCE // len(self.table))
+        scores = SCORES_AT_ONCE
+        if self.hidden.device.type == "cpu" and not self._fits():
+            scores = min(scores, SCORES_NEAR_CACHE)
+        at_once = max(1, scores // len(self.table))
         for first in range(0, max(1, len(self.hidden)), at_once):  # of no rows one, empty
             yield slice(first, first + at_once)
 
@@ -156,10 +172,10 @@ class _MeanLogSumExp(_WithGradients):
     def forward(ctx: Any, hidden_KD: Tensor, table_ND: Tensor, weight_K1: Tensor | None) -> Tensor:
         to_table = torch.zeros_like(table_ND) if ctx.needs_input_grad[1] else None
         to_hidden, value = torch.empty_like(hidden_KD), hidden_KD.new_zeros(())
-        weights, small = _weights(hidden_KD, weight_K1), _scores_are_small(hidden_KD, table_ND)
+        weights, small = _weights(hidden_KD, weight_K1), scores_are_small(hidden_KD, table_ND)
         # A table's gradient needs a row's whole sum first, so there the items stay together.
         parts = _cut(table_ND) if small and to_table is None else [table_ND]
-        at_once = ROWS_OF_A_BLOCK if len(parts) > 1 else _rows_at_once(hidden_KD, table_ND)
+        at_once = ROWS_OF_A_BLOCK if len(parts) > 1 else rows_at_once(hidden_KD, table_ND)
         for first in range(0, len(hidden_KD), at_once):
             rows = slice(first, first + at_once)
             h = hidden_KD[rows]
@@ -208,8 +224,8 @@ class _MeanExpectedScore(_WithGradients):
     ) -> Tensor:
         expected = torch.empty_like(hidden_KF)
         to_table = torch.zeros_like(table_NF) if ctx.needs_input_grad[1] else None
-        weights, small = _weights(hidden_KF, weight_K1), _scores_are_small(other_KG, keys_NG)
-        at_once = _rows_at_once(hidden_KF, table_NF)
+        weights, small = _weights(hidden_KF, weight_K1), scores_are_small(other_KG, keys_NG)
+        at_once = rows_at_once(hidden_KF, table_NF)
         for first in range(0, len(hidden_KF), at_once):
             rows = slice(first, first + at_once)
             Q = other_KG[rows] @ keys_NG.T
@@ -228,7 +244,7 @@ def _weights(hidden_KD: Tensor, weight_K1: Tensor | None) -> Tensor | float:
     return 1 / max(1, len(hidden_KD)) if weight_K1 is None else weight_K1
 
 
-def _rows_at_once(hidden_KD: Tensor, table_ND: Tensor) -> int:
+def rows_at_once(hidden_KD: Tensor, table_ND: Tensor) -> int:
     """How many rows' scores are computed at a time where none is kept."""
     most = max(1, SCORES_AT_ONCE // len(table_ND))
     if hidden_KD.device.type != "cpu":
@@ -236,16 +252,29 @@ def _rows_at_once(hidden_KD: Tensor, table_ND: Tensor) -> int:
     return min(most, max(FEWEST_ROWS, SCORES_IN_CACHE // len(table_ND)))
 
 
-def _scores_are_small(hidden_KD: Tensor, table_ND: Tensor) -> bool:
+def longest_row(x_ND: Tensor) -> float:
+    """The largest norm of a row; of no rows 0."""
+    return float(torch.linalg.vector_norm(x_ND, dim=-1).max()) if len(x_ND) else 0.0
+
+
+def scores_are_small(
+    hidden_KD: Tensor, table_ND: Tensor, longest: float | None = None, largest_weight: float = 0.0
+) -> bool:
     """Whether exp bears every score, so that no row's largest has to be subtracted.
 
     A score is at most the product of two norms. On a GPU reading the answer would wait for all
     kernels, so there it is False.
+
+    Args:
+        hidden_KD: hidden states.
+        table_ND: the scoring table.
+        longest: its `longest_row`, where that is known.
+        largest_weight: the largest log weight that is added to a score.
     """
     if hidden_KD.device.type != "cpu" or not len(hidden_KD):
         return False
-    longest = [torch.linalg.vector_norm(each, dim=-1).max() for each in (hidden_KD, table_ND)]
-    return float(longest[0]) * float(longest[1]) <= LARGEST_SCORE
+    longest = longest_row(table_ND) if longest is None else longest
+    return longest_row(hidden_KD) * longest + largest_weight <= LARGEST_SCORE
 
 
 def _cut(table_ND: Tensor) -> list[Tensor]:

@@ -10,11 +10,13 @@ of identity I-2. No loss and no ranking treats a bias apart. Shapes end in f, wh
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from td3engine.losses import softmax
 from td3engine.models.backbone import Backbone, TargetPositions
 
 TABLE_STD = 0.02
@@ -122,6 +124,20 @@ class Recommender:
         targets = self.backbone.draw_targets(lengths_B, generator)
         longest = int(lengths_B.max())
         return StepRandomness(targets, self.backbone.dropout(len(lengths_B), longest, generator))
+
+    def scores_are_small(self, hidden_KD: Tensor) -> bool:
+        """Whether exp bears all scores of these states (K, d) by a frozen table; False otherwise,
+        and on a GPU."""
+        if self.frozen is None or hidden_KD.device.type != "cpu":
+            return False
+        return softmax.scores_are_small(hidden_KD, self.frozen, *self._largest)
+
+    @cached_property
+    def _largest(self) -> tuple[float, float]:
+        """The longest row of a frozen table, and the largest log weight."""
+        assert self.frozen is not None  # the caller has looked
+        weight = 0.0 if self.log_weight is None else float(self.log_weight.max())
+        return softmax.longest_row(self.frozen), weight
 
     def _scoring(self, hidden_KD: Tensor) -> Tensor:
         return F.pad(hidden_KD, (0, 1), value=1.0) if self.backbone.biased else hidden_KD

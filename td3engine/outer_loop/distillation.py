@@ -41,6 +41,8 @@ from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.runtime.torch_setup import deterministic
 from td3engine.summary.labelled import AnySummary, as_stored
+from td3engine.summary.scored_sequences import InputsWithTargets
+from td3engine.summary.soft_sequences import SparseSupport
 from td3engine.teacher.training import TrainedOnLog
 
 SMALLEST_NORM = 1e-12
@@ -113,7 +115,11 @@ class Distillation:
         self.training = InnerLoopTrainer(self.model, config.learner, *sizes, self.plan)
         self.sampler: ItemSampler | None = None
         if self.plan.softmax == "sampled":
-            self.sampler = ItemSampler(self.split, self.model, config.outer.negatives)
+            embedding = self.training.soft_embedding
+            if isinstance(embedding, InputsWithTargets):
+                embedding = embedding.inputs
+            top = embedding.top if isinstance(embedding, SparseSupport) else None
+            self.sampler = ItemSampler(self.split, self.model, config.outer.negatives, top)
         self.objective = SurrogateObjective(self.model, self.teacher, config.outer, self.sampler)
         self.recorded_objective: RecordedObjective | None = None
         if self.plan.real_batch == "cuda-graph":
@@ -288,7 +294,9 @@ class Distillation:
         learned = self.summary.with_learned(*(factor.detach().clone() for factor in self.factors))
         current = as_stored(learned, self.config.summary)
         self._sample(current.queries())
-        count, total = self.config.outer.validation_learners, torch.zeros(1, dtype=torch.float64)
+        # Nothing is chosen where there are no steps: one learner says how good the start is.
+        count = self.config.outer.validation_learners if self.config.outer.steps else 1
+        total = torch.zeros(1, dtype=torch.float64)
         for nth in self.group.share(count):
             total += self._validation_of(current, nth)
         self.group.all_reduce([total])
@@ -312,7 +320,10 @@ class Distillation:
 
     def _learner_of(self, current: AnySummary, draw: torch.Generator) -> TrainedModel:
         """A learner trained on the summary: as its user does it, or over a sample of the items."""
-        synthetic = self.training.soft_embedding.synthetic(current.queries())
+        plan = self.plan
+        if plan.soft_embedding == "sparse":
+            plan = replace(plan, soft_embedding="precomputed")  # its user's X is exact
+        synthetic = plan.sequences(current).synthetic(current.queries())
         model = learn_from(self.training, synthetic, draw).model
         return model if self.sampler is None else replace(model, table=self.V_ND)
 

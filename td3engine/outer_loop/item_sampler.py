@@ -5,7 +5,9 @@ weight lies. The items with most weight at some position are always part of the 
 once; the draws stand for the others. The item table is frozen: the sample is a smaller frozen one.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ from td3engine.models.recommender import Recommender
 
 ITEMS_A_POSITION = 4
 
+TopItems = Callable[[Tensor, int], Tensor]
+
 
 class ItemSampler:
     """Samples of a frozen item table, for learners on a summary and for their real batches.
@@ -26,16 +30,20 @@ class ItemSampler:
         split: the log.
         model: learners over all items, whose scores are fixed.
         count: M, items drawn at once.
+        top: finds the items of highest score of queries, as `highest`; None: among all.
     """
 
-    def __init__(self, split: Split, model: Recommender, count: int) -> None:
+    def __init__(
+        self, split: Split, model: Recommender, count: int, top: TopItems | None = None
+    ) -> None:
         assert model.frozen is not None  # else scores would not be fixed
         self.model, self.table_ND = model, model.frozen
+        self.top = top or partial(highest, model.frozen)
         self.negatives = NegativeSampler(split, min(count, model.n_items))
 
     def sampled_recommender(self, C_UTD: Tensor, rng: np.random.Generator) -> Recommender:
         """The model over the items that the queries C point at most, and over drawn ones."""
-        certain_S = pointed_at(C_UTD, self.table_ND)
+        certain_S = self.top(C_UTD, min(ITEMS_A_POSITION, self.model.n_items)).unique()
         drawn_M, log_weight_M = self._drawn(rng)
         others = torch.isin(drawn_M, certain_S, invert=True)
         items_R = torch.cat([certain_S, drawn_M[others]])
@@ -54,10 +62,7 @@ class ItemSampler:
         return items_M.to(self.table_ND.device), log_weight_M.to(self.table_ND)
 
 
-def pointed_at(C_UTD: Tensor, table_ND: Tensor) -> Tensor:
-    """The items with the most weight at some synthetic position, ascending int64 (S)."""
-    each = min(ITEMS_A_POSITION, len(table_ND))
+def highest(table_ND: Tensor, C_UTD: Tensor, count: int) -> Tensor:
+    """The `count` items of highest score of each query C, int64 (mu zeta, count)."""
     queries = C_UTD.flatten(0, 1).split(max(1, SCORES_AT_ONCE // len(table_ND)))
-    top = [(some @ table_ND.T).topk(each).indices.flatten() for some in queries]
-    items: Tensor = torch.cat(top).unique()
-    return items
+    return torch.cat([(some @ table_ND.T).topk(count).indices for some in queries])

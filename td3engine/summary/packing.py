@@ -30,8 +30,8 @@ class PackingError(ValueError):
 
 
 def rounded(values: Tensor, share: float) -> Tensor:
-    """The values to the nearest multiple of a step, `share` of their standard deviation or a little
-    less; 0 changes nothing.
+    """The values to the nearest multiple of a step: `share` of their standard deviation, or a
+    little less; 0 changes nothing.
 
     The deviation is that around the means of columns (the last dimension). The step has three
     significant bits, so that all multiples are exact in float32. It is larger where the largest

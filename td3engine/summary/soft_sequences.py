@@ -6,6 +6,7 @@ unrolled inner loop is differentiated by:
 | class | scoring table F | synthetic | why |
 |---|---|---|---|
 | `Precomputed` | fixed | X (mu, zeta, d) | X is computed once (I-1) |
+| `SparseSupport` | fixed | X (mu, zeta, d) | the same with few items one by one (`item_cells`) |
 | `DenseProbs` | trained | S (mu, zeta, n) | S fits in memory |
 | `ChunkedQueries` | trained | C (mu, zeta, d) | S does not fit; it is recomputed in chunks |
 
@@ -15,13 +16,14 @@ reads a batch for autograd (`read`) and by analytic derivatives (`passes`).
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.losses import softmax
+from td3engine.summary.item_cells import ItemCells
 
 
 def expected_embeddings(C_UTD: Tensor, V_ND: Tensor, E_ND: Tensor) -> Tensor:
@@ -82,6 +84,31 @@ class Precomputed:
 
     def passes(self, batch: Tensor, _table_ND: Tensor) -> EmbeddingPasses:
         return _PrecomputedPasses(batch)
+
+
+@dataclass(frozen=True)
+class SparseSupport(Precomputed):
+    """Synthetic tensor: X (mu, zeta, d), where each position meets few items one by one.
+
+    Attributes:
+        cells: of V.
+        items: how many items, at least.
+    """
+
+    cells: ItemCells
+    items: int
+
+    @classmethod
+    def of(cls, V_ND: Tensor, items: int) -> Self:
+        """Cut V into cells."""
+        return cls(V_ND, ItemCells.of(V_ND), items)
+
+    def synthetic(self, C_UTD: Tensor) -> Tensor:
+        return self.cells.expected_rows(C_UTD, self.items)
+
+    def top(self, C_UTD: Tensor, count: int) -> Tensor:
+        """See `ItemCells.top`."""
+        return self.cells.top(C_UTD, self.items, count)
 
 
 @dataclass(frozen=True)

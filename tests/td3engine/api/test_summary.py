@@ -203,5 +203,5 @@ def test_a_data_loader_takes_the_dataset(summary: Summary) -> None:
 def test_a_file_is_no_summarys_folder(tmp_path: Path) -> None:
     path = tmp_path / "ratings.csv"
     path.write_text("user,item,time")
-    with pytest.raises(BundleError, match="not a summary's folder"):
+    with pytest.raises(BundleError, match="neither a summary's folder nor its zip"):
         Summary.load(path)

@@ -22,6 +22,7 @@ from td3engine.errors import DivergedError, OutputExistsError, UnusableError
 from td3engine.export import sequences as export
 from td3engine.export import soft_targets
 from td3engine.export.files import write_csv, write_inter
+from td3engine.export.registry import ExportOptions, export_to
 from td3engine.export.sequences import sample_sequences, train_guide
 from td3engine.export.soft_targets import soft_top_k, write_soft
 from td3engine.runtime.seeding import Purpose, generator
@@ -365,6 +366,53 @@ def test_inter_refuses_what_it_cannot_hold_by_its_first_id(tmp_path: Path, refus
         write_inter(torch.tensor([[0]]), ["fine", refused, "x\ty"], 1, tmp_path / "out.inter")
     assert repr(refused) in str(said.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_ids_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guide takes a minute to train: an id that cannot be written must not wait for it."""
+
+    def train(*_: object, **__: object) -> None:
+        raise AssertionError("a guide is trained")
+
+    monkeypatch.setattr("td3engine.export.files.train_guide", train)
+    manifest = manifest_of(0.0)
+    options = ExportOptions(
+        top_k=1, renormalise=False, copies=1, temperature=1.0, guidance=1.0, repeats=None, seed=0
+    )
+    for kind, bad in (("inter", "nan"), ("csv", "a\0b")):
+        bundle = Bundle(summary(), [*ITEM_IDS[:-1], bad], manifest)
+        with pytest.raises(UnusableError, match="cannot hold the item id"):
+            export_to(kind, bundle, tmp_path / "out", options, torch.device("cpu"))
+    assert not list(tmp_path.iterdir())
+
+
+def manifest_of(repeat_share: float) -> Manifest:
+    return Manifest(
+        config=build_config("balanced", merge(SMALL, {"device": "cpu"})),
+        fingerprint="f" * 64,
+        statistics={"repeat_share": repeat_share},
+        validation={},
+        results=[],
+        numbers_stored={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "asked", "twice"),
+    [(0.0, None, False), (0.5, None, True), (0.5, False, False), (0.0, True, True)],
+)
+def test_items_come_twice_by_default_where_the_log_repeats_them(
+    tmp_path: Path, share: float, asked: bool | None, twice: bool
+) -> None:
+    bundle = Bundle(summary(spread=9.0), ITEM_IDS, manifest_of(share))
+    options = ExportOptions(
+        top_k=1, renormalise=False, copies=9, temperature=0.5, guidance=None, repeats=asked, seed=0
+    )
+    out = tmp_path / "out.csv"
+    line = export_to("csv", bundle, out, options, torch.device("cpu"))
+    rows = [row.rsplit(",", 1)[0] for row in out.read_text().splitlines()[1:]]
+    assert (len(set(rows)) < len(rows)) == twice
+    assert ("an item may come twice" in line) == twice
 
 
 def test_csv_refuses_a_nul(tmp_path: Path) -> None:

@@ -25,12 +25,17 @@ from td3engine.inner_loop.plan import (
 from td3engine.models.registry import build_backbone
 from td3engine.summary.labelled import LabelledSummary
 from td3engine.summary.scored_sequences import InputsWithTargets, ItemInputs
-from td3engine.summary.soft_sequences import ChunkedQueries, DenseProbs, Precomputed
+from td3engine.summary.soft_sequences import (
+    ChunkedQueries,
+    DenseProbs,
+    Precomputed,
+    SparseSupport,
+)
 from td3engine.summary.tucker import TuckerSummary
 from tests.td3engine.small import paper_config, small_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-FEW, MANY = 150, 60_000  # items; `softmax: auto` samples from 50,000 on
+FEW, MANY = 150, 10_000  # items; from 10,000 on `auto` samples, and has a sparse support
 POSITIONS = 4 * 8 * 2  # of `small_config`, with targets of their own
 
 # What does not depend on settings: gradient and soft embedding of a distillation, then the latter
@@ -97,16 +102,26 @@ def test_every_row_of_the_table(
         ("all", "unseen"),
         (False, True),
         (CPU, GPU),
+        ("auto", "all", FEW // 2),
     )
-    for softmax, graphs, among, recompute, device in rows:
-        outer = {"softmax": softmax, "cuda_graphs": graphs, "among": among, "recompute": recompute}
+    for softmax, graphs, among, recompute, device, support in rows:
+        outer = {
+            "softmax": softmax,
+            "cuda_graphs": graphs,
+            "among": among,
+            "recompute": recompute,
+            "support": support,
+        }
         plan = plan_of(name, mode, n_items, device, form, **outer)
         fixed, sampled = (name, mode) in FIXED_SCORES, (softmax, n_items) in SAMPLED
         assert plan.gradient == gradient
         inputs, loss = form
         dense_enough = n_items == FEW and not fixed
-        soft = "dense" if dense_enough else large
-        assert plan.soft_embedding == ("items" if inputs == "items" else soft)
+        by_default = support == "auto" and n_items == MANY and device == CPU
+        sparse = inputs == "soft" and fixed and (by_default or isinstance(support, int))
+        kind = "sparse" if sparse else "dense" if dense_enough else large
+        assert plan.soft_embedding == ("items" if inputs == "items" else kind)
+        assert plan.support == (None if not sparse else 1024 if by_default else support)
         assert plan.loss == loss
         assert plan.softmax == ("sampled" if sampled and fixed else "full")
         recorded = graphs == "on" and name == "sasrec" and plan.softmax == "full"
@@ -115,6 +130,7 @@ def test_every_row_of_the_table(
         assert plan.recompute == recompute
         ignored = [
             softmax == "sampled" and not fixed,
+            isinstance(support, int) and not fixed,
             graphs == "on" and not recorded,
             recorded and among == "unseen",
             recorded and device == CPU,
@@ -122,7 +138,7 @@ def test_every_row_of_the_table(
         assert len(plan.notes) == sum(ignored)
         backbone = build_backbone(small_config(backbone={"name": name}).backbone, 8)
         user = plan_training(backbone, mode, n_items, POSITIONS, loss, inputs)
-        embedding = "dense" if dense_enough else of_user
+        embedding = "dense" if dense_enough else of_user  # never a sparse one
         embedding = "items" if inputs == "items" else embedding
         assert user == InnerLoopPlan(plan.gradient, embedding, loss)  # type: ignore[arg-type]
 
@@ -134,10 +150,12 @@ def test_every_row_of_the_table(
         (("sasrec", "shared-items", FEW), {"cuda_graphs": "off", "softmax": "full"}, []),
         (
             ("bert4rec", "shared-items", FEW),
-            {"cuda_graphs": "on", "softmax": "sampled"},
+            {"cuda_graphs": "on", "softmax": "sampled", "support": 9},
             [
                 "outer.softmax: sampled is ignored for shared-items learners of bert4rec: these "
-                "learners train a part of the scoring table",
+                "train a part of the scoring table",
+                "outer.support: 9 is ignored for shared-items learners of bert4rec: these train a "
+                "part of the scoring table",
                 "outer.cuda_graphs: on is ignored for shared-items learners: bert4rec has no "
                 "analytic gradient",
             ],
@@ -187,6 +205,9 @@ def test_the_plan_makes_the_embedding_that_it_names() -> None:
         assert type(InnerLoopPlan("analytic", method).embed(V)) is kind  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no soft embedding"):
         InnerLoopPlan("analytic", "items").embed(V)
+    sparse = InnerLoopPlan("analytic", "sparse", support=2).embed(V)
+    assert isinstance(sparse, SparseSupport)
+    assert sparse.items == 2
 
 
 def test_scores_are_compared_beside_the_inputs() -> None:
@@ -228,3 +249,9 @@ def test_labelled_users_are_read_as_distributions_where_cross_entropies_compare(
         draw = torch.Generator().manual_seed(1)
         tables.append(learn(summary, backbone, config, mode, draw).model.parameters)
     torch.testing.assert_close(*tables)
+
+
+def test_a_support_of_all_items_is_the_whole_attention() -> None:
+    for support in (FEW, FEW + 1, "all"):
+        plan = plan_of("sasrec", "shared-items", FEW, form=FORMS[1], support=support)
+        assert plan.soft_embedding == "precomputed"

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from td3engine.config import BackboneConfig, BackboneName, TeacherConfig, softmax_over
+from td3engine.config import (
+    OUTER_SAMPLED_FROM,
+    BackboneConfig,
+    BackboneName,
+    TeacherConfig,
+    softmax_over,
+)
 from td3engine.data.split import Split, training_counts
 from td3engine.data.windows import training_windows
 from td3engine.losses.sampled_softmax import NegativeSampler, sampled_cross_entropy
@@ -136,6 +142,8 @@ def test_the_softmax_goes_by_the_catalogue_and_by_what_is_asked() -> None:
     assert softmax_over(50_000, "auto") == "sampled"
     assert softmax_over(10**6, "full") == "full"
     assert softmax_over(10, "sampled") == "sampled"
+    assert softmax_over(9_999, "auto", OUTER_SAMPLED_FROM) == "full"
+    assert softmax_over(10_000, "auto", OUTER_SAMPLED_FROM) == "sampled"
 
 
 def test_sampled_training_goes_on_where_it_stopped(split: Split) -> None:

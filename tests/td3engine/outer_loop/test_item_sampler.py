@@ -14,7 +14,7 @@ from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.losses.sampled_softmax import NegativeSampler
 from td3engine.outer_loop import item_sampler
 from td3engine.outer_loop.distillation import Distillation
-from td3engine.outer_loop.item_sampler import pointed_at
+from td3engine.outer_loop.item_sampler import highest
 from td3engine.summary.tucker import query
 from tests.td3engine.distill_kit import ITEMS, ZETA, config_of, make
 from tests.td3engine.oracles import default_double, distance, normal
@@ -58,7 +58,8 @@ def test_on_average_over_draws_the_sum_is_that_over_all_items(
     sampler = distilled.sampler
     assert sampler is not None
     C_UTD = query(*distilled.factors).detach()[:1, :2]
-    assert len(pointed_at(C_UTD, distilled.V_ND)) < ITEMS  # or nothing would be left to draws
+    # Or nothing would be left to draws.
+    assert len(highest(distilled.V_ND, C_UTD, 1).unique()) < ITEMS
     hidden_KD = normal(5, 4, distilled.V_ND.shape[1])
     weight_N = np.exp(-sampler.negatives.log_weight_N)  # M q, for M = 1
     average_K = torch.zeros(4)
@@ -80,12 +81,9 @@ def test_on_average_over_draws_the_sum_is_that_over_all_items(
 def test_the_items_pointed_at_are_those_with_most_weight() -> None:
     table = normal(1, ITEMS, 3)
     queries = normal(2, 2, 2, 3)
-    found = set(pointed_at(queries, table).tolist())
-    expected: set[int] = set()
-    for scores in (queries.flatten(0, 1) @ table.T).tolist():
-        best = sorted(range(ITEMS), key=lambda item: -scores[item])
-        expected.update(best[: item_sampler.ITEMS_A_POSITION])
-    assert found == expected
+    found = highest(table, queries, 4).tolist()
+    for scores, items in zip((queries.flatten(0, 1) @ table.T).tolist(), found, strict=True):
+        assert items == sorted(range(ITEMS), key=lambda item: -scores[item])[:4]
 
 
 def test_weighted_scores_by_hand_and_by_autograd() -> None:
@@ -112,11 +110,11 @@ def test_a_sampled_distillation_goes_on_where_it_stopped_and_takes_new_samples(
 ) -> None:
     asked: list[Tensor] = []
 
-    def pointed(queries: Tensor, _table: Tensor) -> Tensor:
+    def pointed(_table: Tensor, queries: Tensor, _count: int) -> Tensor:
         asked.append(queries)
         return torch.tensor([2, 5])
 
-    monkeypatch.setattr(item_sampler, "pointed_at", pointed)
+    monkeypatch.setattr(item_sampler, "highest", pointed)
     over = {"softmax": "sampled", "negatives": 4, "steps": 4, "validate_every": 2}
     whole, first, second = distillation(**over), distillation(**over), distillation(**over)
     seen: list[Tensor] = []
