@@ -406,7 +406,7 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
     said = {"softmax": "full"}  # what `auto` came to
     data = {"validate_by": "unseen", "duplicates": "keep"}
     teacher = {**said, "counting_share": 0.7}
-    settled = small_config(teacher=teacher, outer=said, data=data)
+    settled = small_config(teacher=teacher, outer={**said, "support": "all"}, data=data)
     assert bundle.manifest.config == settled
     assert bundle.manifest.fingerprint == "f" * 64
     n = len(bundle.item_ids)
