@@ -388,7 +388,7 @@ def test_ids_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.Mon
 
 def manifest_of(repeat_share: float) -> Manifest:
     return Manifest(
-        config=build_config("balanced", merge(SMALL, {"device": "cpu"})),
+        config=small_config(),
         fingerprint="f" * 64,
         statistics={"repeat_share": repeat_share},
         validation={},

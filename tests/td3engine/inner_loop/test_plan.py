@@ -118,11 +118,11 @@ def test_every_row_of_the_table(
         inputs, loss = form
         dense_enough = n_items == FEW and not fixed
         by_default = support == "auto" and n_items == MANY and device == CPU
-        sparse = fixed and inputs == "soft" and (by_default or isinstance(support, int))
+        sparse = inputs == "soft" and fixed and (by_default or isinstance(support, int))
         kind = "sparse" if sparse else "dense" if dense_enough else large
         assert plan.soft_embedding == ("items" if inputs == "items" else kind)
-        assert plan.loss == loss
         assert plan.support == (None if not sparse else 1024 if by_default else support)
+        assert plan.loss == loss
         assert plan.softmax == ("sampled" if sampled and fixed else "full")
         recorded = graphs == "on" and name == "sasrec" and plan.softmax == "full"
         assert plan.unroll == ("cuda-graphs" if recorded else "sequential")
@@ -138,7 +138,7 @@ def test_every_row_of_the_table(
         assert len(plan.notes) == sum(ignored)
         backbone = build_backbone(small_config(backbone={"name": name}).backbone, 8)
         user = plan_training(backbone, mode, n_items, POSITIONS, loss, inputs)
-        embedding = "dense" if dense_enough else of_user
+        embedding = "dense" if dense_enough else of_user  # never a sparse one
         embedding = "items" if inputs == "items" else embedding
         assert user == InnerLoopPlan(plan.gradient, embedding, loss)  # type: ignore[arg-type]
 
@@ -210,13 +210,6 @@ def test_the_plan_makes_the_embedding_that_it_names() -> None:
     assert sparse.items == 2
 
 
-def test_a_support_of_all_items_is_the_whole_attention() -> None:
-    for support in (FEW, FEW + 1, "all"):
-        form: tuple[Literal["items", "soft"], LearnerLossName] = ("soft", "cross-entropy")
-        plan = plan_of("sasrec", "shared-items", FEW, CPU, form, support=support)
-        assert plan.soft_embedding == "precomputed"
-
-
 def test_scores_are_compared_beside_the_inputs() -> None:
     """Of items there are no distributions to embed; of a soft summary there are."""
     V = torch.zeros(3, 2)
@@ -256,3 +249,9 @@ def test_labelled_users_are_read_as_distributions_where_cross_entropies_compare(
         draw = torch.Generator().manual_seed(1)
         tables.append(learn(summary, backbone, config, mode, draw).model.parameters)
     torch.testing.assert_close(*tables)
+
+
+def test_a_support_of_all_items_is_the_whole_attention() -> None:
+    for support in (FEW, FEW + 1, "all"):
+        plan = plan_of("sasrec", "shared-items", FEW, form=FORMS[1], support=support)
+        assert plan.soft_embedding == "precomputed"

@@ -4,8 +4,8 @@ from typing import Literal
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
 from td3engine.inner_loop.adam import LearnerState
@@ -66,7 +66,7 @@ def dense_loss(
     encoder, table = model.parts(theta)
     inputs = batch[..., :-WIDTH]
     if inputs.shape[-1] == 1:
-        X = F.one_hot(inputs[..., 0].long(), ITEMS).double() @ table
+        X = functional.one_hot(inputs[..., 0].long(), ITEMS).double() @ table
     elif inputs.shape[-1] == ITEMS:
         X = inputs @ table
     elif model.frozen is None:

@@ -159,7 +159,8 @@ def test_learners_on_it_have_the_dropout_that_its_backbone_had(tmp_path: Path) -
     folder = changed(tmp_path, OLD, lambda manifest: manifest["config"]["backbone"].pop("dropout"))
     assert load_bundle(folder).manifest.config.learner.dropout == 0.2
     for rate in (0.0, 0.35):
-        folder = changed(tmp_path, OLD, lambda m, rate=rate: m["config"]["backbone"].update(dropout=rate))  # fmt: skip
+        own = {"dropout": rate}
+        folder = changed(tmp_path, OLD, lambda m, own=own: m["config"]["backbone"].update(own))
         config = load_bundle(folder).manifest.config
         assert config.learner.dropout == config.learner_backbone.dropout == rate
 
