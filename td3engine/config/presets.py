@@ -142,12 +142,15 @@ def _sized_summary(config: DistillConfig, length: int, log: LogSize) -> Sizes:
         return replace(wanted, users=summary.users)
     if budget and budget.sequences:
         return replace(wanted, users=budget.sequences)
+    # A step that was given stays, and sequences have to fit beside the table that it makes.
+    coarsest = COARSEST_TABLE if "summary.table_step" in config.auto else summary.table_step
     if budget and budget.bytes:
-        return fitted(replace(wanted, users=min(MOST_BY_BYTES, log.users)), budget.bytes)
+        most = replace(wanted, users=min(MOST_BY_BYTES, log.users))
+        return fitted(most, budget.bytes, coarsest)
     if log.stored_bytes is None:
         return wanted
     try:
-        return fitted(wanted, round(LARGEST_SHARE * log.stored_bytes))
+        return fitted(wanted, round(LARGEST_SHARE * log.stored_bytes), coarsest)
     except UnusableError:  # the items alone take more: nobody asked for that limit
         few = min(-(-LABELS_SUFFICE // length), wanted.users)
         return replace(wanted, users=few, table_step=COARSEST_TABLE)
@@ -164,10 +167,11 @@ def _outer_steps(config: DistillConfig, summary: Sizes) -> int:
             trains_table=scratch,
         )
         return round(config.budget.seconds / each)
+    # Those that were asked for come first, and as many follow.
+    least = 2 * config.outer.shared_steps if scratch else 0
     positions = summary.users * summary.length
-    if config.summary.inputs == "items" and positions >= LABELS_SUFFICE:
-        return 0
-    return max(LONG_STEPS, 2 * config.outer.shared_steps if scratch else 0)
+    suffices = config.summary.inputs == "items" and positions >= LABELS_SUFFICE
+    return least if suffices else max(LONG_STEPS, least)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

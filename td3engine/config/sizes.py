@@ -62,11 +62,11 @@ def bits(step: float) -> float:
     return max(0.5, math.log2(math.sqrt(2 * math.pi * math.e) / step))
 
 
-def fitted(sizes: Sizes, most_bytes: int) -> Sizes:
+def fitted(sizes: Sizes, most_bytes: int, coarsest: float = COARSEST_TABLE) -> Sizes:
     """The sizes with as many users as `most_bytes` hold, at most those given.
 
     Where those would have fewer than `LABELS_SUFFICE` positions, the item table's steps grow, up to
-    `COARSEST_TABLE`, since a table takes most of a small summary.
+    `coarsest`, since a table takes most of a small summary.
 
     Raises:
         UnusableError: not even one sequence fits; the message says what would.
@@ -77,9 +77,9 @@ def fitted(sizes: Sizes, most_bytes: int) -> Sizes:
         left = most_bytes - replace(coarse, users=0).total
         users = min(sizes.users, math.floor(left / sizes.sequence))
         enough = users >= sizes.users or users * sizes.length >= LABELS_SUFFICE
-        if enough or step >= COARSEST_TABLE or not step:
+        if enough or step >= coarsest or not step:
             break
-        step = min(COARSEST_TABLE, round(step + 0.05, 2))
+        step = min(coarsest, round(step + 0.05, 2))
     if users < 1:
         needed = replace(coarse, users=1).total
         raise UnusableError(
