@@ -138,8 +138,8 @@ def _bundle(folder: Path) -> Iterator[tuple[str, Any]]:
         yield part, _sha(json.dumps(manifest[part], sort_keys=True).encode())
     summary = load_bundle(folder).factors
     for name in ("labels", "U", "T", "G", "Y", "V"):
-        if (part := getattr(summary, name, None)) is not None:
-            yield f"norm of {name}", float(part.double().norm()) / math.sqrt(part.numel())
+        if (tensor := getattr(summary, name, None)) is not None:
+            yield f"norm of {name}", float(tensor.double().norm()) / math.sqrt(tensor.numel())
 
 
 def _checkpoint_digest(path: Path) -> str:

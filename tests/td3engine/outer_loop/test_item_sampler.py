@@ -45,7 +45,7 @@ def test_with_every_item_at_hand_distilling_is_as_without_samples(
         full.done += 1
         some.done += 1
     assert some.training.model.log_weight is not None
-    assert not torch.equal(full.factors[0], full.summary.U)
+    assert not torch.equal(full.factors[0], full.summary.learned[0])
     for found, expected in zip(some.factors, full.factors, strict=True):
         assert distance(found, expected) < EXACT
 

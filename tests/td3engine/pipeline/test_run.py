@@ -72,6 +72,12 @@ def whole(log: Interactions, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_runs_that_are_stopped_do_distil(whole: Path, soft: Path, scratch: Path) -> None:
+    """Or what a resumed run does in outer steps would not show in its bytes."""
+    for folder in (whole, soft, scratch):
+        assert load_bundle(folder).manifest.validation["outer_step"] > 0
+
+
 def test_same_seed_same_bytes_and_another_seed_others(
     log: Interactions, whole: Path, tmp_path: Path
 ) -> None:
@@ -115,11 +121,15 @@ def test_a_run_with_several_learners_a_step_goes_on_to_the_same_bytes(
     assert bytes_of(tmp_path / "stopped") != bytes_of(whole)
 
 
+# Steps on this small log do better than noise, but not than users' histories.
+SOFT = paper_config(summary={"start": "random"})
+
+
 @pytest.fixture(scope="module")
 def soft(log: Interactions, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the paper's method, made without any interruption."""
     folder = tmp_path_factory.mktemp("soft")
-    run(log, folder, paper_config())
+    run(log, folder, SOFT)
     return folder
 
 
@@ -131,8 +141,8 @@ def test_a_run_with_soft_inputs_goes_on_to_the_same_bytes(
     stops = iter(range(1, looks + 1))
 
     with pytest.raises(Interrupted):
-        run(log, tmp_path, paper_config(), stop=lambda: next(stops) == looks)
-    run(log, tmp_path, paper_config())
+        run(log, tmp_path, SOFT, stop=lambda: next(stops) == looks)
+    run(log, tmp_path, SOFT)
     assert bytes_of(tmp_path) == bytes_of(soft)
 
 
@@ -406,7 +416,7 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
     said = {"softmax": "full"}  # what `auto` came to
     data = {"validate_by": "unseen", "duplicates": "keep"}
     teacher = {**said, "counting_share": 0.7}
-    settled = small_config(teacher=teacher, outer={**said, "support": "all"}, data=data)
+    settled = small_config(auto=(), teacher=teacher, outer={**said, "support": "all"}, data=data)
     assert bundle.manifest.config == settled
     assert bundle.manifest.fingerprint == "f" * 64
     n = len(bundle.item_ids)
@@ -589,8 +599,9 @@ def test_rows_say_what_they_cost(log: Interactions, tmp_path: Path, over: dict[s
         users = rows["labelled, same bytes"]["sequences"]
         assert users is not None
         sizes["labelled, same bytes"] = users, users * user + V
-        # The factors are fewer numbers than one user's labels.
-        assert users == 1
+        # As many as there are bytes for: one more would not fit.
+        room = rows["TD3 summary"]["bytes"] - rows["labelled, same bytes"]["bytes"]
+        assert abs(room) < 4 * user
     for name, (sequences, numbers) in sizes.items():
         row = rows[name]
         assert (row["sequences"], row["numbers_stored"]) == (sequences, numbers)

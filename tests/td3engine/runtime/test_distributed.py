@@ -133,7 +133,12 @@ def take_steps(group: ProcessGroup, mode: Mode, file: Path) -> None:
 
 
 def steps_of(mode: Mode, group: ProcessGroup) -> Distillation:
-    over = {"normalise": True, "validate_every": 2, "learners": LEARNERS, "feature_weight": 0.7}
+    over: dict[str, Any] = {
+        "normalise": True,
+        "validate_every": 2,
+        "learners": LEARNERS,
+        "feature_weight": 0.7,
+    }
     return make(config_of(mode, **over), False, group)
 
 

@@ -1,5 +1,6 @@
 """Tensors in few bytes: what comes back, bit for bit; what rounding costs; what is refused."""
 
+import json
 import lzma
 import math
 import warnings
@@ -71,7 +72,7 @@ def test_what_is_packed_comes_back_bit_for_bit(name: str) -> None:
     assert about["shape"] == list(tensor.shape)
     assert ("step" in about) == (kind == "int8")
     # The description goes through a header's text.
-    assert packing.json.loads(packing.describe({"x": about})) == {"x": about}
+    assert json.loads(packing.describe({"x": about})) == {"x": about}
     again, about_again = pack(found)
     assert (again, about_again) == (data, about)
 
@@ -253,9 +254,10 @@ def test_incomplete_descriptions_are_refused(part: str) -> None:
 
 
 def test_no_description_is_refused() -> None:
-    for about in ([], "int8", None, 3):
+    nothing: list[Any] = [[], "int8", None, 3]
+    for about in nothing:
         with pytest.raises(PackingError):
-            unpack(DATA, about)  # type: ignore[arg-type]
+            unpack(DATA, about)
 
 
 def test_no_more_is_unpacked_than_there_should_be() -> None:
