@@ -159,7 +159,7 @@ def measure(study: Study, base: dict[str, Any], variant: Variant, seeds: int) ->
     history = config.data.max_history
     teacher = study.full("sasrec", 0)
     holdout = Holdouts(study.split, config.data).validation(config.learner_history)
-    backbone = build_backbone(config.backbone, history)
+    backbone = build_backbone(config.learner_backbone, history)
     distillation = variant.distillation(study.split, config, backbone, teacher, holdout, CPU)
     began = time.perf_counter()
     for _ in distillation.steps():

@@ -26,6 +26,7 @@ from td3engine.models.registry import build_backbone
 from td3engine.ranking.holdout import Holdouts
 from td3engine.ranking.metrics import validation_ndcg
 from td3engine.runtime.seeding import Purpose, generator
+from td3engine.summary.labelled import AnySummary
 from td3engine.summary.tucker import TuckerSummary
 from td3engine.teacher.training import LogTraining, TrainedOnLog
 
@@ -67,7 +68,7 @@ def end_to_end(
 
     distillation = work.engine(config)
 
-    def engine_step() -> TuckerSummary:
+    def engine_step() -> AnySummary:
         distillation.step()
         distillation.done += 1
         factors = (factor.detach() for factor in distillation.factors)
@@ -81,7 +82,7 @@ def end_to_end(
     textbook = theirs.textbook(published_start(theirs))
     rng = np.random.default_rng(0)
 
-    def textbook_step() -> TuckerSummary:
+    def textbook_step() -> AnySummary:
         textbook.step(theirs.real_rows(rng), lambda _part: None)
         U, T, G = (factor.detach() for factor in textbook.factors)
         return TuckerSummary(U, T, G, theirs.item_table)
@@ -121,7 +122,7 @@ def compared(
 
 def follow(
     name: str,
-    step: Callable[[], TuckerSummary],
+    step: Callable[[], AnySummary],
     work: Work,
     every: int,
     budget: float,
@@ -145,7 +146,7 @@ def follow(
     return Curve(looks)
 
 
-def validation(summary: TuckerSummary, work: Work) -> float:
+def validation(summary: AnySummary, work: Work) -> float:
     """Mean NDCG@10 of two learners trained on the summary, with the work's learner settings."""
     config = work.config
     holdout = Holdouts(work.split, config.data).validation(config.learner_history)

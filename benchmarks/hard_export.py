@@ -30,7 +30,7 @@ from td3engine.evaluation.benchmark import Benchmark, benchmark_for
 from td3engine.export.sequences import COPIES, GUIDANCE, TEMPERATURE, sample_sequences, train_guide
 from td3engine.inner_loop.learner import recommender
 from td3engine.summary.bundle import Bundle, load_bundle
-from td3engine.summary.tucker import TuckerSummary
+from td3engine.summary.labelled import AnySummary
 from td3engine.teacher.training import LogTraining, TrainedOnLog
 
 Row = dict[str, Any]
@@ -73,7 +73,7 @@ WAYS: dict[str, Way] = {
 }
 
 
-def sample(summary: TuckerSummary, config: DistillConfig, way: Way, seed: int) -> Tensor:
+def sample(summary: AnySummary, config: DistillConfig, way: Way, seed: int) -> Tensor:
     """Item sequences, int64 (users * copies, zeta)."""
     guide = None
     if way.guidance is not None:
@@ -90,7 +90,7 @@ def sample(summary: TuckerSummary, config: DistillConfig, way: Way, seed: int) -
 
 def train(
     benchmark: Benchmark,
-    summary: TuckerSummary,
+    summary: AnySummary,
     config: DistillConfig,
     way: Way,
     mode: Mode,

@@ -75,7 +75,7 @@ def make_split(users: int) -> Split:
 
 def make_distillation(split: Split, config: DistillConfig) -> Distillation:
     """With a random teacher: a step costs what it costs with a trained one."""
-    backbone = build_backbone(config.backbone, config.data.max_history)
+    backbone = build_backbone(config.learner_backbone, config.data.max_history)
     draw = torch.Generator().manual_seed(0)
     parameters = 0.02 * torch.randn(backbone.n_parameters, generator=draw)
     table = 0.02 * torch.randn(ITEMS, config.backbone.hidden, generator=draw)

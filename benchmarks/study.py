@@ -47,7 +47,8 @@ from td3engine.outer_loop.distillation import Distillation
 from td3engine.outer_loop.initial_summary import initial_summary
 from td3engine.ranking.holdout import Holdouts
 from td3engine.ranking.metrics import CUTOFFS, Metrics
-from td3engine.summary.tucker import TuckerSummary
+from td3engine.summary.bundle import packed_bytes
+from td3engine.summary.labelled import AnySummary
 from td3engine.teacher.network import network_training
 from td3engine.teacher.training import LogTraining, TrainedOnLog
 
@@ -198,7 +199,7 @@ class Study:
 
     def summary(
         self, backbone: BackboneName, mode: Mode, seed: int = 0
-    ) -> tuple[TuckerSummary, float]:
+    ) -> tuple[AnySummary, float]:
         """The summary distilled with this backbone for this mode, and the seconds that took."""
         config = self.config(backbone, mode, seed)
         path = self.work / f"summary-{backbone}-{mode}-{seed}-{_hash(config)}.pt"
@@ -208,7 +209,7 @@ class Study:
             distillation = Distillation(
                 self.split,
                 config,
-                build_backbone(config.backbone, config.data.max_history),
+                build_backbone(config.learner_backbone, config.data.max_history),
                 teacher,
                 self.holdouts.validation(config.learner_history),
                 self.device,
@@ -223,7 +224,7 @@ class Study:
         kept = self._load(path)
         return start.with_learned(*kept["learned"]), kept["seconds"]
 
-    def start(self, config: DistillConfig, teacher: TrainedOnLog) -> TuckerSummary:
+    def start(self, config: DistillConfig, teacher: TrainedOnLog) -> AnySummary:
         """A summary before distilling."""
         return initial_summary(config, self.split, teacher)
 
@@ -276,8 +277,8 @@ class Study:
         if cell.source != "labelled":
             summary, seconds = self.summary(cell.distilled_with, cell.mode, replicate)
             if cell.source == "labelled-bytes":
-                size = config.summary.length, config.backbone.hidden
-                users = users_of_bytes(summary.numbers_learned, *size)
+                made = self.split, config.summary, teacher, self.split.n_users
+                users = users_of_bytes(packed_bytes(summary), *made)
             else:
                 users = min(int(seconds / each), MOST_LABELLED, self.split.n_users)
         return users, users * each

@@ -16,11 +16,11 @@ from td3engine.inner_loop.learner import TrainedLearner, learn_from, recommender
 from td3engine.inner_loop.plan import plan_training
 from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.runtime.seeding import Purpose, generator
-from td3engine.summary.tucker import TuckerSummary, query
+from td3engine.summary.labelled import AnySummary
 
 
 def soft_export_rows(
-    benchmark: Benchmark, summary: TuckerSummary, _config: DistillConfig, mode: Mode, seed: int
+    benchmark: Benchmark, summary: AnySummary, _config: DistillConfig, mode: Mode, seed: int
 ) -> list[Row]:
     """A learner that knows only the most probable items of a position, as exported."""
     learner = benchmark.config.learner
@@ -28,9 +28,9 @@ def soft_export_rows(
     # No queries are read: the probabilities are made here.
     plan = plan_training(benchmark.backbone, mode, len(summary.V), positions=0)
     training = InnerLoopTrainer(
-        model, learner, learner.steps_in(mode), plan.embed(summary.V), len(summary.T), plan
+        model, learner, learner.steps_in(mode), plan.embed(summary.V), summary.length, plan
     )
-    scores_UTN = query(*summary.learned) @ summary.V.T
+    scores_UTN = summary.soft_sequences().stacked @ summary.V.T
     top = scores_UTN.softmax(-1).topk(min(TOP_K, scores_UTN.shape[-1]))
     synthetic = torch.zeros_like(scores_UTN).scatter(-1, top.indices, top.values)
     synthetic = synthetic / synthetic.sum(-1, keepdim=True)
@@ -57,7 +57,7 @@ def soft_export_rows(
 
 
 def hard_export_rows(
-    benchmark: Benchmark, summary: TuckerSummary, config: DistillConfig, mode: Mode, seed: int
+    benchmark: Benchmark, summary: AnySummary, config: DistillConfig, mode: Mode, seed: int
 ) -> list[Row]:
     """A full training on sampled sequences, with the exporter's defaults."""
 
@@ -65,8 +65,8 @@ def hard_export_rows(
         found = train_on_samples(benchmark, summary, config, Way(), mode, nth)
         return TrainedLearner(found.model, found.seconds)
 
-    sequences = COPIES * len(summary.U)
-    stored = sequences * len(summary.T) + (summary.V.numel() if mode == "shared-items" else 0)
+    sequences = COPIES * summary.users
+    stored = sequences * summary.length + (summary.V.numel() if mode == "shared-items" else 0)
     return learner_rows(
         benchmark,
         "hard-export",

@@ -107,7 +107,7 @@ class Work:
     def untrained(cls, split: Split, config: DistillConfig, device: torch.device) -> "Work":
         """With a random teacher: speed and memory do not depend on what it has learnt."""
         draw = torch.Generator(device.type).manual_seed(0)
-        backbone = build_backbone(config.backbone, config.data.max_history)
+        backbone = build_backbone(config.learner_backbone, config.data.max_history)
         encoder_P = backbone.initial(draw)
         shape = split.n_items, config.backbone.hidden
         table_ND = torch.randn(shape, generator=draw, device=device).mul_(TABLE_STD)

@@ -22,9 +22,9 @@ from td3engine.export.sequences import (
     train_guide,
 )
 from td3engine.models.trained_model import TrainedModel
-from td3engine.summary.bundle import Bundle, load_bundle, save_bundle
+from td3engine.summary.bundle import Bundle, load_bundle, packed_bytes, save_bundle
+from td3engine.summary.labelled import AnySummary
 from td3engine.summary.soft_sequences import expected_embeddings
-from td3engine.summary.tucker import TuckerSummary
 
 
 class Quality(NamedTuple):
@@ -56,7 +56,7 @@ class SoftSequenceDataset(Dataset[dict[str, Tensor]]):
         item_embeddings: the item table V, (n, d).
     """
 
-    def __init__(self, factors: TuckerSummary) -> None:
+    def __init__(self, factors: AnySummary) -> None:
         sequences = factors.soft_sequences()
         self.item_embeddings = factors.V
         self._inputs = expected_embeddings(sequences.inputs, factors.V, factors.V)
@@ -128,13 +128,12 @@ class Summary(Bundle):
     @property
     def length(self) -> int:
         """Positions of a synthetic sequence, zeta."""
-        return len(self.factors.T)
+        return self.factors.length
 
     @property
     def bytes(self) -> int:
-        """Size of the factors and the item table in bytes."""
-        tensors = (*self.factors.learned, self.factors.V)
-        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        """Size of the file that items, labels or factors, and the item table are written to."""
+        return packed_bytes(self.factors)
 
     @property
     def quality(self) -> Quality | None:
@@ -150,7 +149,7 @@ class Summary(Bundle):
 
     def __len__(self) -> int:
         """Number of synthetic sequences, mu."""
-        return len(self.factors.U)
+        return self.factors.users
 
     def fit(
         self,

@@ -80,7 +80,7 @@ def train(
         validate = benchmark_for(summary, as_log(log), where, config).validate
     learner = learn(
         summary.factors.to(where),
-        build_backbone(config.backbone, config.data.max_history),
+        build_backbone(config.learner_backbone, config.data.max_history),
         config.learner,
         mode,
         generator(seed, Purpose.LEARNER, device=where.type),

@@ -67,7 +67,7 @@ def export(
         bundle = load_bundle(summary)
         device = pick_device()
         configure(device)
-        with console.status(f"exporting {len(bundle.factors.U)} sequences"):
+        with console.status(f"exporting {bundle.factors.users} sequences"):
             line = export_to(kind, bundle, out, options, device)
         console.print(f"{out}: {line}", soft_wrap=True, markup=False)
 

@@ -47,10 +47,13 @@ AUTO_KNOBS: tuple[AutoKnob, ...] = get_args(AutoKnob)
 PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
 Device = Literal["auto", "cpu", "cuda"]
 Duplicates = Literal["auto", "drop", "keep"]
+LearnerLossName = Literal["scores", "cross-entropy"]
 ValidationProtocol = Literal["all", "unseen"]
 # What releases without these settings computed with; their manifests and models lack them.
+EARLIER_DROPOUT = 0.2  # of learners and teachers alike
 EARLIER_DATA: dict[str, Any] = {"duplicates": "keep", "validate_by": "unseen"}
 DUPLICATES_FROM = 0.1  # share of exact duplicates, from which on `auto` takes a log for faulty
+Step = Annotated[float, Field(ge=0, le=2)]
 Rank = Annotated[int, Field(gt=0, le=256)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -115,7 +118,8 @@ class BackboneConfig(_Part):
     )
     dropout: Probability = Field(
         default=0.2,
-        description="Of learners, and of the teacher unless `teacher.dropout` is given.",
+        description="Of models that train on the log: the teacher, unless `teacher.dropout` is "
+        "given, and baselines on real users. Learners on a summary have `learner.dropout`.",
     )
     options: dict[str, StrictBool | StrictInt | FiniteFloat | str] = Field(
         default={},
@@ -175,16 +179,21 @@ class SummaryConfig(_Part):
 
     users: Annotated[int, Field(ge=1, le=10_000)] = Field(default=30, description="mu")
     length: Annotated[int, Field(ge=4, le=1000)] = Field(default=50, description="zeta")
-    user_rank: Rank = Field(default=16, description="d1")
-    time_rank: Rank = Field(default=16, description="d2")
+    inputs: Literal["items", "soft"] = Field(
+        default="items",
+        description="What learners read: `items`, the events of real histories, each with a label "
+        "of its own; or `soft`, as in the paper, distributions over items in Tucker form.",
+    )
+    user_rank: Rank = Field(default=16, description="d1, of soft inputs")
+    time_rank: Rank = Field(default=16, description="d2, of soft inputs")
     targets: Literal["own", "next"] = Field(
         default="own",
-        description="Targets of learners: distributions of their own (a temporal factor Y), or, as "
-        "in the paper, the next input.",
+        description="Targets of learners on soft inputs: distributions of their own (a temporal "
+        "factor Y), or, as in the paper, the next input.",
     )
     start: Literal["users", "random"] = Field(
         default="users",
-        description="The summary before distilling: histories of some users, as near as the ranks "
+        description="Soft inputs before distilling: histories of some users, as near as the ranks "
         "allow, or noise.",
     )
     sharpness: Annotated[float, Field(ge=-20, le=20)] = Field(
@@ -195,16 +204,37 @@ class SummaryConfig(_Part):
     initial_std: PositiveFloat = Field(
         default=0.5, description="Standard deviation of U and T before distilling."
     )
+    table_step: Step = Field(
+        default=0.2,
+        description="The item table is rounded to multiples of about this share of its root mean "
+        "square, before anything is labelled or distilled; 0: to none.",
+    )
+    label_step: Step = Field(
+        default=0.5,
+        description="The same of labels, whenever a summary is validated and at the end; factors "
+        "of soft inputs go to half precision. 0: neither.",
+    )
 
 
 class LearnerConfig(_Part):
     """The inner loop: how a learner trains on the summary (section 4)."""
 
-    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(default=200, description="T_inner")
+    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(default=800, description="T_inner")
     scratch_steps: Annotated[int, Field(ge=2, le=100_000)] = Field(
-        default=200, description="Steps of a learner that trains an item table of its own."
+        default=1600, description="Steps of a learner that trains an item table of its own."
     )
-    batch: PositiveInt = Field(default=15, description="mu_b: synthetic sequences a step.")
+    batch: PositiveInt = Field(default=25, description="mu_b: synthetic sequences a step.")
+    loss: LearnerLossName = Field(
+        default="scores",
+        description="How a learner is held to a target: by the squared distance of its scores to "
+        "the target's, over all items; or, as in the paper, by the cross-entropy of the two "
+        "distributions.",
+    )
+    dropout: Probability = Field(
+        default=0.0,
+        description="Of learners on a summary. Targets say more than one item each, and dropout "
+        "costs more than it saves.",
+    )
     lr: PositiveFloat = 0.02
     schedule: Literal["constant", "linear"] = Field(
         default="linear", description="Learning rate over a learner's steps; linear ends at zero."
@@ -233,7 +263,9 @@ class LearnerConfig(_Part):
 class OuterConfig(_Part):
     """The outer loop: how the summary is trained (section 5)."""
 
-    steps: PositiveInt = 150
+    steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        default=150, description="0: the summary is its start, not distilled."
+    )
     shared_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
         default=0,
         description="Of these steps the first ones, when distilling for `from-scratch`, that "
@@ -364,12 +396,18 @@ class DistillConfig(_Part):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
+        if self.summary.inputs == "items" and self.learner.loss == "cross-entropy":
+            raise ValueError(
+                "summary.inputs 'items' has labels that are compared by scores: learner.loss "
+                "'cross-entropy' needs summary.inputs 'soft'"
+            )
         if self.mode == "from-scratch":
             self._window_fits("scratch_steps", self.learner.scratch_steps)
         if self.mode == "shared-items" or self.outer.shared_steps:
             self._window_fits("steps", self.learner.steps)
         steps_are_given = "outer.steps" not in self.auto
-        too_many = steps_are_given and self.outer.shared_steps >= self.outer.steps
+        shared = self.outer.shared_steps
+        too_many = steps_are_given and shared > 0 and shared >= self.outer.steps
         if self.mode == "from-scratch" and too_many:
             raise ValueError(
                 f"outer.shared_steps ({self.outer.shared_steps}) must be less than outer.steps "
@@ -399,6 +437,11 @@ class DistillConfig(_Part):
         """The backbone as the teacher trains it."""
         own = self.teacher.dropout
         return self.backbone if own is None else self.backbone.model_copy(update={"dropout": own})
+
+    @property
+    def learner_backbone(self) -> BackboneConfig:
+        """The backbone as learners on a summary train it."""
+        return self.backbone.model_copy(update={"dropout": self.learner.dropout})
 
     @property
     def learner_history(self) -> int:

@@ -20,7 +20,8 @@ from td3engine.evaluation.table import NUMBER, Cost, Row, make_rows
 from td3engine.inner_loop.learner import TrainedLearner, learn, recommender
 from td3engine.models.trained_model import TrainedModel
 from td3engine.runtime.seeding import Purpose, generator
-from td3engine.summary.tucker import TuckerSummary
+from td3engine.summary.bundle import packed_bytes
+from td3engine.summary.labelled import AnySummary
 
 TrainLearner = Callable[[int], TrainedLearner]
 """seed -> a trained learner."""
@@ -29,7 +30,7 @@ TrainLearner = Callable[[int], TrainedLearner]
 def summary_rows(
     benchmark: Benchmark,
     name: str,
-    summary: TuckerSummary,
+    summary: AnySummary,
     mode: Mode,
     seeds: Sequence[int],
     making_seconds: float = 0.0,
@@ -50,8 +51,8 @@ def summary_rows(
         Cost(
             train_seconds=0.0,
             numbers_stored=summary.numbers_stored,
-            bytes=NUMBER * summary.numbers_stored,
-            sequences=len(summary.U),
+            bytes=packed_bytes(summary),
+            sequences=summary.users,
             making_seconds=making_seconds,
         ),
     )

@@ -66,7 +66,7 @@ class Benchmark:
         return cls(
             split=split,
             config=config,
-            backbone=build_backbone(config.backbone, config.data.max_history),
+            backbone=build_backbone(config.learner_backbone, config.data.max_history),
             holdouts=holdouts,
             validation=holdouts.validation(config.learner_history),
             test=test,

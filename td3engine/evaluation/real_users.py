@@ -9,6 +9,7 @@ from td3engine.data.split import Split
 from td3engine.data.windows import WindowIndex
 from td3engine.evaluation.benchmark import Benchmark
 from td3engine.inner_loop.learner import TrainedLearner, recommender
+from td3engine.models.registry import build_backbone
 from td3engine.runtime.seeding import Purpose, numpy_generator
 from td3engine.teacher.training import LogTraining, TrainedOnLog
 
@@ -74,10 +75,13 @@ def train_on_windows(
 def _train_at(
     benchmark: Benchmark, windows: WindowIndex, mode: Mode, V_ND: Tensor, seed: int, rate: float
 ) -> TrainedOnLog:
-    learner = benchmark.config.learner
+    config = benchmark.config
+    learner = config.learner
+    # Real events say one item each: these learners keep the dropout of models of the log.
+    backbone = build_backbone(config.backbone, config.data.max_history)
     training = LogTraining(
         benchmark.split,
-        recommender(benchmark.backbone, V_ND, mode),
+        recommender(backbone, V_ND, mode),
         budget_in_epochs(learner.model_copy(update={"lr": rate * learner.lr}), mode, len(windows)),
         lambda _: windows,
         benchmark.validation,

@@ -15,7 +15,7 @@ from td3engine.inner_loop.learner import learn
 from td3engine.models.registry import build_backbone
 from td3engine.models.trained_model import TrainedModel
 from td3engine.runtime.seeding import Purpose, generator
-from td3engine.summary.tucker import TuckerSummary
+from td3engine.summary.labelled import AnySummary
 
 COPIES = 20
 TEMPERATURE = 0.6
@@ -36,7 +36,7 @@ class Guide:
 
 
 def train_guide(
-    summary: TuckerSummary, config: DistillConfig, *, weight: float = GUIDANCE, seed: int = 0
+    summary: AnySummary, config: DistillConfig, *, weight: float = GUIDANCE, seed: int = 0
 ) -> Guide:
     """Train the learner of guided sampling, on the summary alone (`shared-items`).
 
@@ -52,7 +52,7 @@ def train_guide(
     """
     if not 0 <= weight <= 1:
         raise UnusableError(f"guidance must be from 0 to 1, not {weight}")
-    backbone = build_backbone(config.backbone, config.data.max_history)
+    backbone = build_backbone(config.learner_backbone, config.data.max_history)
     draw = generator(seed, Purpose.EXPORT_LEARNER, device=summary.V.device.type)
     learner = learn(summary, backbone, config.learner, "shared-items", draw)
     return Guide(learner.model, weight)
@@ -60,7 +60,7 @@ def train_guide(
 
 @torch.no_grad()
 def sample_sequences(
-    summary: TuckerSummary,
+    summary: AnySummary,
     *,
     copies: int = COPIES,
     temperature: float = TEMPERATURE,

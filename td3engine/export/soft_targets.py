@@ -16,6 +16,7 @@ from td3engine.errors import UnusableError
 from td3engine.export.registry import ExportOptions
 from td3engine.files import new_file
 from td3engine.summary.bundle import Bundle
+from td3engine.summary.labelled import AnySummary
 from td3engine.summary.tucker import TuckerSummary
 
 SOFT_FORMAT = "td3-soft-2"
@@ -24,7 +25,7 @@ TOP_K = 200
 
 
 def soft_top_k(
-    summary: TuckerSummary, item_ids: Sequence[str], k: int = TOP_K, *, renormalise: bool = False
+    summary: AnySummary, item_ids: Sequence[str], k: int = TOP_K, *, renormalise: bool = False
 ) -> pa.Table:
     """The k most probable items of each synthetic position, of its input and of its target.
 
@@ -47,7 +48,7 @@ def soft_top_k(
     """
     if k < 1:
         raise UnusableError(f"the number of items a position must be positive, not {k}")
-    own = summary.Y is not None
+    own = not isinstance(summary, TuckerSummary) or summary.Y is not None
     # (mu, zeta, 1 or 2, d): at each position the input, and the target if it differs.
     sequences = summary.soft_sequences()
     C_UTRD = torch.stack([sequences.inputs, *([sequences.targets] if own else [])], 2)

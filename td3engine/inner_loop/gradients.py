@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.losses.cross_entropy import cross_entropy
+from td3engine.losses.score_distance import AnalyticDistance, ItemProducts, mean_distance
 from td3engine.losses.softmax import SoftmaxOverItems
 from td3engine.models.backbone import AnalyticEncoder
 from td3engine.models.recommender import Recommender, StepRandomness
+from td3engine.summary.scored_sequences import InputsWithTargets
 from td3engine.summary.soft_sequences import SoftEmbedding
 from td3engine.summary.tucker import SoftSequences
 
@@ -80,6 +82,28 @@ def summary_loss(
     hidden_KF = model.states(encoder_P, X.inputs, lengths, randomness)
     expected_KF = X.targets[randomness.targets.rows, randomness.targets.at]
     return cross_entropy(hidden_KF, expected_KF, table_NF, model.log_weight).mean()
+
+
+def scored_loss(
+    model: Recommender,
+    sequences: InputsWithTargets,
+    theta: Tensor,
+    batch: Tensor,
+    randomness: StepRandomness,
+) -> Tensor:
+    """The inner loss of learners that are held to scores: the mean over target positions of the
+    distance between their scores and those of the target's query.
+
+    Args:
+        model: the learner.
+        sequences: how the batch is read.
+        theta, batch, randomness: as for `summary_loss`.
+    """
+    encoder_P, table_NF = model.parts(theta)
+    lengths = torch.full((len(batch),), sequences.length, device=batch.device)
+    hidden_KF = model.states(encoder_P, sequences.read(batch, table_NF), lengths, randomness)
+    query_KD = sequences.targets(batch)[randomness.targets.rows, randomness.targets.at]
+    return mean_distance(hidden_KF, query_KD, ItemProducts.of(table_NF, sequences.V))
 
 
 class AutogradGradient(Generic[Randomness]):
@@ -183,6 +207,74 @@ class AnalyticGradient:
         to_X = F.pad(to_input_BLD, (0, 0, 0, self.positions - self.inputs))
         to_X.flatten(0, 1).index_add_(0, self.targets, hidden_KD, alpha=-self.weight)
         return to_X
+
+
+class AnalyticScoredGradient:
+    """`InnerGradient` of `scored_loss`, without autograd.
+
+    Args:
+        model: a recommender without item bias.
+        encoder: its encoder's passes.
+        sequences: how the batch is read.
+        theta: flat parameters (P).
+        batch: rows of the synthetic tensor, (B, zeta, .).
+        randomness: target positions, as many in every row.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        encoder: AnalyticEncoder,
+        sequences: InputsWithTargets,
+        theta: Tensor,
+        batch: Tensor,
+        randomness: StepRandomness,
+    ) -> None:
+        _, table_ND = model.parts(theta)
+        self.model, self.encoder, self.trained = model, encoder, model.frozen is None
+        self.embedding = sequences.passes(batch, table_ND)
+        self.batch = batch
+        self.targets = randomness.targets.rows * sequences.length + randomness.targets.at
+        X_BTD = self.embedding.forward()
+        # The last position is no input: nothing comes after it.
+        hidden = encoder.forward(X_BTD[:, :-1])
+        query = sequences.targets(batch).flatten(0, 1)[self.targets]
+        self.distance = AnalyticDistance(
+            hidden,
+            query,
+            table_ND,
+            sequences.V,
+            ItemProducts.of(table_ND, sequences.V) if self.trained else sequences.shared_products,
+            self.trained,
+        )
+        to_hidden, to_table = self.distance.gradient()
+        to_encoder, to_input = encoder.backward(to_hidden)
+        via_X = self.embedding.backward(_with_last(to_input)) if self.trained else None
+        self.gradient = _flat(to_encoder, to_table, via_X)
+
+    def hvp(self, direction_P: Tensor) -> tuple[Tensor, Tensor]:
+        """See `InnerGradient`."""
+        encoder_P, table_ND = self.model.parts(direction_P)
+        # A frozen table has no direction, and inputs that are items none at all.
+        X_BTD = self.embedding.jvp(table_ND) if self.trained else None
+        hidden = self.encoder.jvp(encoder_P, None if X_BTD is None else X_BTD[:, :-1])
+        to_hidden, to_table, to_query = self.distance.hvp(
+            hidden, table_ND if self.trained else None
+        )
+        to_encoder, to_input = self.encoder.backward_jvp(to_hidden)
+        via_X, to_inputs = self.embedding.backward_jvp(_with_last(to_input))
+        to_batch = torch.zeros_like(self.batch)
+        to_batch[..., : to_inputs.shape[-1]] = to_inputs
+        width = to_query.shape[-1]
+        to_targets = to_query.new_zeros(to_batch[..., 0].numel(), width)
+        to_targets.index_add_(0, self.targets, to_query)
+        to_batch[..., -width:] = to_targets.view(*self.batch.shape[:2], width)
+        return _flat(to_encoder, to_table, via_X if self.trained else None), to_batch
+
+
+def _with_last(to_input_BLD: Tensor) -> Tensor:
+    """Gradient of X, (B, zeta, d), whose last position no learner reads."""
+    return F.pad(to_input_BLD, (0, 0, 0, 1))
 
 
 def _flat(to_encoder_P: Tensor, to_table: Tensor | None, via_X: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -11,11 +12,14 @@ from td3engine.config import LearnerConfig, Mode
 from td3engine.errors import DivergedError
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.plan import plan_training
-from td3engine.inner_loop.trainer import VALIDATE_EVERY, InnerLoopTrainer
+from td3engine.inner_loop.trainer import InnerLoopTrainer
 from td3engine.models.backbone import Backbone
 from td3engine.models.recommender import Recommender
 from td3engine.models.trained_model import TrainedModel
-from td3engine.summary.tucker import TuckerSummary, query
+from td3engine.summary.labelled import AnySummary, LabelledSummary
+
+VALIDATIONS = 20  # of a learner's training, at most
+VALIDATE_EVERY = 20  # inner steps, at least, between two of them
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ Validate = Callable[[TrainedModel], float]
 
 
 def learn(
-    summary: TuckerSummary,
+    summary: AnySummary,
     backbone: Backbone,
     config: LearnerConfig,
     mode: Mode,
@@ -47,8 +51,8 @@ def learn(
         mode: `shared-items` reads and scores with the summary's V; `from-scratch` trains its own
             item table E and reads X = softmax(C V^T) E, re-computed at each step.
         draw: of the initial weights, dropout and augmentation.
-        validate: called every `VALIDATE_EVERY` steps, and the best state is returned; its time
-            does not count. None: the last state is returned.
+        validate: called some `VALIDATIONS` times, and the best state is returned; its time does
+            not count. None: the last state is returned.
 
     Raises:
         DivergedError: the learner's parameters are no longer finite.
@@ -69,9 +73,10 @@ def learn_from(
     state = LearnerState.fresh(model.initial(draw))
     best: TrainedLearner | None = None
     best_value, seconds = -1.0, 0.0
+    between = max(VALIDATE_EVERY, -(-training.count // VALIDATIONS))
     while state.age < training.count:
         began = time.perf_counter()
-        count = min(VALIDATE_EVERY, training.count - state.age)
+        count = min(between, training.count - state.age)
         state = training.advance(synthetic, state, draw, count)
         seconds += time.perf_counter() - began
         if not torch.isfinite(state.parameters).all():
@@ -87,14 +92,17 @@ def learn_from(
 
 
 def training_on(
-    summary: TuckerSummary, backbone: Backbone, config: LearnerConfig, mode: Mode
+    summary: AnySummary, backbone: Backbone, config: LearnerConfig, mode: Mode
 ) -> tuple[InnerLoopTrainer, Tensor]:
     """The trainer of learners on this summary, and its synthetic tensor."""
-    plan = plan_training(backbone, mode, len(summary.V), summary.positions)
-    model, soft_embedding = recommender(backbone, summary.V, mode), plan.embed(summary.V)
-    sizes = config.steps_in(mode), soft_embedding, len(summary.T)
-    trainer = InnerLoopTrainer(model, config, *sizes, plan)
-    return trainer, soft_embedding.synthetic(query(*summary.learned))
+    inputs: Literal["items", "soft"] = "items" if isinstance(summary, LabelledSummary) else "soft"
+    sizes = len(summary.V), summary.positions
+    plan = plan_training(backbone, mode, *sizes, config.loss, inputs)
+    model = recommender(backbone, summary.V, mode)
+    sequences = plan.sequences(summary)
+    steps = config.steps_in(mode)
+    trainer = InnerLoopTrainer(model, config, steps, sequences, summary.length, plan)
+    return trainer, sequences.synthetic(summary.queries())
 
 
 def recommender(backbone: Backbone, V_ND: Tensor, mode: Mode) -> Recommender:

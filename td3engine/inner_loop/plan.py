@@ -11,8 +11,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from td3engine.config import OUTER_SAMPLED_FROM, DistillConfig, Mode, softmax_over, support_of
+from td3engine.config import (
+    OUTER_SAMPLED_FROM,
+    DistillConfig,
+    LearnerLossName,
+    Mode,
+    softmax_over,
+    support_of,
+)
 from td3engine.models.backbone import Backbone
+from td3engine.summary.labelled import AnySummary, LabelledSummary
+from td3engine.summary.scored_sequences import InputsWithTargets, ItemInputs
 from td3engine.summary.soft_sequences import (
     ChunkedQueries,
     DenseProbs,
@@ -24,7 +33,7 @@ from td3engine.summary.soft_sequences import (
 LARGEST_DENSE = 2**26  # numbers of S that are stored: 256 MiB
 
 GradientMethod = Literal["analytic", "autograd"]
-EmbeddingMethod = Literal["precomputed", "sparse", "dense", "chunked"]
+EmbeddingMethod = Literal["items", "precomputed", "sparse", "dense", "chunked"]
 SoftmaxMethod = Literal["full", "sampled"]
 UnrollMethod = Literal["sequential", "cuda-graphs"]
 RealBatchMethod = Literal["direct", "cuda-graph"]
@@ -36,10 +45,12 @@ class InnerLoopPlan:
 
     Attributes:
         gradient: closed formulas, or autograd's tape.
-        soft_embedding: X computed once, over all items or with few of them one by one (`sparse`);
-            or from stored probabilities S; or from queries C, in chunks, at each step.
-        softmax: items that targets compete with, in learners' losses and in real batches: all, or a
-            sample.
+        soft_embedding: inputs are items; or X computed once, over all items or with few of them one
+            by one (`sparse`); or from stored probabilities S; or from queries C, in chunks, at each
+            step.
+        loss: what holds a learner to its targets.
+        softmax: items that targets compete with, in learners' cross-entropies and in real batches:
+            all, or a sample.
         unroll: how a window's steps are started: from Python, or as a replayed recording.
         real_batch: the same of the real batch's gradient.
         recompute: whether a window's gradients are computed again on the way back.
@@ -49,6 +60,7 @@ class InnerLoopPlan:
 
     gradient: GradientMethod
     soft_embedding: EmbeddingMethod
+    loss: LearnerLossName = "cross-entropy"
     softmax: SoftmaxMethod = "full"
     unroll: UnrollMethod = "sequential"
     real_batch: RealBatchMethod = "direct"
@@ -59,6 +71,8 @@ class InnerLoopPlan:
     def embed(self, V_ND: Tensor) -> SoftEmbedding:
         """The soft embedding of a summary with this item factor."""
         match self.soft_embedding:
+            case "items":
+                raise ValueError("inputs that are items have no soft embedding")
             case "precomputed":
                 return Precomputed(V_ND)
             case "sparse":
@@ -69,8 +83,26 @@ class InnerLoopPlan:
             case "chunked":
                 return ChunkedQueries(V_ND)
 
+    def sequences(self, summary: AnySummary) -> SoftEmbedding:
+        """How this summary's sequences are read: with their targets, if those are scores."""
+        if self.loss == "cross-entropy":
+            return self.embed(summary.V)
+        inputs = (
+            ItemInputs(summary.items, len(summary.V))
+            if isinstance(summary, LabelledSummary)
+            else self.embed(summary.V)
+        )
+        return InputsWithTargets(inputs, summary.length, summary.V)
 
-def plan_training(backbone: Backbone, mode: Mode, n_items: int, positions: int) -> InnerLoopPlan:
+
+def plan_training(
+    backbone: Backbone,
+    mode: Mode,
+    n_items: int,
+    positions: int,
+    loss: LearnerLossName = "cross-entropy",
+    inputs: Literal["items", "soft"] = "soft",
+) -> InnerLoopPlan:
     """The plan of a learner that trains on a summary, without an outer loop.
 
     Args:
@@ -78,11 +110,16 @@ def plan_training(backbone: Backbone, mode: Mode, n_items: int, positions: int) 
         mode: whether it shares the summary's item table.
         n_items: n.
         positions: the summary's queries, mu x zeta, or 2 mu x zeta with targets of their own.
+        loss: what holds it to its targets.
+        inputs: what it reads.
     """
     gradient = _gradient(backbone)
+    if inputs == "items":
+        return InnerLoopPlan(gradient, "items", loss)
     if _scores_are_fixed(backbone, mode):
-        return InnerLoopPlan(gradient, "precomputed")
-    return InnerLoopPlan(gradient, "dense" if positions * n_items <= LARGEST_DENSE else "chunked")
+        return InnerLoopPlan(gradient, "precomputed", loss)
+    fits = positions * n_items <= LARGEST_DENSE
+    return InnerLoopPlan(gradient, "dense" if fits else "chunked", loss)
 
 
 def plan_distillation(
@@ -99,12 +136,14 @@ def plan_distillation(
     """
     outer, summary = config.outer, config.summary
     positions = summary.users * summary.length * (2 if summary.targets == "own" else 1)
-    base = plan_training(backbone, mode, n_items, positions)
+    loss = config.learner.loss
+    base = plan_training(backbone, mode, n_items, positions, loss, summary.inputs)
     scores_are_fixed = _scores_are_fixed(backbone, mode)
     softmax: SoftmaxMethod = "full"
     if scores_are_fixed:
         softmax = softmax_over(n_items, outer.softmax, OUTER_SAMPLED_FROM)
-    support = _support(config, n_items, device) if scores_are_fixed else None
+    reads_all = base.soft_embedding == "precomputed"
+    support = _support(config, n_items, device) if reads_all else None
     obstacle = _obstacle(config, base.gradient, softmax)
     recorded = outer.cuda_graphs == "on" and obstacle is None
     # The recording pads batches and gives each position a weight, which `unseen` does not take.
@@ -134,6 +173,7 @@ def plan_distillation(
     return InnerLoopPlan(
         gradient=base.gradient,
         soft_embedding=_embedding(base, support),
+        loss=loss,
         softmax=softmax,
         unroll="cuda-graphs" if recorded else "sequential",
         real_batch="cuda-graph" if real_batch_too else "direct",

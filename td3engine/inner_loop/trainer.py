@@ -11,20 +11,23 @@ from td3engine.inner_loop.adam import LearnerAdam, LearnerState
 from td3engine.inner_loop.cuda_graphs import RecordedSteps, RecordedUnroll
 from td3engine.inner_loop.gradients import (
     AnalyticGradient,
+    AnalyticScoredGradient,
     AutogradGradient,
     InnerGradient,
     InnerStep,
     LearnerLoss,
+    scored_loss,
     summary_loss,
 )
 from td3engine.inner_loop.plan import InnerLoopPlan
 from td3engine.inner_loop.unroll import SequentialUnroll, Unroll, train
 from td3engine.models.backbone import TargetPositions
 from td3engine.models.recommender import Recommender, StepRandomness
+from td3engine.summary.scored_sequences import InputsWithTargets
 from td3engine.summary.soft_sequences import SoftEmbedding
 
 FIRST_AUGMENTED = 5  # the augmentation predicts no earlier position than this (section 4)
-VALIDATE_EVERY = 20  # inner steps between two validations, where a caller validates
+DRAWN_AT_ONCE = 20  # steps: their draws take memory
 
 
 def learner_adam(config: LearnerConfig, steps: int) -> LearnerAdam:
@@ -60,8 +63,10 @@ class InnerLoopTrainer:
         self.model, self.config, self.count, self.plan = model, config, steps, plan
         self.soft_embedding, self.length = soft_embedding, length
         self.schedule = learner_adam(config, steps)
-        self.loss: LearnerLoss[StepRandomness] = partial(
-            summary_loss, model, soft_embedding, length
+        self.loss: LearnerLoss[StepRandomness] = (
+            partial(scored_loss, model, soft_embedding)
+            if isinstance(soft_embedding, InputsWithTargets)
+            else partial(summary_loss, model, soft_embedding, length)
         )
         self.unroll: Unroll
         self._recorded_steps: RecordedSteps | None = None
@@ -76,6 +81,11 @@ class InnerLoopTrainer:
         sizes = self.count, self.soft_embedding, self.length
         return InnerLoopTrainer(part, self.config, *sizes, self.plan)
 
+    def reading(self, soft_embedding: SoftEmbedding) -> "InnerLoopTrainer":
+        """The same with learners that read a summary in another way."""
+        sizes = self.count, soft_embedding, self.length
+        return InnerLoopTrainer(self.model, self.config, *sizes, self.plan)
+
     def grad_fn(
         self, theta: Tensor, batch: Tensor, randomness: StepRandomness, second: bool
     ) -> InnerGradient:
@@ -86,6 +96,9 @@ class InnerLoopTrainer:
         encoder = self.model.backbone.analytic(
             encoder_P, randomness.targets, randomness.dropout, len(batch)
         )
+        if isinstance(self.soft_embedding, InputsWithTargets):
+            read = self.soft_embedding
+            return AnalyticScoredGradient(self.model, encoder, read, theta, batch, randomness)
         return AnalyticGradient(
             self.model, encoder, self.soft_embedding, theta, batch, self.length, randomness
         )
@@ -96,7 +109,7 @@ class InnerLoopTrainer:
         """`count` more steps of a learner, whose batches are cut from `synthetic`."""
         state, until = start, start.age + count
         while state.age < until:
-            at_once = min(VALIDATE_EVERY, until - state.age)  # draws take memory
+            at_once = min(DRAWN_AT_ONCE, until - state.age)
             steps = self.steps(state.age, at_once, len(synthetic), draw)
             if self._recorded_steps is not None:
                 state = self._recorded_steps(synthetic, state, steps)

@@ -40,8 +40,8 @@ from td3engine.ranking.metrics import validation_ndcg
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.runtime.torch_setup import deterministic
-from td3engine.summary.soft_sequences import Precomputed, SparseSupport
-from td3engine.summary.tucker import TuckerSummary, query
+from td3engine.summary.labelled import AnySummary, as_stored
+from td3engine.summary.soft_sequences import SparseSupport
 from td3engine.teacher.training import TrainedOnLog
 
 SMALLEST_NORM = 1e-12
@@ -87,13 +87,13 @@ class Distillation:
         # A summary of length zeta trains zeta - 1 positions: learners read no more than that.
         self.history = config.learner_history
         self.windows = WindowSampler(split, self.history)
-        # A biased backbone's table has one more column.
-        self.V_ND = teacher.model.table[:, : config.backbone.hidden]
         self.summary = initial_summary(config, split, teacher)
+        self.V_ND = self.summary.V
         # On another machine a decomposition may differ in its last bits.
         initial = self.group.broadcast(list(self.summary.learned), device)
         self.factors = [factor.clone().requires_grad_() for factor in initial]
         self.done = 0
+        # Nothing has been validated yet.
         self.best: dict[str, Any] = {"validation": -1.0, "step": 0}
         self._distil_for("shared-items" if self.shared_steps else config.mode)
 
@@ -110,7 +110,7 @@ class Distillation:
         self.inner_steps = config.learner.steps_in(mode)
         self.plan = plan_distillation(config, mode, self.backbone, len(V_ND), self.device)
         self.model = recommender(self.backbone, V_ND, mode)
-        sizes = self.inner_steps, self.plan.embed(V_ND), config.summary.length
+        sizes = self.inner_steps, self.plan.sequences(self.summary), config.summary.length
         self.training = InnerLoopTrainer(self.model, config.learner, *sizes, self.plan)
         self.sampler: ItemSampler | None = None
         if self.plan.softmax == "sampled":
@@ -132,8 +132,13 @@ class Distillation:
         self.pools.fill(self.group.share(config.outer.learners), first)
 
     def steps(self) -> Iterator[float]:
-        """Distil to the end, yielding the best validation NDCG@10 after each outer step."""
+        """Distil to the end, yielding the best validation NDCG@10 after each outer step.
+
+        The start is looked at first: no summary is handed over that does worse than it.
+        """
         outer = self.config.outer
+        if "factors" not in self.best:
+            self._validate()
         while self.done < outer.steps:
             self.step()
             self.done += 1
@@ -146,7 +151,7 @@ class Distillation:
         """One outer step; the module's docstring tells it in words."""
         if self.mode != self.config.mode and self.done == self.shared_steps:
             self._distil_for(self.config.mode)
-        C_UTD = query(*self.factors)
+        C_UTD = self.summary.with_learned(*self.factors).queries()
         differentiable = self.training.soft_embedding.synthetic(C_UTD)
         synthetic = differentiable.detach()
         self._sample(C_UTD.detach())
@@ -166,7 +171,7 @@ class Distillation:
 
     def _sample(self, C_UTD: Tensor) -> None:
         """Choose the items of this step's inner losses, where they are a sample."""
-        if self.sampler is None:
+        if self.sampler is None or self.plan.loss == "scores":
             return
         targets_UTD = C_UTD[:, -self.training.length :]
         rng = numpy_generator(self.config.seed, Purpose.ITEM_SAMPLE, self.done)
@@ -221,7 +226,7 @@ class Distillation:
             return cosine(rate, self.done, shared)
         return cosine(rate, self.done - shared, outer.steps - shared)
 
-    def result(self) -> tuple[TuckerSummary, dict[str, float]]:
+    def result(self) -> tuple[AnySummary, dict[str, float]]:
         """The best summary by validation, and {"ndcg@10", "step"} of that choice.
 
         Raises:
@@ -271,9 +276,11 @@ class Distillation:
         return self.objective.gradient(theta, RealBatch(items, lengths, randomness, rng))
 
     def _validate(self) -> None:
-        """Keep the summary if learners trained on it do better than on any before."""
-        current = self.summary.with_learned(*(factor.detach().clone() for factor in self.factors))
-        self._sample(query(*current.learned))
+        """Keep the summary, as it will be stored, if learners trained on it do better than on any
+        before."""
+        learned = self.summary.with_learned(*(factor.detach().clone() for factor in self.factors))
+        current = as_stored(learned, self.config.summary)
+        self._sample(current.queries())
         count, total = self.config.outer.validation_learners, torch.zeros(1, dtype=torch.float64)
         for nth in self.group.share(count):
             draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
@@ -287,13 +294,14 @@ class Distillation:
                 "factors": list(current.learned),
             }
 
-    def _learner_of(self, current: TuckerSummary, draw: torch.Generator) -> TrainedModel:
+    def _learner_of(self, current: AnySummary, draw: torch.Generator) -> TrainedModel:
         """A learner trained on the summary: as its user does it, or over a sample of the items."""
-        embedding = self.training.soft_embedding
-        if isinstance(embedding, SparseSupport):
-            embedding = Precomputed(self.V_ND)  # its user's X is exact
-        synthetic = embedding.synthetic(query(*current.learned))
-        model = learn_from(self.training, synthetic, draw).model
+        training = self.training
+        if self.plan.support is not None:  # its user's X is exact
+            exact = replace(self.plan, soft_embedding="precomputed", support=None)
+            training = training.reading(exact.sequences(current))
+        synthetic = training.soft_embedding.synthetic(current.queries())
+        model = learn_from(training, synthetic, draw).model
         return model if self.sampler is None else replace(model, table=self.V_ND)
 
 

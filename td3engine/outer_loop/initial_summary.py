@@ -8,8 +8,6 @@ drops what only one of them did. Targets of their own begin as the teacher's exp
 position: the inputs are real histories, and the teacher labels them.
 """
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -18,30 +16,35 @@ from torch import Tensor
 from td3engine.config import DistillConfig, SummaryConfig
 from td3engine.data.split import Split
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
+from td3engine.summary.labelled import AnySummary, LabelledSummary, pointing_queries
+from td3engine.summary.packing import rounded
 from td3engine.summary.tucker import TuckerSummary
 from td3engine.teacher.training import TrainedOnLog
 
 PREFIXES_AT_ONCE = 2**22  # numbers of the rows that a teacher reads at a time
 
 
-def initial_summary(config: DistillConfig, split: Split, teacher: TrainedOnLog) -> TuckerSummary:
+def initial_summary(config: DistillConfig, split: Split, teacher: TrainedOnLog) -> AnySummary:
     """The summary before distilling, from the configuration's seed.
 
     Args:
-        config: size and start of the summary, seed.
+        config: size, form and start of the summary, seed.
         split: the log, whose training histories a start from `users` is made of.
         teacher: its item table is V; targets of their own begin as what it expects.
     """
-    V_ND = teacher.model.table[:, : config.backbone.hidden]
+    if config.summary.inputs == "items":
+        rng = numpy_generator(config.seed, Purpose.SUMMARY_INITIAL)
+        return labelled(real_histories(split, config.summary, rng), config.summary, teacher)
+    V_ND = item_factor(teacher, config.summary)
     draw = generator(config.seed, Purpose.SUMMARY_INITIAL, device=V_ND.device.type)
     noise = TuckerSummary.initial(config.summary, V_ND, draw)
     if config.summary.start == "random":
         return noise
     rng = numpy_generator(config.seed, Purpose.SUMMARY_INITIAL)
     items_UT = torch.from_numpy(real_histories(split, config.summary, rng)).to(V_ND.device)
-    C_UTD = pointing_queries(items_UT, V_ND, config.summary)
+    C_UTD = pointing_queries(items_UT, V_ND, config.summary.sharpness)
     if config.summary.targets == "own":
-        C_UTD = torch.cat([C_UTD, expected_queries(items_UT, C_UTD, teacher)], 1)
+        C_UTD = torch.cat([C_UTD, C_UTD[:, :1], teachers_labels(items_UT, teacher)], 1)
     return factored(C_UTD, noise, config.summary.initial_std)
 
 
@@ -62,33 +65,34 @@ def real_histories(
     return rows
 
 
-def pointing_queries(items_UT: Tensor, V_ND: Tensor, config: SummaryConfig) -> Tensor:
-    """Queries C (mu, zeta, d) of one length that point at the items' rows of V.
+def labelled(
+    items_UT: NDArray[np.int64], config: SummaryConfig, teacher: TrainedOnLog
+) -> LabelledSummary:
+    """These sequences with the teacher's labels."""
+    V_ND = item_factor(teacher, config)
+    items = torch.from_numpy(items_UT).to(V_ND.device)
+    return LabelledSummary(items, teachers_labels(items, teacher), V_ND, config.sharpness)
 
-    Their length is such that an event's item scores log(n) + `sharpness` above the mean item, on
-    average; at a sharpness of zero it has about the weight of all others together.
+
+def item_factor(teacher: TrainedOnLog, config: SummaryConfig) -> Tensor:
+    """V: the teacher's item table, without an item bias, rounded as a file will hold it."""
+    width = teacher.model.backbone.config.hidden
+    return rounded(teacher.model.table[:, :width], config.table_step)
+
+
+def teachers_labels(items_UT: Tensor, teacher: TrainedOnLog) -> Tensor:
+    """What the teacher expects at positions 1 to zeta - 1, (mu, zeta - 1, d).
+
+    Its hidden states h after the items before, since it scores by h V^T (the item bias of a
+    backbone that has one is left out).
     """
-    centred_ND = V_ND - V_ND.mean(0)
-    rows_UTD = centred_ND[items_UT]
-    lengths_UT = rows_UTD.norm(dim=-1).clamp(min=torch.finfo(V_ND.dtype).eps)
-    norm = (math.log(len(V_ND)) + config.sharpness) / float(lengths_UT.mean())
-    queries: Tensor = rows_UTD * (norm / lengths_UT[..., None])
-    return queries
-
-
-def expected_queries(items_UT: Tensor, C_UTD: Tensor, teacher: TrainedOnLog) -> Tensor:
-    """Queries (mu, zeta, d) of what the teacher expects after the items before each position.
-
-    They are its hidden states h, since it scores by h V^T (the item bias of a backbone that has one
-    is left out). No causal learner predicts the first position, which keeps its query.
-    """
-    length = items_UT.shape[1]
+    length, width = items_UT.shape[1], teacher.model.backbone.config.hidden
     states = []
     for some_UT in items_UT.split(max(1, PREFIXES_AT_ONCE // length**2)):
         before = torch.arange(1, length).repeat(len(some_UT))
         states_KF = teacher.model.states(some_UT.repeat_interleave(length - 1, 0), before)
-        states.append(states_KF.view(len(some_UT), length - 1, -1)[..., : C_UTD.shape[-1]])
-    return torch.cat([C_UTD[:, :1], torch.cat(states)], 1)
+        states.append(states_KF.view(len(some_UT), length - 1, -1)[..., :width])
+    return torch.cat(states)
 
 
 def factored(C_UTD: Tensor, noise: TuckerSummary, std: float) -> TuckerSummary:

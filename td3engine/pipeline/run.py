@@ -44,8 +44,8 @@ from td3engine.pipeline.settings import refuse_too_little_data, settled_for
 from td3engine.ranking.holdout import Holdouts
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.torch_setup import configure, cpu_contention, pick_device
-from td3engine.summary.bundle import Manifest, save_bundle
-from td3engine.summary.tucker import TuckerSummary
+from td3engine.summary.bundle import Manifest, packed_bytes, save_bundle
+from td3engine.summary.labelled import AnySummary, as_stored
 from td3engine.teacher.network import network_training
 from td3engine.teacher.training import TrainedOnLog
 
@@ -82,8 +82,8 @@ class Distilled:
     """
 
     teacher: TrainedOnLog
-    initial: TuckerSummary
-    summary: TuckerSummary
+    initial: AnySummary
+    summary: AnySummary
     choice: dict[str, float]
     state: dict[str, Any]
 
@@ -127,7 +127,7 @@ class Run:
         self.log, self.fingerprint, self.config = log, fingerprint, config
         self.folder, self.control, self.group = folder, control, group or ProcessGroup()
         self.device = pick_device(config.device)
-        self.backbone = build_backbone(config.backbone, config.data.max_history)
+        self.backbone = build_backbone(config.learner_backbone, config.data.max_history)
         self.clock = PhaseClock(control.listener)
         # The identity has the configuration as requested: a resumed run starts from the same.
         self.checkpoint = Checkpoint(
@@ -254,7 +254,8 @@ class Run:
         # The main process evaluates alone.
         self.group.close()
         self.group = self.checkpoint.group = ProcessGroup()
-        return Distilled(teacher, distillation.summary, *distillation.result(), state=final)
+        start = as_stored(distillation.summary, self.config.summary)
+        return Distilled(teacher, start, *distillation.result(), state=final)
 
     def _evaluate(self, distilled: Distilled) -> Outcome:
         self.clock.enter("evaluating")
@@ -318,25 +319,26 @@ class Run:
         return rows
 
     def _labelled_rows(self, benchmark: Benchmark, distilled: Distilled) -> list[Row]:
-        """Labelled users, as many sequences as the summary has, and as many as its bytes hold."""
-        config, summary = self.config, distilled.summary
-        sizes = {
-            LABELLED: config.summary.users,
-            LABELLED_SAME_BYTES: users_of_bytes(
-                summary.numbers_learned, config.summary.length, config.backbone.hidden
-            ),
-        }
+        """Labelled users, as many sequences as the summary has, and as many as its bytes hold.
+
+        A summary of items has the bytes of as many labelled users: one row says both.
+        """
+        config, summary, network = self.config, distilled.summary, distilled.teacher
+        sizes = {LABELLED: config.summary.users}
+        if config.summary.inputs == "soft":
+            most = self.split.n_users
+            sizes[LABELLED_SAME_BYTES] = users_of_bytes(
+                packed_bytes(summary), self.split, config.summary, network, most
+            )
         rows = []
         for name, users in sizes.items():
             try:
-                rows += labelled_rows(
-                    benchmark, name, distilled.teacher, users, config.mode, RESULT_SEEDS
-                )
+                rows += labelled_rows(benchmark, name, network, users, config.mode, RESULT_SEEDS)
             except DivergedError as error:
                 self._note(f"no figures of {name}: {error}")
         return rows
 
-    def _initial_summary_rows(self, benchmark: Benchmark, summary: TuckerSummary) -> list[Row]:
+    def _initial_summary_rows(self, benchmark: Benchmark, summary: AnySummary) -> list[Row]:
         """The baseline of the summary before distilling; none if learners diverge on it."""
         mode = self.config.mode
         try:

@@ -2,9 +2,12 @@
 
 | file | content |
 |---|---|
-| `summary.safetensors` | factors U, T, G, V, and Y if targets have a temporal factor (format 2) |
-| `items.parquet` | item ids by index |
+| `summary.safetensors` | items and labels, or factors U, T, G (and Y); and the item table V |
+| `items.parquet` | item ids, by index |
 | `manifest.json` | settings, quality, and the checksums of the other two |
+
+Format 3 packs each tensor (`packing`) and has summaries of items and labels; format 2 has factors
+in float32, format 1 those without Y. All are read, format 3 is written.
 """
 
 import hashlib
@@ -24,14 +27,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from safetensors import SafetensorError
 
 from td3engine import __version__
-from td3engine.config import EARLIER_DATA, DistillConfig, Mode
+from td3engine.config import EARLIER_DATA, EARLIER_DROPOUT, DistillConfig, Mode
 from td3engine.config.presets import merge
 from td3engine.contract import FACTORS_FILE, ITEMS_FILE, MANIFEST_FILE
 from td3engine.errors import BundleError
 from td3engine.files import atomic_file
+from td3engine.summary import packing
+from td3engine.summary.labelled import AnySummary, LabelledSummary
 from td3engine.summary.tucker import TuckerSummary
 
 FACTORS = ("U", "T", "G", "V", "Y")
+LABELLED = ("items", "labels", "V")
 
 
 class Manifest(BaseModel):
@@ -52,7 +58,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[1, 2] = 2
+    format: Literal[1, 2, 3] = 3
     config: DistillConfig
     fingerprint: str
     statistics: dict[str, int | float]
@@ -75,8 +81,11 @@ class Manifest(BaseModel):
             "teacher": {"counting_share": 0.0},
             "data": EARLIER_DATA,
         }
-        if content.get("format") == 1:
-            implied["summary"] = {"targets": "next"}
+        if content.get("format") in (1, 2):
+            targets = {"targets": "next"} if content["format"] == 1 else {}
+            implied["summary"] = {"inputs": "soft", "table_step": 0, "label_step": 0} | targets
+            dropout = config.get("backbone", {}).get("dropout", EARLIER_DROPOUT)
+            implied["learner"] |= {"loss": "cross-entropy", "dropout": dropout}
         return content | {"config": merge(implied, config)}
 
 
@@ -85,40 +94,37 @@ class Bundle:
     """A summary with its item ids and its manifest.
 
     Attributes:
-        factors: U, T, G, V, and Y if there is one.
+        factors: items, labels and V, or U, T, G, V, and Y if there is one.
         item_ids: the id of each row of V.
         manifest: how the summary was made and how good it is.
     """
 
-    factors: TuckerSummary
+    factors: AnySummary
     item_ids: list[str]
     manifest: Manifest
 
 
 def save_bundle(
-    folder: Path, summary: TuckerSummary, item_ids: list[str], manifest: Manifest
+    folder: Path, summary: AnySummary, item_ids: list[str], manifest: Manifest
 ) -> Manifest:
     """Write the three files, each whole or not at all; returns the manifest as written.
 
     Args:
         folder: created if absent.
-        summary: the factors.
+        summary: the summary.
         item_ids: the id of each row of V.
-        manifest: without checksums and versions, which are filled in.
+        manifest: without checksums and versions, which are filled in; its format is the one that is
+            written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    factors = {
-        name: factor.cpu().contiguous()
-        for name in FACTORS
-        if (factor := getattr(summary, name)) is not None
-    }
     with atomic_file(folder / FACTORS_FILE) as file:
-        file.write(safetensors.torch.save(factors, {"format": f"td3-summary-{manifest.format}"}))
-    items = pa.table({"index": np.arange(len(item_ids), dtype=np.int32), "item_id": item_ids})
+        file.write(_packed(summary))
     with atomic_file(folder / ITEMS_FILE) as file:
-        pq.write_table(items, file, compression="zstd")
+        ids = pa.table({"item_id": pa.array(item_ids, pa.string())})
+        pq.write_table(ids, file, compression="zstd", compression_level=19, use_dictionary=False)
     complete = manifest.model_copy(
         update={
+            "format": 3,
             "checksums": {name: _sha256(folder / name) for name in (FACTORS_FILE, ITEMS_FILE)},
             "versions": {
                 "td3engine": __version__,
@@ -153,19 +159,57 @@ def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
         for name, expected in manifest.checksums.items():
             if _sha256(folder / name) != expected:
                 raise BundleError(f"{folder / name} is not the file that its manifest describes")
-        factors = safetensors.torch.load_file(folder / FACTORS_FILE)
+        summary = _unpacked(folder / FACTORS_FILE, manifest)
         item_ids = pq.read_table(folder / ITEMS_FILE).column("item_id").to_pylist()
-        U, T, G, V = (factors[name] for name in FACTORS[:4])
-        summary = TuckerSummary(U, T, G, V, factors.get("Y"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{error.filename} is missing: not a summary's folder") from error
-    except (ValidationError, SafetensorError, pa.ArrowException, KeyError) as error:
+    except (ValidationError, SafetensorError, pa.ArrowException, KeyError, ValueError) as error:
         raise BundleError(f"{folder} does not hold a summary that can be read: {error}") from error
-    if (manifest.config.summary.targets == "own") != (summary.Y is not None):
-        raise BundleError(f"{folder}: the factors do not have the targets that the manifest says")
+    if isinstance(summary, TuckerSummary):
+        own = manifest.config.summary.targets == "own"
+        if own != (summary.Y is not None):
+            raise BundleError(
+                f"{folder}: the factors do not have the targets that the manifest says"
+            )
+    elif summary.items.numel() and int(summary.items.max()) >= len(summary.V):
+        raise BundleError(f"{folder}: a sequence has an item that is not in the item table")
     if len(item_ids) != len(summary.V):
         raise BundleError(f"{folder}: {len(item_ids)} item ids for {len(summary.V)} items")
     return Bundle(summary.to(device or torch.device("cpu")), item_ids, manifest)
+
+
+def packed_bytes(summary: AnySummary) -> int:
+    """Size of the file that a summary's tensors are written to."""
+    return len(_packed(summary))
+
+
+def _packed(summary: AnySummary) -> bytes:
+    names = LABELLED if isinstance(summary, LabelledSummary) else FACTORS
+    packed, about = {}, {}
+    for name in names:
+        if (tensor := getattr(summary, name)) is not None:
+            data, about[name] = packing.pack(tensor)
+            packed[name] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    header = {"format": "td3-summary-3", "tensors": packing.describe(about)}
+    return safetensors.torch.save(packed, header)
+
+
+def _unpacked(path: Path, manifest: Manifest) -> AnySummary:
+    tensors = safetensors.torch.load_file(path)
+    if manifest.format == 3:
+        with safetensors.safe_open(path, "pt") as file:
+            about = json.loads((file.metadata() or {})["tensors"])
+        tensors = {
+            name: packing.unpack(data.numpy().tobytes(), about[name])
+            for name, data in tensors.items()
+        }
+    if manifest.config.summary.inputs == "items":
+        items, labels, V = (tensors[name] for name in LABELLED)
+        if labels.shape != (len(items), items.shape[1] - 1, V.shape[1]):
+            raise BundleError(f"{path}: items, labels and item table do not fit together")
+        return LabelledSummary(items, labels, V, manifest.config.summary.sharpness)
+    U, T, G, V = (tensors[name] for name in FACTORS[:4])
+    return TuckerSummary(U, T, G, V, tensors.get("Y"))
 
 
 def _sha256(path: Path) -> str:

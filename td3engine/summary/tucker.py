@@ -56,6 +56,16 @@ class TuckerSummary:
         return cls(U, T, G, V_ND, T.clone() if config.targets == "own" else None)
 
     @property
+    def users(self) -> int:
+        """mu."""
+        return len(self.U)
+
+    @property
+    def length(self) -> int:
+        """zeta."""
+        return len(self.T)
+
+    @property
     def learned(self) -> tuple[Tensor, ...]:
         """The factors that distilling trains: (U, T, G), and Y if there is one."""
         return (self.U, self.T, self.G) if self.Y is None else (self.U, self.T, self.G, self.Y)
@@ -87,9 +97,13 @@ class TuckerSummary:
         moved = self.with_learned(*(factor.to(device) for factor in self.learned))
         return replace(moved, V=self.V.to(device))
 
+    def queries(self) -> Tensor:
+        """The queries of all positions, as `query` has them."""
+        return query(*self.learned)
+
     def soft_sequences(self) -> "SoftSequences":
         """The queries of all positions."""
-        return SoftSequences(query(*self.learned), len(self.T))
+        return SoftSequences(self.queries(), self.length)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,13 @@ SAMPLED = {("sampled", FEW), ("sampled", MANY), ("auto", MANY)}
 def plan_of(
     name: BackboneName, mode: Mode, n_items: int, device: torch.device = CPU, **outer: Any
 ) -> InnerLoopPlan:
-    config = small_config(mode=mode, backbone={"name": name}, outer=outer)
+    config = small_config(
+        mode=mode,
+        backbone={"name": name},
+        summary={"inputs": "soft"},
+        learner={"loss": "cross-entropy"},
+        outer=outer,
+    )
     backbone = build_backbone(config.backbone, config.data.max_history)
     return plan_distillation(config, mode, backbone, n_items, device)
 

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from td3engine.config import DistillConfig
+from td3engine.config.presets import merge
 from td3engine.inner_loop.learner import learn
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.summary import item_cells
@@ -24,7 +26,9 @@ def _small_cells_in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def distillation(**outer: Any) -> Distillation:
-    return make(config_of("shared-items", **outer), biased=False)
+    config = config_of("shared-items", **outer)
+    soft = {"summary": {"inputs": "soft"}, "learner": {"loss": "cross-entropy"}}
+    return make(DistillConfig.model_validate(merge(config.model_dump(), soft)), biased=False)
 
 
 def test_a_step_is_near_that_over_all_items_and_learners_that_are_measured_read_all() -> None:
