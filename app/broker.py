@@ -6,6 +6,8 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import OperationalError
 
+from app.addresses import parse_broker_url
+from app.deadlines import DeadlineThread
 from app.store import jobs
 from app.store.engine import STORE_ERRORS, Store, database_now
 
@@ -17,9 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def celery_settings(broker_url: str) -> dict[str, Any]:
-    """Celery's settings that publishers and consumers (worker/celery_app.py) share."""
+    """Celery's settings that publishers and consumers (worker/celery_app.py) share.
+
+    Raises:
+        ValueError: `broker_url` names no broker that is supported.
+    """
     return {
-        "broker_url": broker_url,
+        **parse_broker_url(broker_url).celery_settings(),
         "broker_connection_retry_on_startup": True,
         "broker_transport_options": {"socket_timeout": 30, "socket_connect_timeout": 5},
         "task_default_queue": QUEUE,
@@ -36,7 +42,11 @@ def celery_settings(broker_url: str) -> dict[str, Any]:
 
 
 class JobQueue:
-    """Sends job ids to the broker. Safe to share between threads."""
+    """Sends job ids to the broker. Safe to share between threads.
+
+    Nobody waits longer than `TIMEOUT_SECONDS`: Celery, Kombu and redis-py each try again by
+    themselves, and connecting takes several steps with a time-out each.
+    """
 
     def __init__(self, broker_url: str) -> None:
         self._app = Celery("td3", set_as_current=False)
@@ -44,6 +54,7 @@ class JobQueue:
         # A consumer may wait long for work, but a request must not hang with the broker.
         settings["broker_transport_options"]["socket_timeout"] = TIMEOUT_SECONDS
         self._app.conf.update(settings)
+        self._thread = DeadlineThread("broker")
 
     def publish(self, store: Store, job_id: str) -> bool:
         """Send the id of a queued job, after its row is committed.
@@ -53,8 +64,8 @@ class JobQueue:
             a request: the row is queued, and a janitor sends its id later.
         """
         try:
-            self._app.send_task(TASK, args=[job_id])
-        except OperationalError as error:
+            self._thread.call(lambda: self._app.send_task(TASK, args=[job_id]), TIMEOUT_SECONDS)
+        except (OperationalError, TimeoutError) as error:
             logger.warning("%s: not sent, the broker does not answer: %s", job_id, error)
             return False
         try:
@@ -70,6 +81,12 @@ class JobQueue:
         Raises:
             kombu.exceptions.OperationalError: the broker does not answer.
         """
+        try:
+            return self._thread.call(self._depth, TIMEOUT_SECONDS)
+        except TimeoutError as error:
+            raise OperationalError(str(error)) from error
+
+    def _depth(self) -> int:
         with self._app.connection_for_read() as connection:
             try:
                 connection.ensure_connection(max_retries=1, timeout=TIMEOUT_SECONDS)

@@ -6,12 +6,14 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from pydantic import ValidationError
 
-from app.blobs.registry import open_blob_store
+from app.blobs.registry import check_blobs_setting, open_blob_store
 from app.broker import JobQueue
 from app.http.access_log import AccessLog
 from app.http.auth import Authenticator, install_authentication
 from app.http.context import Context
+from app.http.early_answers import EarlyAnswers
 from app.http.job_views import JobSnapshots
 from app.http.metrics import HttpMetrics, StoreCollector, process_registry
 from app.http.normaliser import upload_limits
@@ -21,8 +23,8 @@ from app.http.readiness import ReadinessChecks
 from app.http.routes import artifacts, datasets, events, health, jobs, keys, submissions, usage
 from app.http.shutdown import stop_event
 from app.http.upload_folders import UploadFolders
-from app.logs import set_up_logging
-from app.settings import Settings, get_settings
+from app.settings import Settings, SettingsError, settings_error
+from app.startup import refuse_settings, start
 from app.store.engine import open_store
 from app.store.quotas import quotas_for
 
@@ -35,11 +37,9 @@ def create_app(settings: Settings) -> FastAPI:
     They are opened when the application starts (its lifespan) and closed when it stops.
 
     Raises:
-        pydantic.ValidationError: the setting `upload_limits` or `quotas` is wrong.
+        SettingsError: a setting cannot be used.
     """
-    # A wrong setting should fail at the start rather than at the first upload.
-    upload_limits(settings)
-    quotas_for(settings, None)
+    check_settings(settings)
     registry = process_registry()
 
     @asynccontextmanager
@@ -51,17 +51,18 @@ def create_app(settings: Settings) -> FastAPI:
         try:
             with uploads.in_use(), stop_event() as stopping:
                 app.state.authenticator = authenticator = Authenticator(settings, store)
+                blobs = open_blob_store(settings, store)
                 app.state.context = Context(
                     settings=settings,
                     store=store,
-                    blobs=open_blob_store(settings, store),
+                    blobs=blobs,
                     queue=queue,
                     uploads=uploads,
                     normalising=asyncio.Semaphore(_CONCURRENT_NORMALISERS),
                     authenticator=authenticator,
                     snapshots=JobSnapshots(store),
                     stopping=stopping,
-                    readiness=ReadinessChecks(settings, store, queue),
+                    readiness=ReadinessChecks(settings, store, blobs, queue),
                     registry=registry,
                 )
                 yield
@@ -81,6 +82,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The middleware that is added last is outermost: its answers include those of the others.
     install_authentication(app)
     install_error_handlers(app)
+    app.add_middleware(EarlyAnswers)
     app.add_middleware(AccessLog, metrics=HttpMetrics(registry))
     # Routes are matched in this order at each request, so those that clients poll come first.
     for resource in (jobs, datasets, submissions, events, artifacts, keys, usage, health):
@@ -89,14 +91,34 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def check_settings(settings: Settings) -> None:
+    """Check what settings name or contain: that should fail at the start, not at an upload.
+
+    Raises:
+        SettingsError: the setting `blobs`, `upload_limits` or `quotas` cannot be used.
+    """
+    check_blobs_setting(settings)
+    for name, check in (
+        ("upload_limits", lambda: upload_limits(settings)),
+        ("quotas", lambda: quotas_for(settings, None)),
+    ):
+        try:
+            check()
+        except ValidationError as error:
+            raise settings_error(error, below=name) from error
+
+
 def __getattr__(name: str) -> FastAPI:
     """`app`, made from the environment when a server asks for it; also sets up logging.
 
     Raises:
         AttributeError: this module has no such attribute.
+        SystemExit: a setting cannot be used.
     """
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    settings = get_settings()
-    set_up_logging(settings.log_format)
-    return create_app(settings)
+    settings = start()
+    try:
+        return create_app(settings)
+    except SettingsError as error:
+        refuse_settings(error)

@@ -1,16 +1,29 @@
 """All settings of the service: environment variables `TD3_...` and their defaults."""
 
+import re
 import sys
-from functools import cache
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+import pydantic_settings
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from app.addresses import BROKER_FORMS, DATABASE_FORMS, parse_broker_url, parse_database_url
 from app.logs import LogFormat
 from td3engine.contract import ENGINE
+
+PREFIX = "TD3_"
+# Variables that are no settings of the service: the client's, and those of docker-compose.yml.
+OTHER_VARIABLES = frozenset({"TD3_API_KEY", "TD3_POSTGRES_PASSWORD", "TD3_PUBLISHED_PORT"})
 
 # Variables with credentials. Compose's file has the last one.
 SECRET_VARIABLES = frozenset(
@@ -29,16 +42,19 @@ _Days = Annotated[float | None, Field(ge=0)]
 class Settings(BaseSettings):
     """Read once, when a process starts. The field `name` is `TD3_NAME` in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="TD3_", frozen=True)
+    # Values may hold passwords, which no error may quote.
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, hide_input_in_errors=True)
 
-    data_dir: Path = Field(
+    # Absolute, because child processes may be started in other folders.
+    data_dir: Annotated[Path, AfterValidator(Path.absolute)] = Field(
         default=Path("td3-data"),
+        validate_default=True,
         description="Folder for the default database, uploads in flight and work folders.",
     )
     database_url: str = Field(
         default_factory=lambda earlier: f"sqlite:///{earlier['data_dir'] / 'td3.sqlite3'}",
-        description="SQLAlchemy URL: sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME. "
-        "Default: a SQLite file in data_dir.",
+        description=f"{DATABASE_FORMS}; a pooler such as PgBouncer may be between. Default: a "
+        "SQLite file in data_dir.",
     )
     blobs: str = Field(
         default="sql:",
@@ -47,7 +63,7 @@ class Settings(BaseSettings):
     )
     broker_url: str = Field(
         default="redis://127.0.0.1:6379/0",
-        description="Redis or Valkey: redis://, rediss://, or redis+socket:///PATH.",
+        description=f"Redis or Valkey: {BROKER_FORMS}.",
     )
     host: str = Field(default="127.0.0.1", description="Address that the API listens on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
@@ -108,6 +124,11 @@ class Settings(BaseSettings):
         default=600, description="Time that reading an uploaded log may take; longer ends it."
     )
 
+    start_seconds: Annotated[float, Field(ge=0)] = Field(
+        default=60,
+        description="So long a worker waits at its start for the database, its tables and the "
+        "blob store. Then it ends, with exit code 75.",
+    )
     max_attempts: Annotated[int, Field(gt=0)] = Field(
         default=3, description="Starts of a job before a crash makes it fail."
     )
@@ -179,6 +200,18 @@ class Settings(BaseSettings):
         "are put behind it.",
     )
 
+    @field_validator("database_url")
+    @classmethod
+    def _names_a_database(cls, value: str) -> str:
+        parse_database_url(value)
+        return value
+
+    @field_validator("broker_url")
+    @classmethod
+    def _names_a_broker(cls, value: str) -> str:
+        parse_broker_url(value)
+        return value
+
     @field_validator("key_secret", mode="before")
     @classmethod
     def _empty_is_not_given(cls, value: object) -> object:
@@ -187,15 +220,38 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _leases_outlast_heartbeats(self) -> Self:
         if self.heartbeat_seconds >= self.lease_seconds:
-            raise ValueError("heartbeat_seconds must be below lease_seconds")
+            raise ValueError("TD3_HEARTBEAT_SECONDS must be below TD3_LEASE_SECONDS")
         return self
 
 
-@cache
-def get_settings() -> Settings:
-    """The settings of this process, read from its environment at the first call.
+class SettingsError(ValueError):
+    """Settings cannot be used; the message names their variables, and holds no password."""
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """The settings: overrides, then the environment, then the defaults.
 
     Raises:
-        pydantic.ValidationError: a variable has a value that cannot be used.
+        SettingsError: one of them cannot be used.
     """
-    return Settings()
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise settings_error(error) from error
+    except pydantic_settings.SettingsError as error:
+        # Not JSON where JSON is needed. pydantic-settings names the field in its text only.
+        name = re.search(r'field "(\w+)"', str(error))
+        assert name is not None, error
+        raise SettingsError(f"{PREFIX}{name[1].upper()}: not JSON: {error.__cause__}") from error
+
+
+def settings_error(error: ValidationError, *, below: str = "") -> SettingsError:
+    """The error of a setting, or of a model that is made from the setting `below`."""
+    reasons = []
+    for reason in error.errors(include_url=False, include_input=False, include_context=False):
+        name, *inner = [*([below] if below else []), *map(str, reason["loc"])] or ["settings"]
+        where = "".join(f": {part}" for part in inner)
+        said = reason["msg"].removeprefix("Value error, ")
+        # A check of several settings has no place of its own; its words name them.
+        reasons.append(f"{PREFIX}{name.upper()}{where}: {said}" if reason["loc"] or below else said)
+    return SettingsError("; ".join(reasons))

@@ -5,7 +5,7 @@ from typing import Literal
 from alembic import context
 from sqlalchemy import Connection
 
-from app.settings import get_settings
+from app.settings import read_settings
 from app.store.engine import open_store
 from app.store.models import Base, UtcDateTime
 
@@ -34,7 +34,7 @@ def main() -> None:
     if given is not None:
         _migrate(given)
         return
-    store = open_store(get_settings().database_url)
+    store = open_store(read_settings().database_url)
     with store.write() as session:
         _migrate(session.connection())
     store.close()

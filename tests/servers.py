@@ -1,6 +1,5 @@
 """Servers that tests need: a PostgreSQL (running, or started here) and a broker of their own."""
 
-import fcntl
 import os
 import shutil
 import socket
@@ -11,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
+
+from tests.packages import InstallError, install
 
 ADMIN_URL = os.environ.get("TD3_TEST_POSTGRESQL", "postgresql://postgres@127.0.0.1:5432/postgres")
 
@@ -59,7 +60,7 @@ class OwnPostgres:
         if self.user:
             shutil.chown(folder, self.user)
         self.binaries, self.folder, self.data = binaries, folder, folder / "data"
-        self.port = _free_port()
+        self.port = free_port()
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         initdb = binaries / "initdb"
         self.run(initdb, "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync")
@@ -109,13 +110,15 @@ def _answers(url: str) -> bool:
 
 def _binaries() -> Path:
     found = _find_binaries()
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        # Two test processes must not install at once.
-        with (Path(tempfile.gettempdir()) / "td3-apt.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            found = _find_binaries() or _install()
     if found is None:
-        raise NoPostgresError("PostgreSQL does not answer, and initdb and pg_ctl are not installed")
+        try:
+            install("postgresql")
+        except InstallError as error:
+            reason = f"PostgreSQL does not answer, initdb and pg_ctl are not installed: {error}"
+            raise NoPostgresError(reason) from error
+        found = _find_binaries()
+    if found is None:
+        raise NoPostgresError("the package postgresql has no initdb and pg_ctl")
     return found
 
 
@@ -131,18 +134,16 @@ def _find_binaries() -> Path | None:
     )
 
 
-def _install() -> Path | None:
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (["update", "-qq"], ["install", "-qq", "-y", "postgresql"]):
-        done = subprocess.run(
-            ["apt-get", *command], env=environment, capture_output=True, timeout=300, check=False
-        )
-        if done.returncode != 0:
-            raise NoPostgresError(f"apt-get {command[0]}: {done.stderr.decode()[-500:]}")
-    return _find_binaries()
-
-
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
+
+
+def make_certificate(certificate: Path, key: Path) -> None:
+    """Write a certificate of 127.0.0.1 that nobody vouches for, and its key."""
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    names = ["-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-out", str(certificate), "-keyout", str(key)]
+    subprocess.run([*command, *names, *files], check=True, capture_output=True)

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from app.blobs.protocol import BlobStore, get_to_file
 from app.broker import JobQueue
-from app.errors import DISK_FULL
+from app.errors import DISK_FULL, StorageUnavailableError
 from app.logs import log_fields
 from app.settings import Settings
 from app.store import datasets, jobs
@@ -43,6 +43,7 @@ from worker.metrics import WorkerMetrics
 
 _PROGRESS_SECONDS = 1.0  # at most one progress event is stored in this time
 _MESSAGE_CHARACTERS = 8000
+_CLAIM_RETRY_SECONDS = 1.0
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ def run_job(
     """Run a job if it is queued. A duplicate delivery of its id does nothing.
 
     Returns once this worker may take another job; after a failure of the worker itself, that is
-    only after a pause.
+    only after a pause. While the database does not answer, it waits: an id that it let go would
+    wait for a janitor.
 
     Args:
         job_id: from the broker.
@@ -71,21 +73,17 @@ def run_job(
         settings: of the service.
         stopping: set when this worker shuts down. The job then goes back to the queue.
         metrics: count the attempt.
-
-    Raises:
-        StorageUnavailableError: the database does not answer before the job is claimed.
     """
-    if stopping.is_set():
+    while not stopping.is_set():
+        try:
+            lease = _claim(job_id, store, settings)
+            break
+        except StorageUnavailableError as error:
+            logger.warning("%s: not claimed yet, the database does not answer: %s", job_id, error)
+            stopping.wait(_CLAIM_RETRY_SECONDS)
+    else:
         queue.publish(store, job_id)  # for another worker
         return
-    with store.write() as session:
-        lease = jobs.claim(
-            session,
-            job_id,
-            owner=f"{socket.gethostname()}:{os.getpid()}",
-            lease=timedelta(seconds=settings.lease_seconds),
-            now=database_now(session),
-        )
     if lease is None:
         logger.info("%s: not queued (any more), nothing to do", job_id)
         return
@@ -115,6 +113,17 @@ def run_job(
             stopping.wait(seconds)
         elif outcome == "queued" and not attempt.device_missing:
             queue.publish(store, job_id)
+
+
+def _claim(job_id: str, store: Store, settings: Settings) -> jobs.Lease | None:
+    with store.write() as session:
+        return jobs.claim(
+            session,
+            job_id,
+            owner=f"{socket.gethostname()}:{os.getpid()}",
+            lease=timedelta(seconds=settings.lease_seconds),
+            now=database_now(session),
+        )
 
 
 @dataclass(kw_only=True)

@@ -14,21 +14,28 @@ from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init, worker_shutting_down
 
 from app.blobs.protocol import BlobStore
-from app.blobs.registry import open_blob_store
+from app.blobs.registry import check_blobs_setting, open_blob_store
 from app.broker import TASK, JobQueue, celery_settings
 from app.logs import set_up_logging
-from app.settings import Settings, get_settings
+from app.settings import Settings, SettingsError
+from app.startup import refuse_settings, settings_or_exit, start
 from app.store.engine import Store, open_store
 from worker.attempt import run_job
 from worker.janitor import Janitor
 from worker.metrics import WorkerMetrics
+from worker.start import wait_for_stores
 from worker.webhook_sender import WebhookSender
 
 logger = logging.getLogger(__name__)
 
+_settings = settings_or_exit()
+try:
+    check_blobs_setting(_settings)
+except SettingsError as error:
+    refuse_settings(error)
 celery_app = Celery("td3")
 celery_app.conf.update(
-    celery_settings(get_settings().broker_url),
+    celery_settings(_settings.broker_url),
     # Reconnect for ever: neither the running job nor the janitor needs the broker.
     broker_connection_max_retries=None,
     task_acks_late=False,
@@ -45,22 +52,22 @@ _stopping = threading.Event()
 
 @cache
 def _store() -> Store:
-    return open_store(get_settings().database_url)
+    return open_store(_settings.database_url)
 
 
 @cache
 def _blobs() -> BlobStore:
-    return open_blob_store(get_settings(), _store())
+    return open_blob_store(_settings, _store())
 
 
 @cache
 def _queue() -> JobQueue:
-    return JobQueue(get_settings().broker_url)
+    return JobQueue(_settings.broker_url)
 
 
 @cache
 def _janitor() -> Janitor:
-    return Janitor(_store(), _blobs(), _queue(), get_settings())
+    return Janitor(_store(), _blobs(), _queue(), _settings)
 
 
 @cache
@@ -70,7 +77,7 @@ def _metrics() -> WorkerMetrics:
 
 @cache
 def _webhooks() -> WebhookSender:
-    return WebhookSender(_store(), get_settings())
+    return WebhookSender(_store(), _settings)
 
 
 def _run_job(job_id: str) -> None:
@@ -79,7 +86,7 @@ def _run_job(job_id: str) -> None:
         store=_store(),
         blobs=_blobs(),
         queue=_queue(),
-        settings=get_settings(),
+        settings=_settings,
         stopping=_stopping,
         metrics=_metrics(),
     )
@@ -90,17 +97,19 @@ run_job_task = celery_app.task(_run_job, name=TASK)
 
 def _omit_banner(instance: Any, **_: Any) -> None:
     instance.quiet = True  # the banner is no log record
-    _set_up_logging()  # Celery's signal for it comes after its first warnings
+    start()  # sets up logging: Celery's signal for it comes after its first warnings
 
 
 def _set_up_logging(**_: Any) -> None:
-    set_up_logging(get_settings().log_format)
+    set_up_logging(_settings.log_format)
 
 
 def _start(**_: Any) -> None:
+    # Celery sends this signal before it connects to the broker.
+    wait_for_stores(_store(), _blobs(), _settings.start_seconds)
     _janitor().start()
     _webhooks().start()
-    _serve_metrics(get_settings())
+    _serve_metrics(_settings)
 
 
 def _serve_metrics(settings: Settings) -> None:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 
 from sqlalchemy import inspect
 
-from app.settings import get_settings
+from app.startup import start_command
 from app.store.engine import STORE_ERRORS, open_store
 from app.store.models import Job
 from app.store.retention import Ages, collect, preview
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     if any(days < 0 for days in overrides.values()):
         parser.error("an age cannot be negative")
-    settings = get_settings()
+    settings = start_command()
     ages = Ages.from_settings(settings.model_copy(update=overrides))
     if not ages:
         parser.error("nothing is to go: give an age, or set TD3_RETAIN_..._DAYS")

@@ -16,6 +16,7 @@ from sqlalchemy import inspect
 
 from app.api_keys import issue
 from app.settings import Settings
+from app.startup import start_command
 from app.store import keys, tenants
 from app.store.engine import STORE_ERRORS, Store, open_store
 from app.store.migrate import upgrade
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         if (value := getattr(options, name)) is not None
     }
     try:
-        settings = Settings(**overrides)
+        settings = start_command(**overrides)
         store = _open(settings)
         try:
             lines = _COMMANDS[options.command](store, settings, options)

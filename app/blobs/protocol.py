@@ -36,6 +36,14 @@ class BlobStore(Protocol):
       does not answer, `OSError` for local files only. Every call may be repeated after an error.
     """
 
+    def check(self) -> None:
+        """Check that the store answers and can be read.
+
+        Raises:
+            StorageUnavailableError: it does not.
+        """
+        ...
+
     def put_file(self, path: Path) -> StoredBlob:
         """Store a file's bytes, unless they are stored already. Refer to the blob soon.
 

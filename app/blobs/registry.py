@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from app.blobs.protocol import BlobStore
 from app.blobs.sql import SqlBlobStore
-from app.settings import Settings
+from app.settings import PREFIX, Settings, SettingsError
 from app.store.engine import Store
 
 
@@ -31,13 +31,27 @@ def open_blob_store(settings: Settings, store: Store) -> BlobStore:
     """The blob store that the setting `blobs` names by its URL's scheme.
 
     Raises:
-        ValueError: there is no such kind of blob store.
+        SettingsError: there is no such kind of blob store.
     """
+    return _backend(settings).open(settings.blobs, store)
+
+
+def check_blobs_setting(settings: Settings) -> None:
+    """Check the setting `blobs` without opening anything.
+
+    Raises:
+        SettingsError: there is no such kind of blob store.
+    """
+    _backend(settings)
+
+
+def _backend(settings: Settings) -> _Backend:
     scheme = settings.blobs.partition(":")[0]
     backend = _BACKENDS.get(scheme)
     if backend is None:
-        raise ValueError(f"blobs: {scheme} is not supported ({', '.join(_BACKENDS)})")
-    return backend.open(settings.blobs, store)
+        kinds = ", ".join(f"{name}:" for name in _BACKENDS)
+        raise SettingsError(f"{PREFIX}BLOBS: {scheme}: is not supported; it may be {kinds}")
+    return backend
 
 
 def secret_variables() -> frozenset[str]:

@@ -21,6 +21,11 @@ class SqlBlobStore:
     def __init__(self, store: Store) -> None:
         self._store = store
 
+    def check(self) -> None:
+        """See `BlobStore.check`."""
+        with self._store.read() as session:
+            session.execute(select(BlobChunk.position).limit(1))
+
     def put_file(self, path: Path) -> StoredBlob:
         """See `BlobStore.put_file`."""
         with path.open("rb") as file:

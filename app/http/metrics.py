@@ -94,7 +94,7 @@ class StoreCollector(Collector):
             with self._store.read() as session:
                 statistics = read_statistics(session, database_now(session))
         except STORE_ERRORS as error:
-            logger.warning("metrics: the database does not answer: %s", kind_of(error))
+            logger.warning("metrics: the database does not answer: %s: %s", kind_of(error), error)
             yield _gauge("td3_database_up", "Whether the database answers.", 0)
             return
         yield _gauge("td3_database_up", "Whether the database answers.", 1)

@@ -18,7 +18,7 @@ Distils an interaction log into a small synthetic summary that trains a sequenti
 nearly as well as the whole log does.
 
 1. `POST /datasets` uploads a log, `POST /jobs` starts to distil it (or both in one call).
-2. `GET /jobs/{id}` with `Prefer: wait=60`, or `GET /jobs/{id}/events` as server-sent events, shows
+2. `GET /jobs/{id}` with `Prefer: wait=45`, or `GET /jobs/{id}/events` as server-sent events, shows
    its progress.
 3. `GET /jobs/{id}/summary` is the result.
 

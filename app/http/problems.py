@@ -243,8 +243,7 @@ class RequestIds:
         except ClientDisconnect:
             logger.info("the client went away")
         except StorageUnavailableError as error:
-            # The class only: the text may be long and may quote the request.
-            logger.error("the database does not answer: %s", kind_of(error))
+            logger.error("the database does not answer: %s: %s", kind_of(error), error)
             if started:
                 raise
             await problem_response(scope, _outage())(scope, receive, send_with_id)

@@ -13,7 +13,12 @@ from collections.abc import Sequence
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage, RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
+from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from app.addresses import parse_broker_url
 
 _BROKER_TIMEOUT_SECONDS = 0.25  # a request must not wait longer for a broker that hangs
 _BROKER_PAUSE_SECONDS = 5.0  # after a failure the broker is not tried for this long
@@ -26,11 +31,15 @@ class RateLimiter:
     """Counts requests. Safe to share between threads."""
 
     def __init__(self, broker_url: str) -> None:
-        storage = RedisStorage(
-            broker_url.replace("redis+socket://", "redis+unix://"),
-            key_prefix="td3-rate",
+        client = Redis(
+            **parse_broker_url(broker_url).redis_arguments(),
             socket_timeout=_BROKER_TIMEOUT_SECONDS,
             socket_connect_timeout=_BROKER_TIMEOUT_SECONDS,
+            retry=Retry(NoBackoff(), 0),  # by default it tries for many seconds
+        )
+        # The pool has the address: the storage only checks the scheme of its URL.
+        storage = RedisStorage(
+            "redis://", connection_pool=client.connection_pool, key_prefix="td3-rate"
         )
         self._shared = SlidingWindowCounterRateLimiter(storage)
         self._local = SlidingWindowCounterRateLimiter(MemoryStorage())

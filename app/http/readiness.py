@@ -1,23 +1,22 @@
-"""Readiness checks: database, migrations, broker and disk, each with a time limit."""
+"""Readiness checks: database, migrations, blobs, broker and disk, each with a time limit."""
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from kombu.exceptions import OperationalError
 
+from app.blobs.protocol import BlobStore
 from app.broker import JobQueue
-from app.errors import kind_of
 from app.http.coalescing import BatchedLookup, LookupTimeoutError
+from app.readiness import OK, storage_checks
 from app.settings import Settings
-from app.store.engine import STORE_ERRORS, Store, only_reads
-from app.store.migrate import alembic_config
+from app.store.engine import Store
 
-OK = "ok"
+logger = logging.getLogger(__name__)
+
 _SECONDS = 3.0
 _TIMEOUT_MESSAGE = f"does not answer within {_SECONDS:g} seconds"
 
@@ -25,13 +24,13 @@ _TIMEOUT_MESSAGE = f"does not answer within {_SECONDS:g} seconds"
 class ReadinessChecks:
     """Runs the checks. One that hangs occupies a single thread, however often it is asked for."""
 
-    def __init__(self, settings: Settings, store: Store, queue: JobQueue) -> None:
-        self._checks = {
-            "database": _batched(lambda: _check_database(store)),
-            "migrations": _batched(lambda: _check_migrations(store)),
-            "broker": _batched(lambda: _check_broker(queue)),
-            "disk": _batched(lambda: _check_disk(settings.data_dir, settings.ready_free_bytes)),
+    def __init__(self, settings: Settings, store: Store, blobs: BlobStore, queue: JobQueue) -> None:
+        checks = {
+            **storage_checks(store, blobs),
+            "broker": lambda: _check_broker(queue),
+            "disk": lambda: _check_disk(settings.data_dir, settings.ready_free_bytes),
         }
+        self._checks = {name: _batched(check) for name, check in checks.items()}
 
     async def results(self) -> dict[str, str]:
         """For each check `ok`, or what is wrong."""
@@ -50,38 +49,12 @@ async def _result(check: BatchedLookup[None, str]) -> str:
         return _TIMEOUT_MESSAGE
 
 
-def _check_database(store: Store) -> str:
-    try:
-        with store.read() as session:
-            if only_reads(session):
-                return "only reads: a standby, which has not taken over"
-    except STORE_ERRORS as error:
-        # The class only: the text may have the address and the user of the database.
-        return f"does not answer: {kind_of(error)}"
-    return OK
-
-
-def _check_migrations(store: Store) -> str:
-    try:
-        with store.read() as session:
-            current = MigrationContext.configure(session.connection()).get_current_revision()
-            head = _head(store)
-    except STORE_ERRORS:
-        return "unknown"
-    return OK if current == head else f"the tables are at {current}, this release needs {head}"
-
-
-@cache
-def _head(store: Store) -> str | None:
-    """The newest revision of this release; the files are read once."""
-    with store.engine.connect() as connection:
-        return ScriptDirectory.from_config(alembic_config(connection)).get_current_head()
-
-
 def _check_broker(queue: JobQueue) -> str:
     try:
         queue.depth()
     except OperationalError as error:
+        # The class only: its text may have the broker's address and user.
+        logger.warning("the broker does not answer: %s", error)
         return f"does not answer: {type(error).__name__}"
     return OK
 

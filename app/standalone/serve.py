@@ -21,20 +21,22 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 from celery import Celery
 from kombu.exceptions import OperationalError
-from pydantic import ValidationError
 from redis import Redis
 
-from app.logs import set_up_logging
+from app.broker import celery_settings
 from app.loopback import is_loopback
+from app.main import check_settings
 from app.processes.supervise import Child, ServeError
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 from app.standalone.valkey import socket_path, valkey_command, valkey_complaint
+from app.startup import refuse_settings, start
 from app.store import keys
-from app.store.engine import open_store
+from app.store.engine import STORE_ERRORS, open_store
 from app.store.migrate import upgrade
 
 logger = logging.getLogger("app.serve")
@@ -134,7 +136,9 @@ class Service:
         client = Redis(unix_socket_path=str(path), socket_timeout=2)
         self.cleanup.callback(client.close)
         self._wait("Valkey", lambda: valkey_complaint(client))
-        self.settings = self.settings.model_copy(update={"broker_url": f"redis+socket://{path}"})
+        self.settings = self.settings.model_copy(
+            update={"broker_url": f"redis+socket://{quote(str(path))}"}
+        )
 
     def start_child(self, child: Child) -> None:
         """Start a process and supervise it from now on."""
@@ -194,7 +198,8 @@ class _WorkersComplaint:
     """Says how many of the named workers do not answer a ping."""
 
     def __init__(self, broker_url: str, names: list[str]) -> None:
-        self.app = Celery("td3-serve", broker=broker_url, set_as_current=False)
+        self.app = Celery("td3-serve", set_as_current=False)
+        self.app.conf.update(celery_settings(broker_url))
         self.names = names
 
     def __call__(self) -> str | None:
@@ -307,16 +312,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def _settings(overrides: dict[str, Any]) -> Settings:
-    """The settings: overrides of the command line, then the environment, then the defaults."""
-    try:
-        data_dir = overrides.get("data_dir") or Settings().data_dir
-        return Settings(**{**overrides, "data_dir": Path(data_dir).absolute()})
-    except ValidationError as error:
-        reasons = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise ServeError("settings that cannot be: " + "; ".join(reasons)) from error
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the service; returns the exit code."""
     options = _parse(arguments)
@@ -325,16 +320,18 @@ def main(arguments: list[str] | None = None) -> int:
         for name in ("data_dir", "host", "port", "broker_url", "database_url")
         if (value := getattr(options, name)) is not None
     }
+    settings = start(**overrides)
     try:
-        settings = _settings(overrides)
-        set_up_logging(settings.log_format)
+        check_settings(settings)
         embedded_broker = "broker_url" not in settings.model_fields_set
         settings.data_dir.mkdir(parents=True, exist_ok=True)
         with _lock(settings.data_dir):
             upgrade(settings.database_url)
             _require_key_or_loopback(settings)
             Service(settings, options.workers).run(embedded_broker=embedded_broker)
-    except ServeError as error:
+    except SettingsError as error:
+        refuse_settings(error)
+    except (ServeError, *STORE_ERRORS) as error:
         logger.error("%s", error)
         return 1
     return 0

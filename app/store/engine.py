@@ -1,5 +1,6 @@
 """Connections: one engine per process, and short sessions that either read or write."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -15,11 +16,11 @@ from sqlalchemy import (
     event,
     func,
     literal,
-    make_url,
     select,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
+    DBAPIError,
     InterfaceError,
     InternalError,
     NotSupportedError,
@@ -29,15 +30,36 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Session
 
-from app.errors import StorageUnavailableError
+from app.addresses import parse_database_url
+from app.errors import StorageUnavailableError, kind_of
 
 # Any failure of the database, for code that can do without its answer.
 STORE_ERRORS = (StorageUnavailableError, SQLAlchemyError)
 # The database does not answer or is busy. PostgreSQL raises InternalError and NotSupportedError
 # while it is a read-only standby, which ends when it takes over.
 _OUTAGES = (OperationalError, InterfaceError, InternalError, NotSupportedError, PoolTimeout)
-_BEGIN = "td3_begin"  # execution option: how a SQLite transaction starts
+# Where the driver tries to connect to, in its messages.
+_ADDRESS = re.compile(
+    r"connection to server at \"[^\"]*\"( \([^)]*\))?, port \d+ failed: "
+    r"|connection to server on socket \"[^\"]*\" failed: "
+    r"|host: '[^']*', port: '?\d+'?, hostaddr: '[^']*': "
+)
+_BEGIN = "td3_begin"  # execution option: the statements that start a transaction
 _BUSY_SECONDS = 30
+# Limits of a transaction on PostgreSQL, in milliseconds. They are set in each transaction: a pooler
+# such as PgBouncer refuses or drops what is asked for at a connection's start, and gives each
+# transaction another connection of its own. Sent with BEGIN, they cost no round trip.
+_LIMITS = {
+    "statement_timeout": 60_000,
+    "lock_timeout": 30_000,
+    "idle_in_transaction_session_timeout": 60_000,
+}
+_SET_LIMITS = "".join(f"; SET LOCAL {name} = {value}" for name, value in _LIMITS.items())
+# By dialect: how transactions start that only read, and that write. On SQLite one that starts as a
+# reader and then writes fails at once if another one wrote in between, whatever the time-out is.
+# BEGIN IMMEDIATE waits its turn instead.
+_READING = {"sqlite": "BEGIN", "postgresql": f"BEGIN READ ONLY{_SET_LIMITS}"}
+_WRITING = {"sqlite": "BEGIN IMMEDIATE", "postgresql": f"BEGIN{_SET_LIMITS}"}
 # No overflow: connections beyond the pool's size would be opened and closed at every use. FastAPI
 # runs at most 40 threads; one that finds no free connection waits `pool_timeout` seconds, then
 # answers 503.
@@ -48,21 +70,23 @@ def make_engine(url: str) -> Engine:
     """An engine for SQLite or PostgreSQL, configured so that both behave alike under load.
 
     Raises:
-        ValueError: `url` names another database.
+        ValueError: `url` names no database that is supported.
     """
-    parsed = make_url(url)
-    match parsed.get_backend_name():
-        case "sqlite":
-            return _sqlite(parsed)
-        case "postgresql" | "postgres":
-            return _postgresql(parsed)
-        case other:
-            raise ValueError(f"database_url: {other} is not supported (sqlite, postgresql)")
+    parsed = parse_database_url(url)
+    is_sqlite = parsed.get_backend_name() == "sqlite"
+    engine = _sqlite(parsed) if is_sqlite else _postgresql(parsed)
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        default = _READING[connection.dialect.name]
+        connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, default))
+
+    return engine
 
 
 def _sqlite(url: URL) -> Engine:
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    assert url.database is not None
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     engine = create_engine(url, connect_args={"timeout": _BUSY_SECONDS}, **_POOL)
 
     @event.listens_for(engine, "connect")
@@ -75,18 +99,12 @@ def _sqlite(url: URL) -> Engine:
         cursor.execute(f"PRAGMA busy_timeout = {_BUSY_SECONDS * 1000}")
         cursor.close()
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # A transaction that starts as a reader and then writes fails at once if another one wrote
-        # in between, whatever the time-out is. BEGIN IMMEDIATE waits its turn instead.
-        connection.exec_driver_sql(connection.get_execution_options().get(_BEGIN, "BEGIN"))
-
     return engine
 
 
 def _postgresql(url: URL) -> Engine:
     return create_engine(
-        url.set(drivername="postgresql+psycopg"),
+        url,
         pool_pre_ping=True,
         pool_recycle=1800,
         **_POOL,
@@ -98,8 +116,9 @@ def _postgresql(url: URL) -> Engine:
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 30_000,
-            "options": "-c statement_timeout=60000 -c lock_timeout=30000"
-            " -c idle_in_transaction_session_timeout=60000",
+            "autocommit": True,  # the driver starts no transactions itself
+            # A pooler would run a prepared statement on a connection that does not have it.
+            "prepare_threshold": None,
         },
     )
 
@@ -109,8 +128,9 @@ class Store:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._reading = engine.execution_options(postgresql_readonly=True)
-        self._writing = engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+        dialect = engine.dialect.name
+        self._reading = engine.execution_options(**{_BEGIN: _READING[dialect]})
+        self._writing = engine.execution_options(**{_BEGIN: _WRITING[dialect]})
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -136,6 +156,22 @@ class Store:
         ):
             yield session
 
+    def words(self, error: Exception) -> str:
+        """Why the database does not answer, in the driver's words, for those who may not know all.
+
+        Its address and password are left out. Names of users and databases are not, because they
+        are what is wrong most often.
+        """
+        said = _ADDRESS.sub("", _words(error))
+        url = self.engine.url
+        several = url.query.get("host", ())
+        hosts = [url.host or "", *([several] if isinstance(several, str) else several)]
+        for hidden in (str(url.password or ""), *(host.partition(":")[0] for host in hosts)):
+            if hidden:
+                said = said.replace(hidden, "…")
+        kind = kind_of(error)
+        return f"{kind}: {said}" if said else kind
+
     def close(self) -> None:
         """Close every pooled connection."""
         self.engine.dispose()
@@ -146,7 +182,13 @@ def _translated_outages() -> Iterator[None]:
     try:
         yield
     except _OUTAGES as error:
-        raise StorageUnavailableError(str(error), kind=type(error).__name__) from error
+        raise StorageUnavailableError(_words(error), kind=type(error).__name__) from error
+
+
+def _words(error: Exception) -> str:
+    """What the driver says, on one line. SQLAlchemy's own text has the statement and its values."""
+    said = error.orig if isinstance(error, DBAPIError) else error
+    return " ".join(str(said).split())
 
 
 def database_now(session: Session) -> datetime:
@@ -180,6 +222,6 @@ def open_store(url: str) -> Store:
     """The store at `url`; its tables come from app.store.migrate.
 
     Raises:
-        ValueError: `url` names a database that is not supported.
+        ValueError: `url` names no database that is supported.
     """
     return Store(make_engine(url))

@@ -1,5 +1,8 @@
 """Migrates a database's tables: `upgrade`, or `python -m app.store.migrate`."""
 
+import logging
+import os
+import sys
 from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
@@ -8,9 +11,11 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, event, text
 
-from app.logs import set_up_logging
-from app.settings import get_settings
+from app.errors import StorageUnavailableError
+from app.startup import start
 from app.store.engine import open_store
+
+logger = logging.getLogger(__name__)
 
 _LOCK = 7_430_301  # key of PostgreSQL's advisory lock, which one migration at a time holds
 
@@ -68,7 +73,16 @@ def _check_foreign_keys(connection: Connection) -> None:
         raise RuntimeError(f"the migration would leave rows that refer to nothing: {broken[:5]}")
 
 
+def main() -> int:
+    """Run the command; returns the exit code."""
+    settings = start()
+    try:
+        upgrade(settings.database_url)
+    except StorageUnavailableError as error:
+        logger.error("not migrated, the database does not answer: %s", error)
+        return os.EX_TEMPFAIL
+    return 0
+
+
 if __name__ == "__main__":
-    settings = get_settings()
-    set_up_logging(settings.log_format)
-    upgrade(settings.database_url)
+    sys.exit(main())

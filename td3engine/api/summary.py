@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -136,6 +136,11 @@ class Summary(Bundle):
         return packed_bytes(self.factors)
 
     @property
+    def method(self) -> Literal["labelled", "distilled"]:
+        """`labelled`: real histories with the teacher's labels, which no outer step improved."""
+        return "distilled" if self.manifest.validation.get("outer_step", 1) else "labelled"
+
+    @property
     def quality(self) -> Quality | None:
         """NDCG@10 of learners on the summary and of the full-data model; None if not measured."""
         protocols = {self.config.data.validate_by, "full"}
@@ -245,6 +250,7 @@ class Summary(Bundle):
         facts = [
             ("size", f"{len(self)} sequences of {self.length}, {self.bytes / 1024:,.0f} KiB"),
             ("log", log),
+            ("method", self.method),
             ("distilled for", self.manifest.distilled_for),
             ("with", self.config.backbone.name),
         ]

@@ -10,6 +10,7 @@ from td3engine.client.wire import (
     MetricsPoint,
     Problem,
     ServiceError,
+    UnexpectedAnswerError,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "MetricsPoint",
     "Problem",
     "ServiceError",
+    "UnexpectedAnswerError",
 ]

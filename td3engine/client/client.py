@@ -16,14 +16,15 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, BinaryIO, Self
 
 import httpx
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
+from td3engine.client.answers import PAUSES, Patience, check, patiently, read, read_json, require
 from td3engine.client.wire import (
     Artifact,
     Dataset,
@@ -31,7 +32,6 @@ from td3engine.client.wire import (
     Event,
     Job,
     MetricsPoint,
-    Problem,
     ServiceError,
 )
 from td3engine.config import Preset
@@ -39,19 +39,14 @@ from td3engine.contract import SUMMARY_FILES
 
 API_KEY_VARIABLE = "TD3_API_KEY"
 
-_LONGEST_WAIT_SECONDS = 60
+_LONGEST_WAIT_SECONDS = 45  # as the service; proxies give up after a minute
 _THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
-# The service sends a heartbeat every 15 seconds, and answers a wait within a minute.
+# The service sends a heartbeat every 15 seconds, and answers a wait well before this.
 _TIMEOUT = httpx.Timeout(90, connect=10)
-_RECONNECT_SECONDS = (0.2, 5.0)  # first and longest pause
 _RECONNECT_TRIES = 10
-_SEND_TRIES = 5
-_RETRY_STATUS = frozenset({429, 502, 503, 504})
-_RETRY_CODE = "idempotency_key_in_use"
-_LONGEST_RETRY_AFTER_SECONDS = 60
+_GAVE_UP = 504  # a proxy, on the service
+_EVENT_STREAM = "text/event-stream"
 
-
-Model = TypeVar("Model", bound=BaseModel)
 _Jobs = TypeAdapter(list[Job])
 _Points = TypeAdapter(list[MetricsPoint])
 
@@ -59,8 +54,10 @@ _Points = TypeAdapter(list[MetricsPoint])
 class Client:
     """A service, by its URL.
 
-    Every call raises `ServiceError` where the service refuses it, and `httpx.TransportError` where
-    the service cannot be reached.
+    Every call raises `ServiceError` where the service refuses it, `UnexpectedAnswerError` (one of
+    these) where something else answers, and `httpx.TransportError` where the service cannot be
+    reached. A call that reads, or that carries an idempotency key, is sent again for a while where
+    the service or a proxy is busy (429, 502, 503, 504) or cannot be reached.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
@@ -112,7 +109,7 @@ class Client:
             idempotency_key: what makes a call of another process the same as this one.
         """
         fields = {"name": name, "columns": json.dumps(dict(columns)) if columns else None}
-        return _read(Dataset, self._send_file("/datasets", path, fields, idempotency_key))
+        return read(Dataset, self._send_file("/datasets", path, fields, idempotency_key))
 
     def create_job(
         self,
@@ -147,7 +144,7 @@ class Client:
         request["webhook"] = dict(webhook) if webhook is not None else None
         if file is not None and dataset_id is None:
             fields = {"request": json.dumps(request)}
-            return _read(Job, self._send_file("/jobs", file, fields, idempotency_key))
+            return read(Job, self._send_file("/jobs", file, fields, idempotency_key))
         if dataset_id is not None and file is None:
             content = {"dataset_id": dataset_id, **request}
             return self._make_job("/jobs", idempotency_key, json=content)
@@ -159,18 +156,18 @@ class Client:
 
     def dataset(self, dataset_id: str) -> Dataset:
         """One dataset."""
-        return _read(Dataset, self._http.get(f"/datasets/{dataset_id}"))
+        return read(Dataset, self._get(f"/datasets/{dataset_id}"))
 
     def job(self, job_id: str) -> Job:
         """One job, as it is now."""
-        return _read(Job, self._http.get(f"/jobs/{job_id}"))
+        return read(Job, self._get(f"/jobs/{job_id}"))
 
     def jobs(self, *, status: str | None = None, dataset_id: str | None = None) -> Iterator[Job]:
         """Jobs, newest first. Pages are fetched as the iterator needs them."""
         filters = {"status": status, "dataset_id": dataset_id}
         params: dict[str, Any] = {key: value for key, value in filters.items() if value is not None}
         while True:
-            page = _check(self._http.get("/jobs", params=params)).json()
+            page = read_json(self._get("/jobs", params=params))
             jobs = _Jobs.validate_python(page["data"])
             yield from jobs
             if not page["has_more"]:
@@ -180,19 +177,31 @@ class Client:
     def wait(self, job_id: str, timeout: float | None = None) -> Job:
         """Waits for the end of a job and returns it.
 
+        It goes on after failures that may pass, such as a restart of the service or a proxy that
+        gave up, for about half a minute.
+
         Raises:
             TimeoutError: the job is not over after `timeout` seconds.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        longest, status = _LONGEST_WAIT_SECONDS, "unknown"
+        patience = Patience(_RECONNECT_TRIES)
         while True:
-            left = _LONGEST_WAIT_SECONDS if deadline is None else deadline - time.monotonic()
-            seconds = max(0, min(_LONGEST_WAIT_SECONDS, math.ceil(left)))
+            left = longest if deadline is None else deadline - time.monotonic()
+            seconds = max(0, min(longest, math.ceil(left)))
             headers = {"Prefer": f"wait={seconds}"}
-            job = _read(Job, self._http.get(f"/jobs/{job_id}", headers=headers))
-            if job.is_over:
-                return job
+            try:
+                job = read(Job, self._http.get(f"/jobs/{job_id}", headers=headers))
+            except (httpx.TransportError, ServiceError) as error:
+                patience.pause_after(error, deadline)
+                if isinstance(error, ServiceError) and error.problem.status == _GAVE_UP:
+                    longest = max(1, longest // 2)  # a proxy that waits less than usual
+            else:
+                if job.is_over:
+                    return job
+                status, patience = job.status, Patience(_RECONNECT_TRIES)
             if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"{job_id} is {job.status} after {timeout:g} seconds")
+                raise TimeoutError(f"{job_id} is {status} after {timeout:g} seconds")
 
     def events(self, job_id: str, after: int = 0) -> Iterator[Event]:
         """Events with a sequence above `after`, past and future, until the job is over.
@@ -200,48 +209,44 @@ class Client:
         After a broken connection the stream resumes where it stopped: no event is lost or doubled.
 
         Raises:
-            httpx.TransportError, ServiceError: the service could not be reached, or answered with
-                a 5xx, for about half a minute.
+            httpx.TransportError, ServiceError: the service could not be reached or was busy for
+                about half a minute, or refused.
         """
-        failures = 0
-        first, longest = _RECONNECT_SECONDS
+        patience = Patience(_RECONNECT_TRIES)
         while True:
-            headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+            headers = {"Accept": _EVENT_STREAM, "Last-Event-ID": str(after)}
             try:
                 with self._http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
-                    if _check(answer).status_code == httpx.codes.NO_CONTENT:
+                    if check(answer).status_code == httpx.codes.NO_CONTENT:
                         return  # the job is over, and this was all
-                    failures, before = 0, after
+                    require(answer, _EVENT_STREAM)
+                    patience, before = Patience(_RECONNECT_TRIES), after
                     for data in _server_sent_data(answer.iter_lines()):
                         event = Event.model_validate_json(data)
                         after = event.sequence
                         yield event
                 if after == before:  # the server stops: it ends every stream at once
-                    time.sleep(first)
+                    time.sleep(PAUSES[0])
             except (httpx.TransportError, ServiceError) as error:
-                failures += 1
-                refused = isinstance(error, ServiceError) and error.problem.status < 500
-                if refused or failures > _RECONNECT_TRIES:
-                    raise
-                time.sleep(min(first * 2**failures, longest))
+                patience.pause_after(error)
 
     def cancel(self, job_id: str) -> Job:
         """Ask for the job's end; `ServiceError` with code `job_is_over` when it has ended."""
-        return _read(Job, self._http.post(f"/jobs/{job_id}/cancel"))
+        return read(Job, self._http.post(f"/jobs/{job_id}/cancel"))
 
     def delete_job(self, job_id: str) -> None:
         """Delete a job that is over, with all that it made."""
-        _check(self._http.delete(f"/jobs/{job_id}"))
+        check(self._http.delete(f"/jobs/{job_id}"))
 
     def delete_dataset(self, dataset_id: str) -> None:
         """Delete a dataset; `ServiceError` with code `dataset_in_use` while a job needs it."""
-        _check(self._http.delete(f"/datasets/{dataset_id}"))
+        check(self._http.delete(f"/datasets/{dataset_id}"))
 
     def metrics(self, job_id: str) -> Iterator[MetricsPoint]:
         """Points of the job's progress so far. Pages are fetched as the iterator needs them."""
         params: dict[str, Any] = {}
         while True:
-            page = _check(self._http.get(f"/jobs/{job_id}/metrics", params=params)).json()
+            page = read_json(self._get(f"/jobs/{job_id}/metrics", params=params))
             points = _Points.validate_python(page["data"])
             yield from points
             if not page["has_more"]:
@@ -256,7 +261,7 @@ class Client:
         """
         job = self.job(job_id)
         if job.status != "succeeded":  # the service says best why there is no summary
-            _check(self._http.get(f"/jobs/{job_id}/summary"))
+            self._get(f"/jobs/{job_id}/summary")
             job = self.job(job_id)  # it has become one meanwhile
         artifacts = {artifact.name: artifact for artifact in job.artifacts}
         folder.mkdir(parents=True, exist_ok=True)
@@ -264,8 +269,7 @@ class Client:
 
     def _download(self, artifact: Artifact, target: Path) -> Path:
         part = target.with_name(f".{target.name}.part")
-        first, longest = _RECONNECT_SECONDS
-        failures = 0
+        patience = Patience(_RECONNECT_TRIES)
         try:
             with part.open("wb") as file:
                 while True:
@@ -273,13 +277,12 @@ class Client:
                     try:
                         self._fetch_rest(artifact, file)
                         break
-                    except httpx.TransportError:
+                    except (httpx.TransportError, ServiceError) as error:
                         if file.tell() >= artifact.bytes:
                             break  # at the very end: the checksum will tell
-                        failures = 0 if file.tell() > before else failures + 1
-                        if failures > _RECONNECT_TRIES:
-                            raise
-                        time.sleep(min(first * 2**failures, longest))
+                        if file.tell() > before:
+                            patience = Patience(_RECONNECT_TRIES)
+                        patience.pause_after(error)
             with part.open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != artifact.sha256:
                     raise DownloadError(f"{artifact.name} came down damaged")
@@ -294,23 +297,27 @@ class Client:
         if file.tell():
             headers = {"Range": f"bytes={file.tell()}-", "If-Range": f'"{artifact.sha256}"'}
         with self._http.stream("GET", artifact.href, headers=headers) as answer:
-            if _check(answer).status_code != httpx.codes.PARTIAL_CONTENT:
+            if check(answer).status_code != httpx.codes.PARTIAL_CONTENT:
                 file.seek(0)
                 file.truncate()
             for chunk in answer.iter_bytes():
                 file.write(chunk)
 
+    def _get(self, url: str, **options: Any) -> httpx.Response:
+        return patiently(lambda: self._http.get(url, **options))
+
     def _make_job(self, url: str, key: str | None, **content: Any) -> Job:
-        return _read(
-            Job, _once(key, lambda headers: self._http.post(url, headers=headers, **content))
-        )
+        headers = _idempotent(key)
+        answer = patiently(lambda: self._http.post(url, headers=headers, **content))
+        return read(Job, answer)
 
     def _send_file(
         self, url: str, path: Path, fields: Mapping[str, str | None], key: str | None
     ) -> httpx.Response:
         data = {name: value for name, value in fields.items() if value is not None}
+        headers = _idempotent(key)
 
-        def send(headers: dict[str, str]) -> httpx.Response:
+        def send() -> httpx.Response:
             with path.open("rb") as file:
                 # Reading a large log takes the service a while before it answers.
                 return self._http.post(
@@ -321,37 +328,12 @@ class Client:
                     timeout=httpx.Timeout(None, connect=10),
                 )
 
-        return _once(key, send)
+        return patiently(send)
 
 
-def _once(key: str | None, send: Callable[[dict[str, str]], httpx.Response]) -> httpx.Response:
-    """The answer to a request that is sent, under one idempotency key, until it is answered."""
-    headers = {"Idempotency-Key": key or uuid.uuid4().hex}
-    first, longest = _RECONNECT_SECONDS
-    for attempt in range(_SEND_TRIES):
-        pause = min(first * 2**attempt, longest)
-        try:
-            answer = send(headers)
-        except httpx.TransportError:
-            pass  # it may have arrived, or not: with its key it is done once in any case
-        else:
-            if not _answered_later(answer):
-                return answer
-            pause = max(pause, _retry_after(answer))
-        time.sleep(pause)
-    return send(headers)
-
-
-def _answered_later(answer: httpx.Response) -> bool:
-    """Whether the same request will be answered in a while."""
-    return answer.status_code in _RETRY_STATUS or (
-        answer.status_code == httpx.codes.CONFLICT and _problem(answer).code == _RETRY_CODE
-    )
-
-
-def _retry_after(answer: httpx.Response) -> float:
-    seconds = answer.headers.get("retry-after", "")
-    return min(int(seconds), _LONGEST_RETRY_AFTER_SECONDS) if seconds.isdecimal() else 0.0
+def _idempotent(key: str | None) -> dict[str, str]:
+    """The header by which a request that is sent twice is done once."""
+    return {"Idempotency-Key": key or uuid.uuid4().hex}
 
 
 def _server_sent_data(lines: Iterator[str]) -> Iterator[str]:
@@ -363,22 +345,3 @@ def _server_sent_data(lines: Iterator[str]) -> Iterator[str]:
             data.clear()
         elif line.startswith("data:"):
             data.append(line.removeprefix("data:").removeprefix(" "))
-
-
-def _read(model: type[Model], answer: httpx.Response) -> Model:
-    return model.model_validate_json(_check(answer).content)
-
-
-def _check(answer: httpx.Response) -> httpx.Response:
-    """The answer, unless it is an error."""
-    if not answer.is_error:
-        return answer
-    answer.read()
-    raise ServiceError(_problem(answer))
-
-
-def _problem(answer: httpx.Response) -> Problem:
-    try:
-        return Problem.model_validate_json(answer.content)
-    except ValidationError:  # not from the service: a proxy on the way, perhaps
-        return Problem(status=answer.status_code, title=answer.reason_phrase)

@@ -26,11 +26,24 @@ class Problem(BaseModel):
 
 
 class ServiceError(Exception):
-    """The service refused or failed a request; `problem` says why."""
+    """The service refused or failed a request; `problem` says why.
 
-    def __init__(self, problem: Problem) -> None:
+    Attributes:
+        problem: why.
+        retry_after: seconds after which the service wants to be asked again; 0: it names none.
+    """
+
+    def __init__(self, problem: Problem, retry_after: float = 0.0) -> None:
         super().__init__(f"{problem.detail or problem.title} ({problem.code})")
         self.problem = problem
+        self.retry_after = retry_after
+
+
+class UnexpectedAnswerError(ServiceError):
+    """The answer is not the service's: a proxy's error or login page, or that of another server.
+
+    `problem` has its status, and what it says.
+    """
 
 
 class DownloadError(Exception):

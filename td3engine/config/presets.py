@@ -3,23 +3,38 @@
 Imports no torch.
 """
 
+from dataclasses import dataclass, replace
 from typing import Any
 
 from td3engine.config import AUTO_KNOBS, AutoKnob, DistillConfig, Preset
+from td3engine.config.sizes import (
+    COARSEST_TABLE,
+    FEWEST_USERS,
+    LABELS_SUFFICE,
+    LARGEST_SHARE,
+    LONG_STEPS,
+    MOST_USERS,
+    Sizes,
+    fitted,
+    outer_step_seconds,
+)
 from td3engine.errors import UnusableError
 
+MOST_BY_BYTES = 1000  # users that a budget of bytes is spent on
 TEACHER_STEPS = 16_000  # of a teacher whose number of epochs is `auto`
 
 PRESETS: dict[Preset, dict[str, Any]] = {
     "fast": {
-        "auto": ["teacher.batch", "teacher.max_epochs"],
-        "outer": {"steps": 60, "validate_every": 20},
+        "auto": [knob for knob in AUTO_KNOBS if knob != "outer.steps"],
+        "outer": {"steps": 0},
+        "learner": {"steps": 800, "scratch_steps": 1600},
     },
-    "balanced": {},
+    "balanced": {"auto": AUTO_KNOBS},
     "quality": {
-        "outer": {"steps": 500, "window": 40, "validation_learners": 3},
+        "auto": [knob for knob in AUTO_KNOBS if knob != "outer.steps"],
+        "outer": {"steps": 100, "lr": 0.01},
     },
-    "auto": {"auto": AUTO_KNOBS},
+    "auto": {"auto": AUTO_KNOBS},  # what `balanced` was not in earlier releases
 }
 
 
@@ -41,54 +56,118 @@ def build_config(
     return DistillConfig.model_validate(merge(PRESETS[preset], {"auto": auto} | overrides))
 
 
-def sized_by_data(
-    config: DistillConfig, *, users: int, interactions: int, training_interactions: int
-) -> DistillConfig:
-    """The configuration with its `auto` knobs set for a log of this size (after the filter).
+@dataclass(frozen=True)
+class LogSize:
+    """What sizes depend on: counts of a log after the filter, and bytes of the whole log.
+
+    Attributes:
+        users, items, interactions, training_interactions: after the filter.
+        stored_bytes: of the normalised Parquet; None if unknown.
+        id_bytes: of the item ids, compressed.
+    """
+
+    users: int
+    items: int
+    interactions: int
+    training_interactions: int
+    stored_bytes: int | None = None
+    id_bytes: int = 0
+
+
+def sized_by_data(config: DistillConfig, log: LogSize) -> DistillConfig:
+    """The configuration with its `auto` knobs set for a log of this size.
 
     | knob | value |
     |---|---|
-    | `summary.users` | 30 at 100,000 interactions, by the fourth root of them; 20 to 100 |
     | `summary.length` | three times the mean training history; 20 to 50, and what a model reads |
-    | `learner.batch` | half of `summary.users` |
-    | `outer.steps` | by the fourth root of the interactions; 100 to twice the preset's |
+    | `summary.users`, `summary.table_step` | by the budget (`_sized_summary`) |
+    | `learner.batch` | the preset's, or `summary.users` if that is less |
+    | `outer.steps` | 0 from `LABELS_SUFFICE` sequences on, else `LONG_STEPS`; or by seconds |
     | `teacher.batch` | an epoch of about 1,000 steps; 64 to 1,024 windows |
     | `teacher.max_epochs` | about 16,000 steps in all; at most the preset's epochs |
 
     Args:
         config: the configuration; without `auto` knobs it is returned as it is.
-        users, interactions, training_interactions: counts of the log.
+        log: the log's sizes.
 
     Raises:
+        UnusableError: a budget of bytes is too small for the log's items.
         pydantic.ValidationError: the settings cannot work with a log of this size.
     """
     if not config.auto:
         return config
-    growth = (interactions / 100_000) ** 0.25
     settings = config.model_dump()
     settings["auto"] = ()
-    longest = config.data.max_history + 1
-    outer = config.outer
     # A user's last window is short: most users have one more than their events would fill.
-    windows = users + (training_interactions - users) / config.data.max_history
+    windows = log.users + (log.training_interactions - log.users) / config.data.max_history
     batch = min(max(64, round(windows / 1000)), 1024)
     teacher_batch = batch if "teacher.batch" in config.auto else config.teacher.batch
     epochs = max(config.teacher.validate_every, round(TEACHER_STEPS * teacher_batch / windows))
-    # At least half of the steps distil for `from-scratch` if that is the mode.
-    fewest = max(100, 2 * outer.shared_steps if config.mode == "from-scratch" else 0)
-    sized: dict[AutoKnob, int] = {
-        "summary.users": min(max(round(30 * growth), 20), 100),
-        "summary.length": min(max(round(3 * training_interactions / users), 20), 50, longest),
-        "outer.steps": max(fewest, min(round(outer.steps * growth), 2 * outer.steps)),
+    longest = config.data.max_history + 1
+    history = round(3 * log.training_interactions / log.users)
+    sized: dict[AutoKnob, int | float] = {
+        "summary.length": min(max(history, 20), 50, longest),
         "teacher.batch": batch,
         "teacher.max_epochs": min(config.teacher.max_epochs, epochs),
     }
     for knob in config.auto:
         if knob in sized:
             _set(settings, knob, sized[knob])
-    if "learner.batch" in config.auto:
-        _set(settings, "learner.batch", -(-settings["summary"]["users"] // 2))
+    summary = _sized_summary(config, settings["summary"]["length"], log)
+    users = summary.users if "summary.users" in config.auto else config.summary.users
+    by_summary: dict[AutoKnob, int | float] = {
+        "summary.users": users,
+        "summary.table_step": summary.table_step,
+        "learner.batch": min(config.learner.batch, users),
+        "outer.steps": _outer_steps(config, replace(summary, users=users)),
+    }
+    for knob in config.auto:
+        if knob in by_summary:
+            _set(settings, knob, by_summary[knob])
     return DistillConfig.model_validate(settings)
+
+
+def _sized_summary(config: DistillConfig, length: int, log: LogSize) -> Sizes:
+    """As many users as the budget has room for, and the steps of the item table."""
+    summary, budget = config.summary, config.budget
+    wanted = Sizes(
+        items=log.items,
+        users=min(MOST_USERS, log.users),
+        length=length,
+        width=config.backbone.hidden,
+        table_step=summary.table_step,
+        label_step=summary.label_step,
+        id_bytes=log.id_bytes,
+    )
+    if "summary.users" not in config.auto:
+        return replace(wanted, users=summary.users)
+    if budget and budget.sequences:
+        return replace(wanted, users=budget.sequences)
+    if budget and budget.bytes:
+        return fitted(replace(wanted, users=min(MOST_BY_BYTES, log.users)), budget.bytes)
+    if log.stored_bytes is None:
+        return wanted
+    try:
+        return fitted(wanted, round(LARGEST_SHARE * log.stored_bytes))
+    except UnusableError:  # the items alone take more: nobody asked for that limit
+        few = min(FEWEST_USERS, log.users)
+        return replace(wanted, users=few, table_step=COARSEST_TABLE)
+
+
+def _outer_steps(config: DistillConfig, summary: Sizes) -> int:
+    scratch = config.mode == "from-scratch"
+    if config.budget and config.budget.seconds:
+        each = outer_step_seconds(
+            summary,
+            batch=config.learner.batch,
+            window=config.outer.window,
+            learners=config.outer.learners,
+            trains_table=scratch,
+        )
+        return round(config.budget.seconds / each)
+    if config.summary.inputs == "items" and summary.users >= LABELS_SUFFICE:
+        return 0
+    return max(LONG_STEPS, 2 * config.outer.shared_steps if scratch else 0)
 
 
 def merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -107,6 +186,6 @@ def _has(settings: dict[str, Any], knob: AutoKnob) -> bool:
     return isinstance(settings.get(part), dict) and name in settings[part]
 
 
-def _set(settings: dict[str, Any], knob: AutoKnob, value: int) -> None:
+def _set(settings: dict[str, Any], knob: AutoKnob, value: float) -> None:
     part, name = knob.split(".")
     settings[part][name] = value

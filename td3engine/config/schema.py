@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from td3engine.config import by_log
+from td3engine.config import by_log, sizes
 from td3engine.config.retired import RetiredSetting, drop_retired
 
 Preset = Literal["fast", "balanced", "quality", "auto"]
@@ -37,6 +37,7 @@ MODES: tuple[Mode, ...] = ("shared-items", "from-scratch")
 AutoKnob = Literal[
     "summary.users",
     "summary.length",
+    "summary.table_step",
     "learner.batch",
     "outer.steps",
     "teacher.batch",
@@ -206,11 +207,11 @@ class SummaryConfig(_Part):
     )
     table_step: Step = Field(
         default=0.2,
-        description="The item table is rounded to multiples of about this share of its root mean "
-        "square, before anything is labelled or distilled; 0: to none.",
+        description="The item table is rounded to multiples of about this share of its standard "
+        "deviation, before anything is labelled or distilled; 0: to none.",
     )
     label_step: Step = Field(
-        default=0.5,
+        default=0.25,
         description="The same of labels, whenever a summary is validated and at the end; factors "
         "of soft inputs go to half precision. 0: neither.",
     )
@@ -219,9 +220,9 @@ class SummaryConfig(_Part):
 class LearnerConfig(_Part):
     """The inner loop: how a learner trains on the summary (section 4)."""
 
-    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(default=800, description="T_inner")
+    steps: Annotated[int, Field(ge=2, le=100_000)] = Field(default=1600, description="T_inner")
     scratch_steps: Annotated[int, Field(ge=2, le=100_000)] = Field(
-        default=1600, description="Steps of a learner that trains an item table of its own."
+        default=2000, description="Steps of a learner that trains an item table of its own."
     )
     batch: PositiveInt = Field(default=25, description="mu_b: synthetic sequences a step.")
     loss: LearnerLossName = Field(
@@ -271,7 +272,7 @@ class OuterConfig(_Part):
         description="Of these steps the first ones, when distilling for `from-scratch`, that "
         "distil for `shared-items`: a cheap start where `summary.start` is random.",
     )
-    window: PositiveInt = Field(default=20, description="W: inner steps that are differentiated.")
+    window: PositiveInt = Field(default=40, description="W: inner steps that are differentiated.")
     recompute: bool = Field(
         default=False,
         description="Re-compute each inner step's graph on the way back instead of keeping it: "
@@ -283,7 +284,7 @@ class OuterConfig(_Part):
         "them, for backbones with an analytic gradient and a full softmax. `auto` is off: this has "
         "been tested on a CPU only and has never run on a GPU.",
     )
-    lr: PositiveFloat = Field(default=0.06, description="Rate of outer steps.")
+    lr: PositiveFloat = Field(default=0.03, description="Rate of outer steps.")
     scratch_lr: PositiveFloat | None = Field(
         default=None,
         description="Rate of outer steps that distil for `from-scratch`; by default `outer.lr`.",
@@ -349,12 +350,36 @@ class OuterConfig(_Part):
         default=25, description="Outer steps between two measurements on validation."
     )
     validation_learners: PositiveInt = Field(
-        default=2, description="Learners trained for each of those measurements."
+        default=3, description="Learners trained for each of those measurements."
     )
 
     def lr_in(self, mode: Mode) -> float:
         """Rate of the outer steps that distil for this mode."""
         return self.lr if mode == "shared-items" or not self.scratch_lr else self.scratch_lr
+
+
+class Budget(_Part):
+    """How large a summary may be, or how long its making may take: one of the three."""
+
+    sequences: Annotated[int, Field(ge=1, le=10_000)] | None = Field(
+        default=None, description="Synthetic sequences: `summary.users`."
+    )
+    bytes: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Of the whole bundle: as many sequences as fit, and a coarser item table where "
+        "there would be few.",
+    )
+    seconds: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Of distilling, on one core of the benchmarks' machine: `outer.steps`. The "
+        "rule is the same everywhere, the time is not.",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if sum(value is not None for value in (self.sequences, self.bytes, self.seconds)) != 1:
+            raise ValueError("give one of sequences, bytes and seconds")
+        return self
 
 
 class DistillConfig(_Part):
@@ -364,6 +389,12 @@ class DistillConfig(_Part):
         default=(),
         description="Knobs that the run sets by the log's statistics, in place of what stands "
         "here; preset `auto` lists all that a request does not give itself.",
+    )
+    budget: Budget | None = Field(
+        default=None,
+        description="Sets the `auto` knobs among `summary.users`, `summary.table_step` and "
+        f"`outer.steps`. Without one: at most {sizes.MOST_USERS} sequences, and at most "
+        f"{sizes.LARGEST_SHARE:.0%} of the log's own normalised Parquet.",
     )
     mode: Mode = Field(
         default="shared-items",

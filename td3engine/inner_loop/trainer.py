@@ -120,10 +120,9 @@ class InnerLoopTrainer:
     def steps(
         self, age: int, count: int, users: int, generator: Generator
     ) -> list[InnerStep[StepRandomness]]:
-        """The next `count` steps, one at least, of a learner of this age: rows in cyclic order."""
+        """The next `count` steps, one at least, of a learner of this age."""
         batch = min(self.config.batch, users)
-        cycle = torch.arange(age * batch, (age + count) * batch, device=generator.device) % users
-        rows_WB = cycle.view(count, batch)
+        rows_WB = self._rows(age * batch, count * batch, users, generator).view(count, batch)
         targets = self._target_positions(count, batch, generator)
         size = batch, self.length
         flat = self.model.backbone.dropout(
@@ -134,6 +133,16 @@ class InnerLoopTrainer:
             InnerStep(rows, StepRandomness(*drawn))
             for rows, *drawn in zip(rows_WB, targets, masks, strict=True)
         ]
+
+    def _rows(self, first: int, count: int, users: int, generator: Generator) -> Tensor:
+        """Sequences in turn, int64 (count): cyclic as in the paper where the loss is, too; else
+        each pass over them in an order of its own."""
+        device = generator.device
+        if self.config.loss == "cross-entropy":
+            return torch.arange(first, first + count, device=device) % users
+        passes = -(-count // users)
+        orders = torch.rand(passes, users, generator=generator, device=device).argsort(1)
+        return orders.flatten()[:count]
 
     def _target_positions(
         self, count: int, batch: int, generator: Generator

@@ -281,7 +281,9 @@ class Distillation:
         learned = self.summary.with_learned(*(factor.detach().clone() for factor in self.factors))
         current = as_stored(learned, self.config.summary)
         self._sample(current.queries())
-        count, total = self.config.outer.validation_learners, torch.zeros(1, dtype=torch.float64)
+        # Nothing is chosen where there are no steps: one learner says how good the start is.
+        count = self.config.outer.validation_learners if self.config.outer.steps else 1
+        total = torch.zeros(1, dtype=torch.float64)
         for nth in self.group.share(count):
             draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
             total += validation_ndcg(self._learner_of(current, draw), self.holdout)

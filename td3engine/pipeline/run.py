@@ -6,6 +6,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from td3engine.config import DistillConfig
 from td3engine.config.retired import retired_note
 from td3engine.counting.fitting import FittedCounting, fit_counting_models
+from td3engine.data.normalised import write_normalised
 from td3engine.data.split import split_log
 from td3engine.data.types import Interactions
 from td3engine.errors import DivergedError, Interrupted, RanksError
@@ -40,7 +42,7 @@ from td3engine.models.registry import build_backbone
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.pipeline.checkpoint import Checkpoint, State
 from td3engine.pipeline.progress import PhaseClock
-from td3engine.pipeline.settings import refuse_too_little_data, settled_for
+from td3engine.pipeline.settings import not_distilled_note, refuse_too_little_data, settled_for
 from td3engine.ranking.holdout import Holdouts
 from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.torch_setup import configure, cpu_contention, pick_device
@@ -50,6 +52,8 @@ from td3engine.teacher.network import network_training
 from td3engine.teacher.training import TrainedOnLog
 
 RESULT_SEEDS = (1, 2, 3)  # of the learners whose test metrics the manifest holds
+
+LARGEST_WEIGHED = 5_000_000  # interactions of a log whose Parquet is written to see its size
 
 
 @dataclass(frozen=True)
@@ -179,11 +183,22 @@ class Run:
         self.clock.seconds = dict(saved.get("seconds", {}))
         self.split = split_log(self.log, self.config.data)
         refuse_too_little_data(self.split)
-        self.config, notes = settled_for(self.config, self.split, self.backbone, self.device)
+        self.config, notes = settled_for(
+            self.config, self.split, self.backbone, self.device, self._stored_bytes()
+        )
         for note in notes:
             self._note(note)
         self.holdouts = Holdouts(self.split, self.config.data)
         return saved
+
+    def _stored_bytes(self) -> int | None:
+        """Of the log's normalised Parquet; None where no summary by default would reach a limit."""
+        if len(self.log.times) > LARGEST_WEIGHED:
+            return None
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "log.parquet"
+            write_normalised(self.log, path)
+            return path.stat().st_size
 
     def _refuse_mismatched_ranks(self) -> None:
         """Raise RanksError unless all processes have the same job, and each has learners."""
@@ -270,7 +285,10 @@ class Run:
             self._note(note)
         rows = self._full_data_rows(benchmark, distilled.teacher)
         rows += self._labelled_rows(benchmark, distilled)
-        rows += self._initial_summary_rows(benchmark, distilled.initial)
+        if distilled.choice["step"]:
+            rows += self._initial_summary_rows(benchmark, distilled.initial)
+        else:
+            self._note(not_distilled_note(self.config))
         rows += summary_rows(
             benchmark,
             SUMMARY,

@@ -1,12 +1,13 @@
 """Settings that depend on the log: those under `auto`, where a softmax is sampled, and by which
 protocol checkpoints are chosen."""
 
+import zlib
 from typing import Literal
 
 import torch
 
 from td3engine.config import DistillConfig, softmax_over
-from td3engine.config.presets import sized_by_data
+from td3engine.config.presets import LogSize, sized_by_data
 from td3engine.data.split import Split
 from td3engine.data.types import LogError
 from td3engine.inner_loop.plan import plans_of
@@ -16,7 +17,11 @@ from td3engine.teacher.network import counting_share
 
 
 def settled_for(
-    config: DistillConfig, split: Split, backbone: Backbone, device: torch.device
+    config: DistillConfig,
+    split: Split,
+    backbone: Backbone,
+    device: torch.device,
+    stored_bytes: int | None = None,
 ) -> tuple[DistillConfig, list[str]]:
     """The configuration that a run on this log computes with, which its manifest will carry.
 
@@ -25,6 +30,7 @@ def settled_for(
         split: the log.
         backbone: of the learners.
         device: where to compute.
+        stored_bytes: of the log's normalised Parquet, which limit a summary without a budget.
 
     Returns:
         The configuration, where nothing that depends on the log is `auto`; and notes for the user:
@@ -35,12 +41,16 @@ def settled_for(
         pydantic.ValidationError: the settings cannot work with a log of this size.
     """
     statistics = split.statistics()
-    config = sized_by_data(
-        config,
+    ids = "\n".join(split.item_ids).encode()
+    log = LogSize(
         users=statistics.users,
+        items=split.n_items,
         interactions=statistics.interactions,
         training_interactions=statistics.training_interactions,
+        stored_bytes=stored_bytes,
+        id_bytes=len(zlib.compress(ids)),
     )
+    config = sized_by_data(config, log)
     plans = list(plans_of(config, backbone, split.n_items, device).values())
     sampled = any(plan.softmax == "sampled" for plan in plans)
     settled: dict[str, Literal["full", "sampled"]] = {
@@ -83,6 +93,21 @@ def log_notes(split: Split, config: DistillConfig) -> list[str]:
             "dropped (data.duplicates: keep counts them as events)"
         )
     return notes + validation_protocol(split, config.data)[1]
+
+
+def not_distilled_note(config: DistillConfig) -> str:
+    """What a summary is that is its own start; for people."""
+    why = (
+        "with so many of them distilling adds nothing (outer.steps: 0)"
+        if not config.outer.steps
+        else f"none of {config.outer.steps} outer steps did better on validation"
+    )
+    if config.summary.inputs == "items":
+        return (
+            f"the summary is {config.summary.users} real histories with the teacher's labels, not "
+            f"distilled: {why}"
+        )
+    return f"the summary is its start, not distilled: {why}"
 
 
 def refuse_too_little_data(split: Split) -> None:

@@ -135,11 +135,27 @@ def save_bundle(
             },
         }
     )
-    text = json.dumps(complete.model_dump(mode="json"), indent=2, sort_keys=True)
     # The manifest comes last: a folder that has one holds a finished summary.
     with atomic_file(folder / MANIFEST_FILE) as file:
-        file.write(f"{text}\n".encode())
+        file.write(_text(complete).encode())
     return complete
+
+
+def _text(manifest: Manifest) -> str:
+    """The manifest as JSON, a line a row of results: indented, these would be most of a bundle."""
+    content = manifest.model_dump(mode="json")
+    rows = [
+        json.dumps({key: _short(value) for key, value in row.items()}, separators=(",", ":"))
+        for row in content.pop("results")
+    ]
+    head = json.dumps(content, indent=1, sort_keys=True).removesuffix("\n}")
+    results = "".join(f"\n  {row}," for row in rows).removesuffix(",")
+    return f'{head},\n "results": [{results}\n ]\n}}\n'
+
+
+def _short(value: Any) -> Any:
+    """A figure to six decimals: more than seeds agree on."""
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:

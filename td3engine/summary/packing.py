@@ -30,13 +30,15 @@ class PackingError(ValueError):
 
 
 def rounded(values: Tensor, share: float) -> Tensor:
-    """The values to the nearest multiple of a step, `share` of their root mean square or a little
-    less; 0 changes nothing.
+    """The values to the nearest multiple of a step: `share` of their standard deviation, or a
+    little less; 0 changes nothing.
 
-    The step has three significant bits, so that all multiples are exact in float32. It is larger
-    where the largest value would need more than `LARGEST_CODE` steps.
+    The deviation is that around the means of columns (the last dimension). The step has three
+    significant bits, so that all multiples are exact in float32. It is larger where the largest
+    value would need more than `LARGEST_CODE` steps.
     """
-    scale = float(values.square().mean().sqrt()) if values.numel() else 0.0
+    columns = values.flatten(0, -2) if values.dim() > 1 else values
+    scale = float((columns - columns.mean(0)).square().mean().sqrt()) if values.numel() else 0.0
     if not share or not scale or not math.isfinite(scale):
         return values
     largest = float(values.abs().max())

@@ -7,6 +7,7 @@
 | `sh` | runs every line |
 | `json` | parses it |
 | `text`, `csv` | nothing: it is output, data or a signature |
+| `nginx` | nothing here: `tests/e2e/test_nginx.py` runs it |
 
 Commands run as they are written, on a small log and with the presets of `tests.docs.small_presets`.
 `tests.docs.shell` lists those that are only looked up, because they take minutes or do not end:
@@ -27,7 +28,7 @@ from tests.docs.small_presets import environment
 
 SERVICE = "http://127.0.0.1:8000"
 RUN = ("python", "console", "sh", "json")
-SHOWN = ("text", "csv")
+SHOWN = ("text", "csv", "nginx")
 
 
 class DocumentRun:

@@ -5,9 +5,9 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from app.http.auth import OperatorDep
 from app.http.context import ContextDep
-from app.http.readiness import OK
 from app.http.routing import StrictRoute
 from app.http.schemas.health import Health, Readiness
+from app.readiness import OK
 
 router = APIRouter(tags=["health"], route_class=StrictRoute)
 
@@ -24,8 +24,8 @@ async def get_health() -> Health:
     responses={503: {"model": Readiness, "description": "Not ready; `checks` says why."}},
 )
 async def get_readiness(response: Response, context: ContextDep) -> Readiness:
-    """Whether the database answers and has the tables of this release, the broker answers, and
-    the disk has space for uploads. Answers within seconds, also if one of them hangs.
+    """Whether the database answers and has the tables of this release, the blob store and the
+    broker answer, and the disk has space for uploads. Answers within seconds, also if one hangs.
     """
     checks = await context.readiness.results()
     ready = all(result == OK for result in checks.values())

@@ -25,7 +25,8 @@ from app.store.retention import remove_job
 
 router = APIRouter(prefix="/jobs", tags=["jobs"], route_class=StrictRoute)
 
-LONGEST_WAIT_SECONDS = 60
+# Proxies give up after a minute, and the look after the wait may take another ten seconds.
+LONGEST_WAIT_SECONDS = 45
 _FIRST_PAUSE_SECONDS = 0.1  # between two looks at a job that a request waits for
 _LONGEST_PAUSE_SECONDS = 1.0
 
@@ -56,7 +57,8 @@ _LONGEST_PAUSE_SECONDS = 1.0
                 "name": "prefer",
                 "in": "header",
                 "schema": {"type": "string", "title": "Prefer"},
-                "description": "`wait=N`: answer once the job is over, or after N (<= 60) seconds.",
+                "description": "`wait=N`: answer once the job is over, or after N seconds (at most "
+                f"{LONGEST_WAIT_SECONDS}, below the minute after which proxies give up).",
             },
         ]
     },
@@ -200,7 +202,7 @@ def list_job_deliveries(
 
 
 def _preferred_wait(prefer: Sequence[str]) -> int | None:
-    """The seconds of `Prefer: wait=N` (RFC 7240), at most a minute; None if absent or malformed."""
+    """The seconds of `Prefer: wait=N` (RFC 7240), bounded; None if absent or malformed."""
     if not prefer:
         return None
     match = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?(\d{1,9})\b", ",".join(prefer), re.IGNORECASE)

@@ -16,6 +16,7 @@ class Readiness(BaseModel):
 
     ready: bool
     checks: dict[str, str] = Field(
-        description="`ok`, or what is wrong, for each of database, migrations, broker and disk.",
-        examples=[{"database": "ok", "migrations": "ok", "broker": "ok", "disk": "ok"}],
+        description="`ok`, or what is wrong, for each of database, migrations, blobs, broker and "
+        "disk.",
+        examples=[dict.fromkeys(("database", "migrations", "blobs", "broker", "disk"), "ok")],
     )

@@ -20,7 +20,7 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(
-        gc, "get_settings", lambda: Settings(database_url=database_url, retain_jobs_days=30)
+        gc, "start_command", lambda: Settings(database_url=database_url, retain_jobs_days=30)
     )
     finished_job(store, make_dataset(store, tmp_path, b"a log"), days_ago=9)
 
@@ -36,7 +36,7 @@ def test_the_command(
     assert run("--jobs-days", "7") == {"dry_run": False, **one}
     with pytest.raises(SystemExit):
         gc.main(["--jobs-days", "-1"])
-    monkeypatch.setattr(gc, "get_settings", lambda: Settings(database_url=database_url))
+    monkeypatch.setattr(gc, "start_command", lambda: Settings(database_url=database_url))
     with pytest.raises(SystemExit):
         gc.main([])
     assert "nothing is to go" in capsys.readouterr().err
@@ -46,6 +46,6 @@ def test_a_database_that_no_service_has_used_is_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     url = f"sqlite:///{tmp_path / 'none.db'}"
-    monkeypatch.setattr(gc, "get_settings", lambda: Settings(database_url=url))
+    monkeypatch.setattr(gc, "start_command", lambda: Settings(database_url=url))
     assert gc.main(["--jobs-days", "1"]) == 1
     assert capsys.readouterr().err == f"td3 gc: no service has used {url} yet\n"

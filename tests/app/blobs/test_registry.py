@@ -14,7 +14,7 @@ def test_the_default_is_the_database(store: Store) -> None:
 
 
 def test_unknown_kinds_are_refused(store: Store) -> None:
-    with pytest.raises(ValueError, match=r"blobs: s4 is not supported \(sql\)"):
+    with pytest.raises(ValueError, match="TD3_BLOBS: s4: is not supported; it may be sql:"):
         registry.open_blob_store(Settings(blobs="s4://bucket"), store)
 
 

@@ -106,7 +106,7 @@ class _Broken(httpx.SyncByteStream):
 def test_events_go_on_where_the_connection_broke(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.client.client._RECONNECT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
     job_id = service.new_job()["id"]
     lease = service.claim(job_id)
     breaks: list[int] = []
@@ -137,7 +137,7 @@ def test_events_go_on_where_the_connection_broke(
 def test_events_survive_a_service_that_fails_for_a_while(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.client.client._RECONNECT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
     job_id = service.new_job()["id"]
     service.fail(service.claim(job_id), {"code": "x", "message": "x"})
     failed: list[int] = []
@@ -157,7 +157,7 @@ def test_events_survive_a_service_that_fails_for_a_while(
 def test_what_was_done_is_not_done_again_when_the_answer_was_lost(
     service: Service, log: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.client.client._RECONNECT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
     lost: list[httpx.Response] = []
 
     def lose(answer: httpx.Response) -> httpx.Response:
@@ -177,7 +177,7 @@ def test_what_was_done_is_not_done_again_when_the_answer_was_lost(
 
 
 def test_a_busy_service_is_asked_again(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("td3engine.client.client._RECONNECT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
     in_use = {"status": 409, "code": "idempotency_key_in_use"}
     busy = [
         httpx.Response(429, headers={"retry-after": "0"}),
@@ -197,6 +197,57 @@ def test_a_busy_service_is_asked_again(service: Service, monkeypatch: pytest.Mon
         busy.append(httpx.Response(409, json={"status": 409, "code": "job_not_over"}))
         with pytest.raises(ServiceError):
             client.retry(made.id)
+
+
+def test_an_earlier_try_that_is_being_served_is_waited_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
+    left = list(range(30))  # more than the failures that are borne
+
+    def busy(answer: httpx.Response) -> httpx.Response:
+        if answer.request.method == "POST" and left:
+            left.pop()
+            return httpx.Response(409, json={"status": 409, "code": "idempotency_key_in_use"})
+        return answer
+
+    dataset_id = service.dataset()
+    with _client_through(service, busy) as client:
+        made = client.create_job(dataset_id)
+        assert [job.id for job in client.jobs()] == [made.id]
+
+
+@pytest.mark.parametrize("status", [429, 502, 503, 504])
+def test_reading_goes_on_after_a_proxy_or_the_service_was_busy(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
+    job_id = service.new_job()["id"]
+    service.succeed(service.claim(job_id), tmp_path)
+    asked: list[str] = []
+
+    def fail_each_first(answer: httpx.Response) -> httpx.Response:
+        url = str(answer.request.url)
+        if url in asked:
+            return answer
+        asked.append(url)
+        return httpx.Response(status, html="<html>")
+
+    with _client_through(service, fail_each_first) as client:
+        assert client.job(job_id).status == "succeeded"
+        assert [job.id for job in client.jobs()] == [job_id]
+        assert list(client.metrics(job_id)) == []
+        assert len(client.download_summary(job_id, tmp_path / "summary")) == 3
+        asked.clear()
+        assert client.wait(job_id).status == "succeeded"
+
+
+def test_a_wait_has_its_time_out_also_when_nothing_answers(service: Service) -> None:
+    def down(_answer: httpx.Response) -> httpx.Response:
+        return httpx.Response(502, html="<html>")
+
+    with _client_through(service, down) as client, pytest.raises(TimeoutError, match="unknown"):
+        client.wait("job_x", timeout=0.3)
 
 
 def test_retry_delete_and_metrics(service: Service, client: Client) -> None:
@@ -221,7 +272,7 @@ def test_retry_delete_and_metrics(service: Service, client: Client) -> None:
 def test_downloads_go_on_where_the_connection_broke(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("td3engine.client.client._RECONNECT_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr("td3engine.client.answers.PAUSES", (0.0, 0.0))
     job_id = service.new_job()["id"]
     service.succeed(service.claim(job_id), tmp_path)
     asked: list[str | None] = []

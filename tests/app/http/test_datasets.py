@@ -11,11 +11,11 @@ from pathlib import Path
 
 import httpx
 import pytest
-from pydantic import ValidationError
 
 from app.blobs.protocol import get_to_file
 from app.http.upload_folders import UploadFolders
 from app.main import create_app
+from app.settings import SettingsError
 from td3engine.data.normalised import read_normalised
 from tests.app.http.kit import LOG, Service, problem, running, settings_for, wait_for
 
@@ -159,8 +159,9 @@ def test_file_above_the_limit(small: Service) -> None:
 
 
 def test_wrong_limits_are_told_at_the_start(tmp_path: Path) -> None:
-    settings = settings_for("sqlite://", "redis://", tmp_path, upload_limits={"max_rowz": 1})
-    with pytest.raises(ValidationError, match="max_rowz"):
+    url = f"sqlite:///{tmp_path}/td3.sqlite3"
+    settings = settings_for(url, "redis://", tmp_path, upload_limits={"max_rowz": 1})
+    with pytest.raises(SettingsError, match="TD3_UPLOAD_LIMITS: max_rowz"):
         create_app(settings)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-from pydantic import ValidationError
 
 from app.http.rate_limit import RateLimiter
 from app.main import create_app
-from app.settings import Settings
+from app.settings import Settings, SettingsError
 from app.store import datasets, jobs, tenants
 from app.store.engine import Store
 from app.store.models import DEFAULT_TENANT
@@ -238,5 +237,5 @@ def test_requests_counted_together_count_one_by_one(broker_url: str) -> None:
 
 def test_wrong_quotas_are_told_at_the_start() -> None:
     for wrong in ({"active_jobs": -1}, {"jobs": 3}, {"kept_jobs": 10**30}):
-        with pytest.raises(ValidationError):
+        with pytest.raises(SettingsError, match=f"TD3_QUOTAS: {next(iter(wrong))}: "):
             create_app(Settings(quotas=wrong))

@@ -126,7 +126,7 @@ def test_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.database_url == "sqlite:////data/td3.sqlite3"
     assert settings.engine_command == ["engine", "run"]
     assert all(field.description for field in Settings.model_fields.values())
-    with pytest.raises(ValueError, match="heartbeat"):
+    with pytest.raises(ValueError, match="HEARTBEAT"):
         Settings(heartbeat_seconds=60, lease_seconds=60)
 
 
@@ -143,3 +143,20 @@ def test_other_errors_of_the_database_keep_their_type(store: Store) -> None:
     with pytest.raises(IntegrityError), store.write() as session:
         make = {"tenant_id": "none", "name": "x", "fingerprint": "0" * 64, "source_sha256": "0"}
         datasets.create(session, **make, source_bytes=1, statistics={})
+
+
+def test_words_for_everybody_have_neither_address_nor_password() -> None:
+    for url in (
+        "postgresql://td3:swordfish@127.0.0.1:1/td3",
+        "postgresql://td3:swordfish@/td3?host=127.0.0.1:1&host=localhost:1",
+        "postgresql://td3:swordfish@no-such-host.invalid/td3",
+    ):
+        store = open_store(url)
+        with pytest.raises(StorageUnavailableError) as caught, store.read() as session:
+            session.execute(text("SELECT 1"))
+        store.close()
+        words = store.words(caught.value)
+        assert words.startswith("OperationalError: ")
+        assert re.search("Connection refused|resolve", words)
+        for hidden in ("swordfish", "127.0.0.1", "localhost", "::1", "no-such-host"):
+            assert hidden not in words
