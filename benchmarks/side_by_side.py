@@ -251,8 +251,8 @@ def compare(case: Case, before: Path, repeats: int, threads: int) -> Figures:
             for part in found[0]["parts"]
         }
     pairs = list(zip(turns["today"], turns["before"], strict=True))
-    for of, field in (("", "seconds"), ("_of_processor", "processor_seconds")):
-        ratios = [before[field] / today[field] for today, before in pairs]
+    for of, kind in (("", "seconds"), ("_of_processor", "processor_seconds")):
+        ratios = [before[kind] / today[kind] for today, before in pairs]
         row[f"ratio{of}"], row[f"ratios{of}"] = statistics.median(ratios), ratios
     return row
 
