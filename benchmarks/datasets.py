@@ -41,8 +41,9 @@ class Dataset:
         return read_log(folder / self.file if self.file else fetch_ml100k(cache_folder()))
 
 
-def _size(users: int, length: int, rank: int) -> dict[str, Any]:
-    return {"users": users, "length": length, "user_rank": rank, "time_rank": rank}
+def _size(users: int, length: int) -> dict[str, Any]:
+    """What the default preset settles on for the log, as a run's manifest has it."""
+    return {"auto": [], "summary": {"users": users, "length": length}, "outer": {"steps": 0}}
 
 
 BY_BACKBONE: dict[BackboneName, dict[str, Any]] = {
@@ -53,81 +54,30 @@ BY_BACKBONE: dict[BackboneName, dict[str, Any]] = {
 # Sparse logs want more dropout (chosen on magazine's validation, 0.169 against 0.164).
 SPARSE = {"dropout": 0.5}
 
-# Windows of 20, where those of 40 take too long here.
-SHORT: dict[str, Any] = {"outer": {"window": 20}}
-
-# Nine targets a sequence, where all positions do; such steps are noisier, and want a lower rate.
-FEW: dict[str, Any] = {"learner": {"objective": "last-and-augmented"}, "outer": {"lr": 0.03}}
-
-SCRATCH: dict[str, Any] = {"outer": {"steps": 200, "validate_every": 50}}
-
 DATASETS: dict[str, Dataset] = {
-    "ml-100k": Dataset(
-        None,
-        {"summary": _size(30, 50, 16), "outer": {"steps": 200, "validate_every": 50}},
-        {"from-scratch": SCRATCH},
-        replicates=1,
-    ),
-    "ml-1m": Dataset(
-        "ml-1m.csv.gz",
-        # Full ranks keep the teacher's labels whole, and want a low outer rate (docs/notebook.md).
-        {
-            "backbone": {"dropout": 0.1},
-            "summary": {"users": 50, "length": 50, "user_rank": 50, "time_rank": 100},
-            "learner": {"batch": 25, "steps": 800, "scratch_steps": 800},
-            "outer": {"lr": 0.003, "validate_every": 25},
-        },
-        {
-            "shared-items": {"outer": {"steps": 150}},
-            # Steps from scratch cost several times those for shared items here.
-            "from-scratch": {"outer": {"steps": 50, "window": 20}},
-        },
-    ),
+    "ml-100k": Dataset(None, _size(28, 50)),
+    "ml-1m": Dataset("ml-1m.csv.gz", merge(_size(100, 50), {"backbone": {"dropout": 0.1}})),
     "amazon2018-magazine": Dataset(
-        "amazon2018-magazine.csv.gz",
-        {"summary": _size(30, 20, 16), "backbone": SPARSE, "outer": {"steps": 200}},
-        {"from-scratch": SCRATCH},
-        replicates=2,
+        "amazon2018-magazine.csv.gz", merge(_size(100, 20), {"backbone": SPARSE})
     ),
-    # Not one of the paper's: the size is our choice.
     "amazon2014-beauty-5core": Dataset(
         "amazon2014-beauty-5core.csv.gz",
-        merge(
-            SHORT,
-            {
-                "summary": _size(100, 20, 16),
-                "learner": {"batch": 25},
-                "backbone": SPARSE,
-                "outer": {"steps": 200, "validate_every": 50},
-            },
-        ),
-        {"from-scratch": {"outer": {"steps": 150}}},
+        merge(_size(68, 20), {"backbone": SPARSE, "summary": {"table_step": 0.25}}),
     ),
     "epinions-ordered": Dataset(
         "epinions-ordered.csv.gz",
-        {
-            "summary": _size(15, 30, 16),
-            "backbone": SPARSE,
-            # Over all items an epoch is some ten times as long (docs/notebook.md).
-            "teacher": {
-                "softmax": "sampled",
-                "negatives": 2048,
-                "validate_every": 1,
-                "patience": 5,
-            },
-            "outer": {"steps": 300, "softmax": "sampled", "validate_every": 50},
-        },
-        # From scratch steps are over all items.
-        {
-            "from-scratch": merge(
-                merge(SHORT, FEW),
-                {
-                    # Chosen on validation: learners from scratch want less (docs/notebook.md).
-                    "backbone": {"dropout": 0.2},
-                    "teacher": {"dropout": SPARSE["dropout"]},
-                    "outer": {"shared_steps": 300, "steps": 340, "validate_every": 20},
+        merge(
+            _size(100, 30),
+            {
+                "backbone": SPARSE,
+                # Over all items an epoch is some ten times as long (docs/notebook.md).
+                "teacher": {
+                    "softmax": "sampled",
+                    "negatives": 2048,
+                    "validate_every": 1,
+                    "patience": 5,
                 },
-            )
-        },
+            },
+        ),
     ),
 }

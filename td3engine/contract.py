@@ -22,7 +22,10 @@ ARTIFACT_MEDIA_TYPES = tuple(sorted(set(ARTIFACT_FILES.values())))
 """For the OpenAPI document: a worker stores whatever a run lists."""
 
 NORMALISER = ("-m", "td3engine.data.normalise")
-"""Arguments of Python that normalise a log: `SOURCE TARGET --name= --limits= --columns=` follow."""
+"""Arguments of Python that normalise a log.
+
+`SOURCE... TARGET --name=... --limits= --columns= --dialect=` follow, with a name for each source.
+"""
 
 ENGINE = ("-m", "td3engine.cli", "run")
 """Arguments of Python that run a job: `--data --config --out --checkpoint-seconds` follow."""

@@ -23,6 +23,12 @@ class CheckpointMismatchError(UnusableError):
     code = "checkpoint_mismatch"
 
 
+class DamagedCheckpointError(CheckpointMismatchError):
+    """The checkpoint in the folder cannot be read."""
+
+    code = "bad_checkpoint"
+
+
 class WrongLogError(UnusableError):
     """The log is not the one that the summary or the model was made from."""
 

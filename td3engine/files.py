@@ -1,5 +1,6 @@
 """Files that are written whole or not at all. Imports no torch."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -61,3 +62,14 @@ def new_file(path: Path) -> Iterator[BufferedRandom]:
     refuse_unwritable(path)
     with atomic_file(path) as file:
         yield file
+
+
+def ordered_header(data: bytes) -> bytes:
+    """The bytes of a safetensors file with its header's keys in order.
+
+    safetensors writes metadata in a random order, and the same content shall give the same bytes.
+    """
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors are aligned
+    return len(header).to_bytes(8, "little") + header + data[end:]

@@ -2,7 +2,8 @@
 
 Starlette's form parser spools files of any size to the system's temporary folder, often memory, and
 checks sizes afterwards. Here the file is hashed and counted while it arrives. So memory use is
-constant, and a body that is too large is refused as soon as that is known.
+constant, and a body that is too large is refused as soon as that is known. A form may have several
+files: together they are one log.
 """
 
 import hashlib
@@ -25,6 +26,7 @@ from app.http.request_body import (
     file_too_large,
 )
 
+MAX_FILES = 1000
 MAX_FIELD_BYTES = 256 * 1024
 # Allowance for everything but the file: a few fields, boundaries and part headers.
 BODY_OVERHEAD_BYTES = 1024 * 1024
@@ -45,11 +47,13 @@ class _Collector:
         self.allowed = allowed
         self.max_file_bytes = max_file_bytes
         self.fields: dict[str, str] = {}
-        self.filename = ""
+        self.filenames: list[str] = []
         self.file_bytes = 0
         self.file_complete = False
         self.finished = False
-        self.unwritten = bytearray()
+        # What is to be written: the number of the file, and some of its bytes.
+        self.unwritten: list[tuple[int, bytearray]] = []
+        self.unwritten_bytes = 0
         self._part = _Part()
         self._header_name = bytearray()
         self._header_value = bytearray()
@@ -76,11 +80,14 @@ class _Collector:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name not in {FILE_FIELD, *self.allowed}:
             raise field_error(name[:100], "extra_forbidden", "There is no such form field")
-        if name in self.fields or (name == FILE_FIELD and self.file_complete):
+        if name in self.fields:
             raise field_error(name, "duplicate", "The form field is there twice")
         is_file = name == FILE_FIELD
         if is_file:
-            self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
+            if len(self.filenames) == MAX_FILES:
+                raise field_error(name, "too_many", f"There are more than {MAX_FILES} files")
+            self.filenames.append(options.get(b"filename", b"").decode("utf-8", "replace"))
+            self.unwritten.append((len(self.filenames) - 1, bytearray()))
         self._part = _Part(name, is_file)
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -88,7 +95,10 @@ class _Collector:
             self.file_bytes += end - start
             if self.file_bytes > self.max_file_bytes:
                 raise file_too_large(self.max_file_bytes)
-            self.unwritten += data[start:end]
+            if not self.unwritten:
+                self.unwritten.append((len(self.filenames) - 1, bytearray()))
+            self.unwritten[-1][1].extend(data[start:end])
+            self.unwritten_bytes += end - start
             return
         if len(self._part.data) + end - start > MAX_FIELD_BYTES:
             raise ApiError(
@@ -120,13 +130,13 @@ async def receive_form(
     max_file_bytes: int,
     timeouts: BodyTimeouts,
 ) -> ReceivedFile:
-    """Write the form's file to `path` while it arrives, and return the text fields with it.
+    """Write the form's files while they arrive, and return the text fields with them.
 
     Args:
         request: its body has not been read.
-        path: where the file goes.
+        path: where the file goes; further files go beside it.
         fields: names of the text fields that are allowed besides `file`.
-        max_file_bytes: a larger file is refused without reading the rest of it.
+        max_file_bytes: more bytes of files are refused without reading the rest of them.
         timeouts: how long the body may take.
 
     Raises:
@@ -142,35 +152,42 @@ async def receive_form(
     parser = _make_parser(request, collector)
     digest = hashlib.sha256()
     received = 0
-    with path.open("wb") as file:
 
-        def write() -> None:
-            digest.update(collector.unwritten)
-            file.write(collector.unwritten)
-            collector.unwritten.clear()
+    def write() -> None:
+        for number, some in collector.unwritten:
+            digest.update(some)
+            with _path_of(path, number).open("ab") as file:
+                file.write(some)
+        collector.unwritten.clear()
+        collector.unwritten_bytes = 0
 
-        async for chunk in body_chunks(request, timeouts):
-            received += len(chunk)
-            if received > max_body_bytes:  # Content-Length may be absent or wrong
-                raise file_too_large(max_file_bytes)
-            try:
-                parser.write(chunk)
-            except FormParserError as error:
-                raise _bad_multipart(str(error)) from error
-            if len(collector.unwritten) >= _WRITE_BYTES:
-                await run_in_threadpool(write)
-        await run_in_threadpool(write)
+    async for chunk in body_chunks(request, timeouts):
+        received += len(chunk)
+        if received > max_body_bytes:  # Content-Length may be absent or wrong
+            raise file_too_large(max_file_bytes)
+        try:
+            parser.write(chunk)
+        except FormParserError as error:
+            raise _bad_multipart(str(error)) from error
+        if collector.unwritten_bytes >= _WRITE_BYTES:
+            await run_in_threadpool(write)
+    await run_in_threadpool(write)
     if not collector.finished:
         raise _bad_multipart("The body ends before the form does.")
     if not collector.file_complete:
         raise field_error(FILE_FIELD, "missing", "The form has no file")
     return ReceivedFile(
-        path=path,
-        filename=_printable(collector.filename),
+        paths=tuple(_path_of(path, number) for number in range(len(collector.filenames))),
+        filenames=tuple(map(_printable, collector.filenames)),
         bytes=collector.file_bytes,
         sha256=digest.hexdigest(),
         fields=collector.fields,
     )
+
+
+def _path_of(path: Path, number: int) -> Path:
+    """Where a file of a form goes, counted from 0."""
+    return path if not number else path.with_name(f"{path.name}-{number}")
 
 
 def is_multipart(request: Request) -> bool:

@@ -22,7 +22,7 @@ from app.processes.launch import launch_command
 from app.settings import Settings
 from app.store.quotas import Quotas
 from td3engine.contract import EXIT_UNUSABLE, NORMALISER
-from td3engine.data.types import ColumnNames, Limits, LogErrorCode
+from td3engine.data.types import ColumnNames, Dialect, Limits, LogErrorCode
 
 logger = logging.getLogger(__name__)
 
@@ -86,14 +86,20 @@ def upload_limits(settings: Settings, quotas: Quotas | None = None) -> Limits:
 
 
 async def normalise(
-    upload: ReceivedFile, target: Path, columns: ColumnNames, settings: Settings, quotas: Quotas
+    upload: ReceivedFile,
+    target: Path,
+    columns: ColumnNames,
+    dialect: Dialect,
+    settings: Settings,
+    quotas: Quotas,
 ) -> NormalisedLog:
-    """Normalise an uploaded file to `target` in a child process with limits.
+    """Normalise uploaded files to `target` in a child process with limits.
 
     Args:
-        upload: the file.
+        upload: the files.
         target: where the normalised log goes.
         columns: names of its columns that differ from the usual ones.
+        dialect: how text files write the log.
         settings: limits of memory and time, and of the log.
         quotas: further limits of the log.
 
@@ -105,10 +111,11 @@ async def normalise(
     """
     command = launch_command(
         [
-            *(sys.executable, *NORMALISER, str(upload.path), str(target)),
-            f"--name={upload.filename}",
+            *(sys.executable, *NORMALISER, *map(str, upload.paths), str(target)),
+            *(f"--name={name}" for name in upload.filenames),
             f"--limits={upload_limits(settings, quotas).model_dump_json()}",
             f"--columns={columns.model_dump_json()}",
+            f"--dialect={dialect.model_dump_json()}",
         ],
         memory_bytes=settings.normalise_memory_bytes,
     )

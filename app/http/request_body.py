@@ -26,9 +26,13 @@ SUFFIXES = {
     "text/csv": ".csv",
     "text/tab-separated-values": ".tsv",
     "text/plain": "",
+    "application/x-ndjson": ".jsonl",
+    "application/jsonl": ".jsonl",
     "application/vnd.apache.parquet": ".parquet",
     "application/gzip": "",
     "application/zstd": "",
+    "application/x-bzip2": "",
+    "application/x-xz": "",
     "application/octet-stream": "",
 }
 _JSON = "application/json"
@@ -57,18 +61,46 @@ class BodyTimeouts:
 
 @dataclass(frozen=True)
 class ReceivedFile:
-    """A file that was received to `path`, with the text fields that came with it."""
+    """A file that was received, or several, with the text fields that came with them.
 
-    path: Path
-    filename: str
+    Attributes:
+        paths: where the files are, in the order in which they came.
+        filenames: as the client calls them.
+        bytes: of all files.
+        sha256: of all files, one after the other.
+        fields: the text fields.
+    """
+
+    paths: tuple[Path, ...]
+    filenames: tuple[str, ...]
     bytes: int
     sha256: str
     fields: dict[str, str]
 
     @property
+    def filename(self) -> str:
+        """What the first file is called."""
+        return self.filenames[0]
+
+    @property
+    def folder(self) -> Path:
+        """Where the files are, and what is made of them may be put."""
+        return self.paths[0].parent
+
+    @property
     def content(self) -> dict[str, Any]:
-        """Everything that the client sent, as JSON. The sha256 stands for the file."""
-        return {"file": self.sha256, "filename": self.filename, "fields": self.fields}
+        """Everything that the client sent, as JSON. The sha256 stands for the files."""
+        content: dict[str, Any] = {
+            "file": self.sha256,
+            "filename": self.filename,
+            "fields": self.fields,
+        }
+        if len(self.paths) > 1:
+            content["files"] = [
+                (name, path.stat().st_size)
+                for name, path in zip(self.filenames, self.paths, strict=True)
+            ]
+        return content
 
 
 async def body_chunks(request: Request, timeouts: BodyTimeouts) -> AsyncIterator[bytes]:
@@ -187,8 +219,8 @@ async def receive_file(
             if chunk:
                 await run_in_threadpool(write, chunk)
     return ReceivedFile(
-        path=path,
-        filename=f"{name or 'dataset'}{suffix}",
+        paths=(path,),
+        filenames=(f"{name or 'dataset'}{suffix}",),
         bytes=size,
         sha256=digest.hexdigest(),
         fields={},

@@ -13,20 +13,37 @@ from app.http.context import Context
 from app.http.normaliser import NormalisedLog, normalise
 from app.http.openapi import problem_responses
 from app.http.problems import validation_error
-from app.http.request_body import ReceivedFile
+from app.http.request_body import Model, ReceivedFile
 from app.http.schemas.datasets import DatasetStatistics
 from app.settings import Settings
 from app.store import datasets
 from app.store.models import Dataset
 from app.store.quotas import Quotas, require_storage, take_bytes
-from td3engine.data.types import ColumnNames
+from td3engine.data.types import ColumnNames, Dialect
 
 NORMALISED_NAME = "normalised.parquet"
 COLUMNS_DESCRIPTION = (
     'Names of the file\'s columns as JSON, e.g. `{"user": "uid", "item": "isbn", "time": "at"}`; '
-    "columns left out are found by their usual names."
+    "columns left out are found by their usual names. A number is a position, from 1."
 )
-FILE_DESCRIPTION = "The log: CSV, TSV, RecBole .inter, JSON lines or Parquet; gzip or zstd."
+DIALECT_DESCRIPTION = (
+    'How a text file writes the log as JSON, e.g. `{"delimiter": "::", "header": false, '
+    '"time_format": "%d/%m/%Y"}`; what is left out is found by looking.'
+)
+FILE_DESCRIPTION = (
+    "The log: CSV, TSV, RecBole .inter, JSON lines or Parquet; gzip, zstd, bzip2 or xz. Several "
+    "files are one log."
+)
+FILE_SCHEMA = {
+    "type": "array",
+    "items": {"type": "string", "format": "binary"},
+    "minItems": 1,
+    "description": FILE_DESCRIPTION,
+}
+LOG_FIELDS = {
+    "columns": {"type": "string", "description": COLUMNS_DESCRIPTION},
+    "dialect": {"type": "string", "description": DIALECT_DESCRIPTION},
+}
 UPLOAD_PROBLEMS = problem_responses(
     _400="`bad_multipart`: the form cannot be read.",
     _408="`body_stalled`: the client stopped sending; or `body_too_slow`.",
@@ -89,14 +106,32 @@ async def prepare_upload(
         OSError: the disk is full.
         RuntimeError: the normaliser failed for a reason that is not the file's.
     """
-    try:
-        columns = ColumnNames.model_validate_json(upload.fields.get("columns") or "{}")
-    except ValidationError as error:
-        raise validation_error(error, below="columns") from error
-    target = upload.path.with_name(NORMALISED_NAME)
-    async with context.normalising:
-        log = await normalise(upload, target, columns, context.settings, quotas)
+    log = await read_upload(context, quotas, upload)
+    target = upload.folder / NORMALISED_NAME
     return await run_in_threadpool(store_bytes, context.blobs, upload, log, target, name)
+
+
+async def read_upload(context: Context, quotas: Quotas, upload: ReceivedFile) -> NormalisedLog:
+    """Normalise received files in a child process; the log is beside them.
+
+    Raises:
+        ApiError: 422; see `normalise`, or one of the form's fields `columns` and `dialect` is
+            wrong.
+        OSError: the disk is full.
+        RuntimeError: the normaliser failed for a reason that is not the file's.
+    """
+    columns = _field(ColumnNames, upload, "columns")
+    dialect = _field(Dialect, upload, "dialect")
+    target = upload.folder / NORMALISED_NAME
+    async with context.normalising:
+        return await normalise(upload, target, columns, dialect, context.settings, quotas)
+
+
+def _field(model: type[Model], upload: ReceivedFile, name: str) -> Model:
+    try:
+        return model.model_validate_json(upload.fields.get(name) or "{}")
+    except ValidationError as error:
+        raise validation_error(error, below=name) from error
 
 
 def store_bytes(

@@ -18,6 +18,7 @@ from td3engine.export.sequences import (
     COPIES,
     GUIDANCE,
     TEMPERATURE,
+    repeats_by_log,
     sample_sequences,
     train_guide,
 )
@@ -89,10 +90,10 @@ class Summary(Bundle):
 
     @classmethod
     def load(cls, folder: str | Path) -> "Summary":
-        """Read a summary's folder and check it against its checksums.
+        """Read a summary's folder, or its zip, and check it against its checksums.
 
         Args:
-            folder: from `save`, `distill` or the service.
+            folder: from `save` or `distill`, or the zip that the service sends.
 
         Raises:
             BundleError: a file is missing, damaged, or does not fit the others; the message names
@@ -178,7 +179,7 @@ class Summary(Bundle):
         *,
         temperature: float = TEMPERATURE,
         guidance: float | None = GUIDANCE,
-        repeats: bool = False,
+        repeats: bool | None = None,
         seed: int = 0,
     ) -> list[list[str]]:
         """Item sequences drawn from the summary, in the log's own ids (docs/exports.md).
@@ -188,7 +189,8 @@ class Summary(Bundle):
             temperature: below 1 sharpens the distributions; towards 0 it is the argmax.
             guidance: from 0 to 1, the weight of a learner's scores, which make an item depend on
                 those before; None: each position is drawn independently.
-            repeats: whether a sequence may hold an item twice.
+            repeats: whether a sequence may hold an item twice; None: if the log's events repeat
+                items.
             seed: same seed, machine and settings: same sequences.
 
         Returns:
@@ -205,7 +207,7 @@ class Summary(Bundle):
             copies=copies,
             temperature=temperature,
             guide=guide,
-            repeats=repeats,
+            repeats=repeats_by_log(self.manifest) if repeats is None else repeats,
             seed=seed,
         )
         return [[self.item_ids[item] for item in row] for row in rows.tolist()]
@@ -246,7 +248,7 @@ class Summary(Bundle):
 
     def _facts(self) -> list[tuple[str, str]]:
         statistics = self.manifest.statistics
-        log = f"{statistics.get('interactions', 0):,} interactions, {self.n_items:,} items"
+        log = f"{int(statistics.get('interactions', 0)):,} interactions, {self.n_items:,} items"
         facts = [
             ("size", f"{len(self)} sequences of {self.length}, {self.bytes / 1024:,.0f} KiB"),
             ("log", log),

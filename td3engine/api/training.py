@@ -1,13 +1,12 @@
 """Train a model on a summary, and evaluate a model on a log."""
 
-import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from td3engine.config import MODES, BackboneConfig, BackboneName, DataConfig, Device, Mode
 from td3engine.data.readers.tables import ArrowTable
-from td3engine.data.reading import read_log
+from td3engine.data.reading import Files, read_log
 from td3engine.data.split import split_log
 from td3engine.data.types import Interactions
 from td3engine.errors import UnusableError, WrongLogError
@@ -22,8 +21,8 @@ from td3engine.runtime.seeding import Purpose, generator
 from td3engine.runtime.torch_setup import configure, pick_device
 from td3engine.summary.bundle import Bundle
 
-Source = Interactions | str | os.PathLike[str] | ArrowTable
-"""A log: the result of `read_log`, or what it reads: the path of a file, or a table."""
+Source = Interactions | Files | ArrowTable
+"""A log: the result of `read_log`, or what it reads: a file or several, a folder, or a table."""
 
 
 def as_log(source: Source) -> Interactions:
@@ -37,6 +36,7 @@ def train(
     mode: Mode = "shared-items",
     *,
     log: Source | None = None,
+    other_log: bool = False,
     seed: int = 1,
     settings: Mapping[str, Any] | None = None,
     device: Device = "auto",
@@ -50,6 +50,7 @@ def train(
         mode: `shared-items` uses the summary's item table; `from-scratch` trains one.
         log: the log of the summary. With it the best state by validation is returned, without it
             the last one.
+        other_log: whether `log` may be another one of the same items.
         seed: of the initial weights, dropout and augmentation.
         settings: `learner` settings that override the summary's, e.g. `{"steps": 600}`.
         device: where to train.
@@ -77,7 +78,7 @@ def train(
     configure(where)
     validate = None
     if log is not None:
-        validate = benchmark_for(summary, as_log(log), where, config).validate
+        validate = benchmark_for(summary, as_log(log), where, config, other_log=other_log).validate
     learner = learn(
         summary.factors.to(where),
         build_backbone(config.learner_backbone, config.data.max_history),
@@ -124,10 +125,10 @@ def evaluate(model: TrainedModel, log: Source) -> Figures:
     """
     data = model.data or DataConfig()
     split = split_log(as_log(log), data)
-    if list(split.item_ids) != list(model.item_ids):
+    if set(split.item_ids) != set(model.item_ids):
         raise WrongLogError(
             f"the log has {split.n_items} items after the filter and the model has "
             f"{model.n_items}, or their ids differ: this is not the log it was made from"
         )
-    holdout = Holdouts(split, data).test(model.reads)
+    holdout = Holdouts(split.with_items(list(model.item_ids)), data).test(model.reads)
     return Figures(evaluate_all(model, holdout, available_protocols(holdout)))

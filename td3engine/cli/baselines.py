@@ -8,9 +8,12 @@ import typer
 
 from td3engine.cli.options import (
     ColumnsOption,
+    DelimiterOption,
+    HeaderOption,
     LimitsOption,
     LogArgument,
     SettingsOption,
+    TimeFormatOption,
     config_of,
     console,
     exit_on_error,
@@ -31,6 +34,9 @@ def baselines(
         Path | None, typer.Option("--json", help="Write all rows and metrics here as well.")
     ] = None,
     columns: ColumnsOption = None,
+    delimiter: DelimiterOption = None,
+    header: HeaderOption = None,
+    time_format: TimeFormatOption = None,
     limits: LimitsOption = None,
 ) -> None:
     """Measure models that are made of the whole LOG: by counting, by training, and both mixed.
@@ -39,7 +45,7 @@ def baselines(
     that the log needs.
     """
     config = config_of(preset, settings or [], seed)
-    read = log_reader(columns or [], limits or [])
+    read = log_reader(columns, limits, delimiter, header, time_format)
 
     def work() -> None:
         from td3engine.api.baselines import baselines as measure

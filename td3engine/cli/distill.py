@@ -7,9 +7,12 @@ import typer
 
 from td3engine.cli.options import (
     ColumnsOption,
+    DelimiterOption,
+    HeaderOption,
     LimitsOption,
     LogArgument,
     SettingsOption,
+    TimeFormatOption,
     config_of,
     console,
     exit_on_error,
@@ -27,6 +30,9 @@ def distill(
     settings: SettingsOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine, same bytes.")] = 0,
     columns: ColumnsOption = None,
+    delimiter: DelimiterOption = None,
+    header: HeaderOption = None,
+    time_format: TimeFormatOption = None,
     limits: LimitsOption = None,
 ) -> None:
     """Distil LOG into a summary, without any service.
@@ -34,7 +40,7 @@ def distill(
     Ctrl-C keeps a checkpoint in the folder; the same command goes on from there.
     """
     config = config_of(preset, settings or [], seed)
-    read = log_reader(columns or [], limits or [])
+    read = log_reader(columns, limits, delimiter, header, time_format)
 
     def work() -> None:
         from td3engine.evaluation.table import results_table

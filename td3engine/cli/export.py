@@ -19,7 +19,7 @@ def _known_format(name: str) -> str:
 
 
 def export(
-    summary: Annotated[Path, typer.Argument(help="Folder of a summary.")],
+    summary: Annotated[Path, typer.Argument(help="Folder of a summary, or its zip.")],
     out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
     kind: Annotated[
         str,
@@ -43,8 +43,13 @@ def export(
     ] = 1.0,
     temperature: Annotated[float, typer.Option(help="Below 1: more of what is probable.")] = 0.6,
     repeats: Annotated[
-        bool, typer.Option(help="Whether an item may come twice in a sequence.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--repeats/--no-repeats",
+            help="Whether an item may come twice in a sequence. By default it may where the log's "
+            "events repeat items.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Write SUMMARY in a format that other trainers read (docs/exports.md)."""

@@ -7,6 +7,7 @@ import typer
 
 from td3engine import __version__
 from td3engine.cli.baselines import baselines
+from td3engine.cli.check import check
 from td3engine.cli.demo import demo
 from td3engine.cli.distill import distill
 from td3engine.cli.export import export
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for command in (distill, train, baselines, export, demo):
+for command in (check, distill, train, baselines, export, demo):
     app.command()(command)
 for service_command in (serve, gc, keys):
     app.command(context_settings=FORWARD_ARGUMENTS, add_help_option=False)(service_command)

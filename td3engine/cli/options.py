@@ -15,7 +15,7 @@ from td3engine.client import ServiceError
 from td3engine.config import DistillConfig, Preset
 from td3engine.config.presets import build_config
 from td3engine.data.reading import read_log
-from td3engine.data.types import ColumnNames, Interactions, Limits, LogError
+from td3engine.data.types import ColumnNames, Dialect, Interactions, Limits, LogError
 from td3engine.errors import Interrupted, PeerLostError, UnusableError
 
 errors = Console(stderr=True)
@@ -24,7 +24,8 @@ console = Console()
 LogArgument = Annotated[
     Path,
     typer.Argument(
-        help="The log: CSV, TSV, RecBole .inter, JSON lines or Parquet; .gz and .zst too."
+        help="The log: CSV, TSV, RecBole .inter, JSON lines or Parquet, packed too; or a folder "
+        "of such files."
     ),
 ]
 
@@ -34,8 +35,28 @@ ColumnsOption = Annotated[
     typer.Option(
         metavar="ROLE=NAME",
         help="Which column is the user, item or time, e.g. [b]--columns user=buyer[/]; "
-        "repeatable. Without it columns are found by the usual names.",
+        "repeatable. A number is a position, from 1; [b]time=date+clock[/] joins two columns. "
+        "Without it columns are found by the usual names.",
     ),
+]
+DelimiterOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What separates fields: one character or more ([b]::[/]), [b]tab[/], or "
+        "[b]blanks[/]. Without it it is found by looking."
+    ),
+]
+HeaderOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--header/--no-header",
+        help="Whether the first line names the columns. By default it does, unless all columns are "
+        "given by position.",
+    ),
+]
+TimeFormatOption = Annotated[
+    str | None,
+    typer.Option(help="How times are written, e.g. [b]'%d/%m/%Y %H:%M'[/] (strptime's letters)."),
 ]
 LimitsOption = Annotated[
     list[str] | None,
@@ -61,13 +82,21 @@ def config_of(preset: Preset, settings: list[str], seed: int) -> DistillConfig:
         refuse(error)
 
 
-def log_reader(columns: list[str], limits: list[str]) -> Callable[[Path], Interactions]:
-    """`read_log` with `--columns` and `--limits`; exits with an error if one is wrong."""
+def log_reader(
+    columns: list[str] | None,
+    limits: list[str] | None,
+    delimiter: str | None = None,
+    header: bool | None = None,
+    time_format: str | None = None,
+) -> Callable[[Path], Interactions]:
+    """`read_log` with the options of a log; exits with an error if one is wrong."""
     try:
+        dialect = Dialect(delimiter=delimiter, header=header, time_format=time_format)
         return partial(
             read_log,
-            columns=ColumnNames.model_validate(_pairs("columns", columns)),
-            limits=Limits.model_validate(_pairs("limits", limits)),
+            columns=ColumnNames.model_validate(_pairs("columns", columns or [])),
+            **dialect.model_dump(),
+            limits=Limits.model_validate(_pairs("limits", limits or [])),
         )
     except ValidationError as error:
         refuse(error)

@@ -9,7 +9,10 @@ from pydantic import ValidationError
 
 from td3engine.cli.options import (
     ColumnsOption,
+    DelimiterOption,
+    HeaderOption,
     LimitsOption,
+    TimeFormatOption,
     console,
     exit_on_error,
     fail,
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    summary: Annotated[Path, typer.Argument(help="Folder of a summary.")],
+    summary: Annotated[Path, typer.Argument(help="Folder of a summary, or its zip.")],
     log: Annotated[Path, typer.Option(help="The log to measure on (its held-out events).")],
     mode: Annotated[
         Literal["shared-items", "from-scratch", "both"],
@@ -42,21 +45,32 @@ def train(
             "--set", metavar="KEY=VALUE", help="e.g. [b]--set learner.steps=600[/]; repeatable."
         ),
     ] = None,
+    other_log: Annotated[
+        bool,
+        typer.Option(
+            "--other-log",
+            help="LOG may be another one than the summary's, of the same items: measure on test "
+            "events that are later than all that the summary was trained on.",
+        ),
+    ] = False,
     seeds: Annotated[int, typer.Option(min=1, max=100, help="Learners to train.")] = 3,
     save: Annotated[
         Path | None, typer.Option(help="Write the first learner of the first mode (.safetensors).")
     ] = None,
     columns: ColumnsOption = None,
+    delimiter: DelimiterOption = None,
+    header: HeaderOption = None,
+    time_format: TimeFormatOption = None,
     limits: LimitsOption = None,
 ) -> None:
     """Train learners on SUMMARY and measure them on the test events of LOG."""
     modes = MODES if mode == "both" else (mode,)
     overrides = _learner_overrides(settings or [])
-    read = log_reader(columns or [], limits or [])
+    read = log_reader(columns, limits, delimiter, header, time_format)
 
     def work() -> None:
         try:
-            _train(summary, read, log, modes, backbone, overrides, seeds, save)
+            _train(summary, read, log, modes, backbone, overrides, seeds, save, other_log)
         except ValidationError as error:
             refuse(error, "learner.")
 
@@ -80,11 +94,12 @@ def _train(
     overrides: dict[str, Any],
     seeds: int,
     save: Path | None,
+    other_log: bool,
 ) -> None:
     """Train learners on a summary, print their test metrics, and save the first one."""
     from td3engine.api.training import train as train_model
     from td3engine.evaluation.baselines import summary_rows
-    from td3engine.evaluation.benchmark import benchmark_for
+    from td3engine.evaluation.benchmark import benchmark_for, is_log_of
     from td3engine.evaluation.table import SUMMARY, results_table
     from td3engine.files import refuse_unwritable
     from td3engine.models.registry import learner_of
@@ -98,9 +113,9 @@ def _train(
     device = pick_device()
     configure(device)
     interactions = read(log)
-    benchmark = benchmark_for(bundle, interactions, device, config)
+    benchmark = benchmark_for(bundle, interactions, device, config, other_log=other_log)
     factors = bundle.factors.to(device)
-    same_log = interactions.fingerprint() == bundle.manifest.fingerprint
+    same_log = is_log_of(bundle, interactions)
     rows = _rows_to_compare_with(bundle.manifest, config) if same_log else []
     for mode in modes:
         with console.status(f"training {seeds} learners, {mode}"):
@@ -113,12 +128,19 @@ def _train(
     if not same_log:
         notes.append(
             "this log has other events than the one that the summary was made from: its rows are "
-            "not shown, and the summary may have been trained on events that are asked about here"
+            "not shown, and test events that the summary may have been trained on are left out"
         )
     for note in notes:
         console.print(f"note: {note}", highlight=False)
     if save is not None:
-        model = train_model(bundle, backbone, modes[0], log=interactions, settings=overrides)
+        model = train_model(
+            bundle,
+            backbone,
+            modes[0],
+            log=interactions,
+            other_log=other_log,
+            settings=overrides,
+        )
         model.save(save)
         console.print(f"model: {save}", soft_wrap=True)
 

@@ -16,7 +16,8 @@ import math
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -94,22 +95,27 @@ class Client:
 
     def upload(
         self,
-        path: Path,
+        path: Path | Sequence[Path],
         name: str | None = None,
         *,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | int] | None = None,
+        dialect: Mapping[str, str | bool] | None = None,
         idempotency_key: str | None = None,
     ) -> Dataset:
         """Upload a log.
 
         Args:
-            path: CSV, TSV, RecBole .inter, JSON lines or Parquet; text also with gzip or zstd.
+            path: CSV, TSV, RecBole .inter, JSON lines or Parquet; text also with gzip, zstd, bzip2
+                or xz. Several files are one log.
             name: shown in lists; the file's name otherwise.
-            columns: names of the file's columns, by `user`, `item`, `time`.
+            columns: names of the file's columns, or positions, by `user`, `item`, `time`.
+            dialect: `delimiter`, `header` and `time_format` of a text file.
             idempotency_key: what makes a call of another process the same as this one.
         """
         fields = {"name": name, "columns": json.dumps(dict(columns)) if columns else None}
-        return read(Dataset, self._send_file("/datasets", path, fields, idempotency_key))
+        fields["dialect"] = json.dumps(dict(dialect)) if dialect else None
+        paths = [path] if isinstance(path, Path) else path
+        return read(Dataset, self._send_files("/datasets", paths, fields, idempotency_key))
 
     def create_job(
         self,
@@ -144,7 +150,7 @@ class Client:
         request["webhook"] = dict(webhook) if webhook is not None else None
         if file is not None and dataset_id is None:
             fields = {"request": json.dumps(request)}
-            return read(Job, self._send_file("/jobs", file, fields, idempotency_key))
+            return read(Job, self._send_files("/jobs", [file], fields, idempotency_key))
         if dataset_id is not None and file is None:
             content = {"dataset_id": dataset_id, **request}
             return self._make_job("/jobs", idempotency_key, json=content)
@@ -311,19 +317,20 @@ class Client:
         answer = patiently(lambda: self._http.post(url, headers=headers, **content))
         return read(Job, answer)
 
-    def _send_file(
-        self, url: str, path: Path, fields: Mapping[str, str | None], key: str | None
+    def _send_files(
+        self, url: str, paths: Sequence[Path], fields: Mapping[str, str | None], key: str | None
     ) -> httpx.Response:
         data = {name: value for name, value in fields.items() if value is not None}
         headers = _idempotent(key)
 
         def send() -> httpx.Response:
-            with path.open("rb") as file:
+            with ExitStack() as opened:
+                files = [(path.name, opened.enter_context(path.open("rb"))) for path in paths]
                 # Reading a large log takes the service a while before it answers.
                 return self._http.post(
                     url,
                     data=data,
-                    files={"file": (path.name, file)},
+                    files=[("file", file) for file in files],
                     headers=headers,
                     timeout=httpx.Timeout(None, connect=10),
                 )

@@ -9,7 +9,6 @@ from typing import Any
 from td3engine.config import AUTO_KNOBS, AutoKnob, DistillConfig, Preset
 from td3engine.config.sizes import (
     COARSEST_TABLE,
-    FEWEST_USERS,
     LABELS_SUFFICE,
     LARGEST_SHARE,
     LONG_STEPS,
@@ -82,7 +81,7 @@ def sized_by_data(config: DistillConfig, log: LogSize) -> DistillConfig:
     | `summary.length` | three times the mean training history; 20 to 50, and what a model reads |
     | `summary.users`, `summary.table_step` | by the budget (`_sized_summary`) |
     | `learner.batch` | the preset's, or `summary.users` if that is less |
-    | `outer.steps` | 0 from `LABELS_SUFFICE` sequences on, else `LONG_STEPS`; or by seconds |
+    | `outer.steps` | 0 from `LABELS_SUFFICE` positions on, else `LONG_STEPS`; or by seconds |
     | `teacher.batch` | an epoch of about 1,000 steps; 64 to 1,024 windows |
     | `teacher.max_epochs` | about 16,000 steps in all; at most the preset's epochs |
 
@@ -150,7 +149,7 @@ def _sized_summary(config: DistillConfig, length: int, log: LogSize) -> Sizes:
     try:
         return fitted(wanted, round(LARGEST_SHARE * log.stored_bytes))
     except UnusableError:  # the items alone take more: nobody asked for that limit
-        few = min(FEWEST_USERS, log.users)
+        few = min(-(-LABELS_SUFFICE // length), wanted.users)
         return replace(wanted, users=few, table_step=COARSEST_TABLE)
 
 
@@ -165,7 +164,8 @@ def _outer_steps(config: DistillConfig, summary: Sizes) -> int:
             trains_table=scratch,
         )
         return round(config.budget.seconds / each)
-    if config.summary.inputs == "items" and summary.users >= LABELS_SUFFICE:
+    positions = summary.users * summary.length
+    if config.summary.inputs == "items" and positions >= LABELS_SUFFICE:
         return 0
     return max(LONG_STEPS, 2 * config.outer.shared_steps if scratch else 0)
 

@@ -49,6 +49,9 @@ PositiveInt = Annotated[int, Field(gt=0, le=1_000_000)]
 Device = Literal["auto", "cpu", "cuda"]
 Duplicates = Literal["auto", "drop", "keep"]
 LearnerLossName = Literal["scores", "cross-entropy"]
+MissingIds = Literal["keep", "drop"]
+Repeats = Literal["keep", "first"]
+Ties = Literal["file", "random", "item"]
 ValidationProtocol = Literal["all", "unseen"]
 # What releases without these settings computed with; their manifests and models lack them.
 EARLIER_DROPOUT = 0.2  # of learners and teachers alike
@@ -94,6 +97,21 @@ class DataConfig(_Part):
         description="Rows of one user, item and time: `drop` all but the first, before the filter "
         "counts, or `keep` each as an event of its own. `auto` drops them where they are at least "
         f"{DUPLICATES_FROM:.0%} of the rows: some join or export wrote rows twice.",
+    )
+    missing_ids: MissingIds = Field(
+        default="keep",
+        description="Rows whose user or item id looks like a missing value (`NA`, `null`, `nan`, "
+        "`unknown` and their kin, in any case): `keep` them, or `drop` them before the filter.",
+    )
+    repeats: Repeats = Field(
+        default="keep",
+        description="`first` keeps each user's first event of an item only, before the filter "
+        "counts: for those who recommend new items only.",
+    )
+    ties: Ties = Field(
+        default="file",
+        description="Order of a user's events at one time: that of the file, one `random` order, "
+        "or by `item` id.",
     )
     validate_by: Annotated[Literal["auto", ValidationProtocol], BeforeValidator(_renamed)] = Field(
         default="auto",

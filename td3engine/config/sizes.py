@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 
 from td3engine.errors import UnusableError
 
-LARGEST_SHARE = 0.25  # of a log's own normalised Parquet, that a summary takes by default
+LARGEST_SHARE = 0.28  # of a log's own normalised Parquet, that a summary takes by default
 MOST_USERS = 100  # by default: with more, learners gain little on any log of docs/results.md
-FEWEST_USERS = 20  # below this the table's steps grow first
+LABELS_SUFFICE = 1000  # positions, from which on distilling adds less than its seconds are worth
 COARSEST_TABLE = 0.4  # steps of the item table: quality falls from here on
 MANIFEST_BYTES = 16_000
 LONG_STEPS = 60  # outer steps of summaries that are small for their log
-LABELS_SUFFICE = 30  # sequences, from which on distilling adds nothing that its seconds are worth
 INNER_STEP_SECONDS = 0.002  # of one core: what a step costs whatever its sizes
 NUMBERS_A_SECOND = 2e7  # of hidden states and trained tables that steps go through
 
@@ -66,7 +65,7 @@ def bits(step: float) -> float:
 def fitted(sizes: Sizes, most_bytes: int) -> Sizes:
     """The sizes with as many users as `most_bytes` hold, at most those given.
 
-    Where that would be fewer than `FEWEST_USERS`, the item table's steps grow, up to
+    Where those would have fewer than `LABELS_SUFFICE` positions, the item table's steps grow, up to
     `COARSEST_TABLE`, since a table takes most of a small summary.
 
     Raises:
@@ -77,7 +76,8 @@ def fitted(sizes: Sizes, most_bytes: int) -> Sizes:
         coarse = replace(sizes, table_step=step)
         left = most_bytes - replace(coarse, users=0).total
         users = min(sizes.users, math.floor(left / sizes.sequence))
-        if users >= min(FEWEST_USERS, sizes.users) or step >= COARSEST_TABLE or not step:
+        enough = users >= sizes.users or users * sizes.length >= LABELS_SUFFICE
+        if enough or step >= COARSEST_TABLE or not step:
             break
         step = min(COARSEST_TABLE, round(step + 0.05, 2))
     if users < 1:

@@ -9,22 +9,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from td3engine.data.facts import LogFacts, facts_of, notes_of
+    from td3engine.data.filtering import FilterStatistics, filter_statistics
     from td3engine.data.normalised import read_normalised, write_normalised
     from td3engine.data.reading import format_of_name, read_log
-    from td3engine.data.split import (
-        FilterStatistics,
-        Split,
-        SplitStatistics,
-        filter_statistics,
-        training_counts,
-    )
+    from td3engine.data.split import Split, SplitStatistics, training_counts
     from td3engine.data.types import (
         ColumnNames,
+        Dialect,
         Interactions,
         Limits,
         LogError,
         LogErrorCode,
         LogStatistics,
+        Reading,
         describe,
     )
     from td3engine.data.windows import WindowIndex, WindowSampler, training_windows
@@ -32,20 +30,18 @@ if TYPE_CHECKING:
 _MODULES = {
     "normalised": ("read_normalised", "write_normalised"),
     "reading": ("format_of_name", "read_log"),
-    "split": (
-        "FilterStatistics",
-        "Split",
-        "SplitStatistics",
-        "filter_statistics",
-        "training_counts",
-    ),
+    "facts": ("LogFacts", "facts_of", "notes_of"),
+    "filtering": ("FilterStatistics", "filter_statistics"),
+    "split": ("Split", "SplitStatistics", "training_counts"),
     "types": (
         "ColumnNames",
+        "Dialect",
         "Interactions",
         "Limits",
         "LogError",
         "LogErrorCode",
         "LogStatistics",
+        "Reading",
         "describe",
     ),
     "windows": ("WindowIndex", "WindowSampler", "training_windows"),
@@ -54,19 +50,24 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "ColumnNames",
+    "Dialect",
     "FilterStatistics",
     "Interactions",
     "Limits",
     "LogError",
     "LogErrorCode",
+    "LogFacts",
     "LogStatistics",
+    "Reading",
     "Split",
     "SplitStatistics",
     "WindowIndex",
     "WindowSampler",
     "describe",
+    "facts_of",
     "filter_statistics",
     "format_of_name",
+    "notes_of",
     "read_log",
     "read_normalised",
     "training_counts",

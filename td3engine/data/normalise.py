@@ -1,4 +1,4 @@
-"""Normalises one file: `python -m td3engine.data.normalise SOURCE TARGET`. Imports no torch.
+"""Normalises one log: `python -m td3engine.data.normalise SOURCE... TARGET`. Imports no torch.
 
 The service's API runs this program for every upload, as a child process with limited memory.
 """
@@ -8,57 +8,61 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 from pydantic import ValidationError
 
 from td3engine.config import DataConfig
 from td3engine.contract import EXIT_UNUSABLE
 from td3engine.data.normalised import write_normalised
-from td3engine.data.reading import NO_MEMORY, format_of_name, read_log
-from td3engine.data.split import filter_statistics
+from td3engine.data.reading import NO_MEMORY, format_of_name, read_files
+from td3engine.data.statistics import statistics_of
 from td3engine.data.types import (
     ColumnNames,
+    Dialect,
     Limits,
     LogError,
-    describe,
 )
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Normalises one file; prints one JSON line and returns the exit code (0, or 65)."""
+    """Normalises one log; prints one JSON line and returns the exit code (0, or 65)."""
     parser = argparse.ArgumentParser(
         prog="python -m td3engine.data.normalise", description=main.__doc__
     )
-    parser.add_argument("source", type=Path)
+    parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE")
     parser.add_argument("target", type=Path)
     parser.add_argument("--limits", default="{}", help="JSON: fields of Limits")
     parser.add_argument("--columns", default="{}", help="JSON: fields of ColumnNames")
-    parser.add_argument("--name", help="what the file was called; tells its format")
+    parser.add_argument("--dialect", default="{}", help="JSON: fields of Dialect")
+    parser.add_argument(
+        "--name", action="append", help="what a file was called, which tells its format; in order"
+    )
     options = parser.parse_args(arguments)
     try:
         limits = Limits.model_validate_json(options.limits)
         columns = ColumnNames.model_validate_json(options.columns)
+        dialect = Dialect.model_validate_json(options.dialect)
     except ValidationError as error:
         parser.error(str(error))
+    names = options.name or [source.name for source in options.sources]
+    if len(names) != len(options.sources):
+        parser.error("there must be as many names as files")
     try:
-        log = read_log(
-            options.source,
-            columns=columns,
-            limits=limits,
-            format=format_of_name(options.name or options.source.name),
+        log = read_files(
+            options.sources,
+            columns,
+            dialect,
+            limits,
+            [format_of_name(name) for name in names],
             scratch=options.target.parent,
-        )
-        usual = DataConfig()
-        filtered = filter_statistics(
-            log,
-            min_user_interactions=usual.min_user_interactions,
-            min_item_interactions=usual.min_item_interactions,
+            labels=names,
         )
         answer = {
             "sha256": write_normalised(log, options.target),
             "bytes": options.target.stat().st_size,
-            "statistics": {**describe(log).model_dump(), "filter": filtered.model_dump()},
+            "statistics": statistics_of(log, DataConfig()),
         }
-    except MemoryError:
+    except (MemoryError, pa.lib.ArrowCapacityError):
         return _refuse(LogError("too_large", NO_MEMORY))
     except LogError as error:
         return _refuse(error)

@@ -16,9 +16,8 @@ ROWS_AT_ONCE = 2**21
 def duplicate_rows(log: Interactions) -> NDArray[np.bool_]:
     """bool[N]: whether an earlier row has the same user, item and time."""
     duplicate = np.zeros(len(log.times), bool)
-    users = np.arange(len(log.user_ids) + 1, dtype=log.user_codes.dtype)
-    offsets = np.searchsorted(log.user_codes, users)
-    for rows, owner in _blocks(offsets):
+    offsets = offsets_of_users(log)
+    for rows, owner in blocks_of_users(offsets):
         same = (owner[1:] == owner[:-1]) & (log.times[rows][1:] == log.times[rows][:-1])
         # Rows are sorted by user and time: only rows of one moment can be equal.
         moment = np.concatenate([[0], np.cumsum(~same)])
@@ -29,7 +28,13 @@ def duplicate_rows(log: Interactions) -> NDArray[np.bool_]:
     return duplicate
 
 
-def repeats(histories: Codes, offsets: NDArray[np.int64], n_items: int) -> NDArray[np.bool_]:
+def offsets_of_users(log: Interactions) -> NDArray[np.int64]:
+    """int64[U+1]: where each user's rows begin."""
+    users = np.arange(len(log.user_ids) + 1, dtype=log.user_codes.dtype)
+    return np.searchsorted(log.user_codes, users)
+
+
+def repeats_among(histories: Codes, offsets: NDArray[np.int64], n_items: int) -> NDArray[np.bool_]:
     """bool[M]: whether the event's user met its item before.
 
     Args:
@@ -38,7 +43,7 @@ def repeats(histories: Codes, offsets: NDArray[np.int64], n_items: int) -> NDArr
         n_items: how many items there are.
     """
     repeated = np.zeros(len(histories), bool)
-    for rows, owner in _blocks(offsets):
+    for rows, owner in blocks_of_users(offsets):
         repeated[rows] = occurred_before(owner * n_items + histories[rows])
     return repeated
 
@@ -52,7 +57,7 @@ def occurred_before(keys: NDArray[np.int64]) -> NDArray[np.bool_]:
     return before
 
 
-def _blocks(offsets: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+def blocks_of_users(offsets: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
     """Rows of whole users, about `ROWS_AT_ONCE` at a time, and the user of each row, from 0."""
     first = 0
     while first < len(offsets) - 1:

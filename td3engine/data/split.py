@@ -1,20 +1,28 @@
 """The filter and the leave-one-out split (section 1 of the method)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
-from td3engine.config import DUPLICATES_FROM, DataConfig, Duplicates
-from td3engine.data.repeats import ROWS_AT_ONCE, duplicate_rows, repeats
+from td3engine.config import DataConfig, Duplicates, MissingIds, Repeats, Ties
+from td3engine.data.facts import (
+    EVALUATED_FROM,
+    LogFacts,
+    SequenceFacts,
+    facts_of,
+    notes_of,
+    removed_facts,
+)
+from td3engine.data.filtering import DroppedRows
+from td3engine.data.repeats import repeats_among
 from td3engine.data.types import Codes, Interactions, LogError, Times
 
 Positions = NDArray[np.int64]
-# Train, validation, test: a user with fewer events cannot be evaluated.
-EVALUATED_FROM = 3
 
 
 class SplitStatistics(BaseModel):
@@ -25,6 +33,18 @@ class SplitStatistics(BaseModel):
             the part whose item the user met before. No test event counts.
         duplicates: rows of the log that were dropped before the filter, because an earlier row has
             the same user, item and time.
+        dropped_repeats: rows that were dropped because their user had met the item before
+            (`data.repeats: first`).
+        dropped_missing: rows that were dropped because an id looks like a missing value
+            (`data.missing_ids: drop`).
+        one_item_share, test_only_share: as `data.facts.LogFacts`, of what the filter leaves.
+        removed_share, removed_user_share, removed_item_share: what went of interactions, users and
+            items.
+        equal_rows, tie_share, largest_user_share, missing_user_share, missing_item_share: of the
+            whole log, `data.facts.LogFacts`.
+        trained_until: time of the last training or validation event.
+        columns: user, item and time column of the source, where it is known.
+        other_times: columns that could be the time by their names.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,33 +56,21 @@ class SplitStatistics(BaseModel):
     evaluated_users: int
     repeat_share: float
     duplicates: int
-
-
-class FilterStatistics(BaseModel):
-    """What a filter keeps of a log, and what it removes and why.
-
-    Rows with the user, item and time of an earlier row go first, if they go: then no other count
-    has them. An interaction is removed because its user or its item has too few of them. One that
-    is removed for both reasons counts for both.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min_user_interactions: int
-    min_item_interactions: int
-    users: int
-    items: int
-    interactions: int
-    rare_users: int
-    rare_items: int
-    interactions_of_rare_users: int
-    interactions_of_rare_items: int
-    duplicates: int | None = Field(
-        default=None,
-        description="Rows with the user, item and time of an earlier one that go before the "
-        "filter counts; 0 where there are too few for `data.duplicates: auto`. Null if an older "
-        "release normalised the log: it counted them like others.",
-    )
+    dropped_repeats: int = 0
+    dropped_missing: int = 0
+    one_item_share: float = 0.0
+    test_only_share: float = 0.0
+    removed_share: float | None = None
+    removed_user_share: float | None = None
+    removed_item_share: float | None = None
+    equal_rows: int | None = None
+    tie_share: float | None = None
+    largest_user_share: float | None = None
+    missing_user_share: float | None = None
+    missing_item_share: float | None = None
+    trained_until: int | float | None = None
+    columns: str | None = None
+    other_times: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +88,9 @@ class Split:
         item_ids: the id of each item index.
         user_ids: the id of each user index.
         duplicates: rows of the log that were dropped as exact duplicates.
+        dropped_repeats, dropped_missing: rows that were dropped by `data.repeats: first` and
+            `data.missing_ids: drop`.
+        source: the log that was filtered; None: statistics have nothing of it.
     """
 
     histories: Codes
@@ -88,6 +99,9 @@ class Split:
     item_ids: list[str]
     user_ids: Sequence[str]
     duplicates: int = 0
+    dropped_repeats: int = 0
+    dropped_missing: int = 0
+    source: Interactions | None = None
 
     @property
     def n_users(self) -> int:
@@ -126,7 +140,7 @@ class Split:
     @cached_property
     def repeats(self) -> NDArray[np.bool_]:
         """bool[M]: whether the user of each of `histories` met its item before."""
-        return repeats(self.histories, self.offsets, self.n_items)
+        return repeats_among(self.histories, self.offsets, self.n_items)
 
     @cached_property
     def repeat_share(self) -> float:
@@ -135,6 +149,60 @@ class Split:
         counts[self.offsets[:-1]] = False
         counts[self.offsets[self.evaluated + 1] - 1] = False
         return float(self.repeats[counts].mean()) if counts.any() else 0.0
+
+    @property
+    def trained_until(self) -> int | float:
+        """Time of the last event that is not for testing."""
+        known = np.ones(len(self.times), bool)
+        known[self.offsets[self.evaluated + 1] - 1] = False
+        latest: int | float = self.times[known].max().item()
+        return latest
+
+    @cached_property
+    def sequence_facts(self) -> SequenceFacts:
+        """What the histories are like."""
+        return SequenceFacts.of(self.histories, self.times, self.offsets, self.n_items)
+
+    @cached_property
+    def source_facts(self) -> LogFacts | None:
+        """What the log was like before the filter; None where it is not known."""
+        return facts_of(self.source) if self.source is not None else None
+
+    def notes(self) -> list[str]:
+        """What is worth saying of the log; for people."""
+        if self.source is None or self.source_facts is None:
+            return []
+        facts = self.source_facts.model_dump() | self._removed()
+        facts["repeat_share"] = self.repeat_share
+        facts["one_item_share"], facts["test_only_share"] = self._shares()
+        if self.duplicates:  # another note says that they were dropped
+            facts["equal_share"] = 0.0
+        if self.dropped_missing:
+            facts["missing_user_share"] = facts["missing_item_share"] = 0.0
+        return notes_of(facts, self.source.reading)
+
+    def _removed(self) -> dict[str, float]:
+        assert self.source is not None
+        return removed_facts(
+            self.source,
+            users=self.n_users,
+            items=self.n_items,
+            interactions=len(self.histories),
+        )
+
+    def _shares(self) -> tuple[float, float]:
+        """Users of one item, and test targets that occur in nothing else."""
+        found = self.sequence_facts
+        return (
+            found.one_item_users / max(1, found.users),
+            found.test_only / max(1, found.tested),
+        )
+
+    def with_items(self, item_ids: list[str]) -> "Split":
+        """The same split with its items numbered in this order, which has each of them once."""
+        numbers = {item_id: number for number, item_id in enumerate(item_ids)}
+        renumbered = np.array([numbers[each] for each in self.item_ids], np.int32)
+        return replace(self, histories=renumbered[self.histories], item_ids=item_ids)
 
     def history(self, user: int) -> Codes:
         """int32[H]: all items of one user, by time."""
@@ -154,44 +222,26 @@ class Split:
             evaluated_users=len(self.evaluated),
             repeat_share=self.repeat_share,
             duplicates=self.duplicates,
+            dropped_repeats=self.dropped_repeats,
+            dropped_missing=self.dropped_missing,
+            trained_until=self.trained_until,
+            **dict(zip(("one_item_share", "test_only_share"), self._shares(), strict=True)),
+            **self._source_statistics(),
         )
 
-
-def filter_statistics(
-    log: Interactions,
-    *,
-    min_user_interactions: int,
-    min_item_interactions: int,
-    duplicates: Duplicates = "auto",
-) -> FilterStatistics:
-    """What the filter of one pass would do to a log; nothing is too little for it."""
-    duplicate = _dropped_rows(log, duplicates)
-    rows = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(log.times), ROWS_AT_ONCE)]
-    per_user = np.zeros(len(log.user_ids), np.int64)
-    per_item = np.zeros(len(log.item_ids), np.int64)
-    for some in rows:
-        counts = ~duplicate[some]
-        per_user += np.bincount(log.user_codes[some][counts], minlength=len(per_user))
-        per_item += np.bincount(log.item_codes[some][counts], minlength=len(per_item))
-    rare_user, rare_item = per_user < min_user_interactions, per_item < min_item_interactions
-    keep_user, keep_item, n_kept = np.zeros_like(rare_user), np.zeros_like(rare_item), 0
-    for some in rows:
-        users, items = log.user_codes[some], log.item_codes[some]
-        stays = ~(rare_user[users] | rare_item[items] | duplicate[some])
-        keep_user[users[stays]] = keep_item[items[stays]] = True
-        n_kept += int(np.count_nonzero(stays))
-    return FilterStatistics(
-        min_user_interactions=min_user_interactions,
-        min_item_interactions=min_item_interactions,
-        users=int(keep_user.sum()),
-        items=int(keep_item.sum()),
-        interactions=n_kept,
-        rare_users=int(rare_user.sum()),
-        rare_items=int(rare_item.sum()),
-        interactions_of_rare_users=int(per_user[rare_user].sum()),
-        interactions_of_rare_items=int(per_item[rare_item].sum()),
-        duplicates=int(np.count_nonzero(duplicate)),
-    )
+    def _source_statistics(self) -> dict[str, Any]:
+        """Of the log before the filter, by the names of `SplitStatistics`."""
+        if self.source is None or self.source_facts is None:
+            return {}
+        names = {"equal_rows", "tie_share", "largest_user_share"}
+        names |= {"missing_user_share", "missing_item_share"}
+        removed = self._removed()
+        del removed["catalogue"]
+        statistics: dict[str, Any] = self.source_facts.model_dump(include=names) | removed
+        if (reading := self.source.reading) is not None:
+            statistics["columns"] = ", ".join(reading.columns)
+            statistics["other_times"] = ", ".join(reading.other_times) or None
+        return statistics
 
 
 def split(
@@ -201,23 +251,26 @@ def split(
     min_item_interactions: int,
     iterative_core: bool,
     duplicates: Duplicates = "auto",
+    missing_ids: MissingIds = "keep",
+    repeats: Repeats = "keep",
+    ties: Ties = "file",
 ) -> Split:
     """Filters a log and indexes what is left.
 
-    Of rows with one user, item and time the first stays, before anything is counted; `auto` keeps
-    all of them where they are few. A row stays if
-    its user and its item both have enough interactions *in the raw log* (one pass, both counted
-    before anything goes: the reading that gives the paper's figures). With
-    `iterative_core` this repeats on what is left until nothing changes.
+    Rows that are no events go before anything is counted (`DroppedRows`). A row stays if its user
+    and its item both have enough interactions *in the raw log* (one pass, both counted before
+    anything goes: the reading that gives the paper's figures). With `iterative_core` this repeats
+    on what is left until nothing changes. Rows of one user and time are ordered by `ties` first.
 
     Raises:
         LogError: `too_little_data` when no row is left, or no user has three events.
     """
+    whole, log = log, tie_ordered(log, ties)
     users, items, times = log.user_codes, log.item_codes, log.times
-    duplicate = _dropped_rows(log, duplicates)
-    n_duplicates = int(np.count_nonzero(duplicate))
-    if n_duplicates:
-        users, items, times = users[~duplicate], items[~duplicate], times[~duplicate]
+    dropped = DroppedRows.of(log, duplicates, missing_ids, repeats)
+    if dropped.rows.any():
+        stays = ~dropped.rows
+        users, items, times = users[stays], items[stays], times[stays]
     while True:
         enough_by_user = np.bincount(users, minlength=1)[users] >= min_user_interactions
         keep = enough_by_user & (np.bincount(items, minlength=1)[items] >= min_item_interactions)
@@ -240,18 +293,30 @@ def split(
         times=times,
         item_ids=[log.item_ids[code] for code in kept_items],
         user_ids=[log.user_ids[code] for code in keep_users],
-        duplicates=n_duplicates,
+        duplicates=dropped.duplicates,
+        dropped_repeats=dropped.repeats,
+        dropped_missing=dropped.missing,
+        source=whole,
     )
 
 
-def _dropped_rows(log: Interactions, duplicates: Duplicates) -> NDArray[np.bool_]:
-    """bool[N]: rows that are no event of their own."""
-    none = np.zeros(len(log.times), bool)
-    if duplicates == "keep":
-        return none
-    duplicate = duplicate_rows(log)
-    few = np.count_nonzero(duplicate) < DUPLICATES_FROM * len(duplicate)
-    return none if duplicates == "auto" and few else duplicate
+def tie_ordered(log: Interactions, ties: Ties) -> Interactions:
+    """The log with rows of one user and time in another order: random, or by item id.
+
+    The random order is the same for every model of a log.
+    """
+    if ties == "file":
+        return log
+    keys: NDArray[Any]
+    if ties == "random":
+        keys = np.random.default_rng(0).random(len(log.times))
+    else:
+        order = sorted(range(len(log.item_ids)), key=lambda code: log.item_ids[code].encode())
+        ranks = np.empty(len(order), np.int64)
+        ranks[order] = np.arange(len(order))
+        keys = ranks[log.item_codes]
+    rows = np.lexsort((keys, log.times, log.user_codes))
+    return replace(log, item_codes=log.item_codes[rows], times=log.times[rows])
 
 
 def split_log(log: Interactions, config: DataConfig) -> Split:
@@ -266,6 +331,9 @@ def split_log(log: Interactions, config: DataConfig) -> Split:
         min_item_interactions=config.min_item_interactions,
         iterative_core=config.iterative_core,
         duplicates=config.duplicates,
+        missing_ids=config.missing_ids,
+        repeats=config.repeats,
+        ties=config.ties,
     )
 
 

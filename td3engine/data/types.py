@@ -1,11 +1,11 @@
 """What reading a log gives, what it may cost, and how it fails."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 LogErrorCode = Literal[
     "missing_column",
@@ -75,6 +75,7 @@ class Limits(BaseModel):
     max_field_length: PositiveInt = Field(
         default=1024, description="Bytes of one user id, item id or time."
     )
+    max_files: PositiveInt = Field(default=10_000, description="Files of one log.")
 
     def check_unpacked(self, unpacked: int, packed: int) -> None:
         """Refuses what unpacks to too much, all in all or for its size.
@@ -90,19 +91,92 @@ class Limits(BaseModel):
             raise LogError("too_large", f"the file unpacks to more than {ratio} its size")
 
 
+def _position_as_name(value: object) -> object:
+    """A position as text: 3 is `3`."""
+    return str(value) if type(value) is int else value
+
+
+ColumnName = Annotated[str, Field(min_length=1), BeforeValidator(_position_as_name)]
+
+
 class ColumnNames(BaseModel):
-    """Which columns hold what. None: found by the usual names, whatever their case."""
+    """Which columns hold what. None: found by the usual names, whatever their case.
+
+    A number is the position of a column, from 1, where no column has that name. A time `date+clock`
+    joins a column of days and a column of times of day.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    user: Annotated[str, Field(min_length=1)] | None = None
-    item: Annotated[str, Field(min_length=1)] | None = None
-    time: Annotated[str, Field(min_length=1)] | None = None
+    user: ColumnName | None = None
+    item: ColumnName | None = None
+    time: ColumnName | None = None
+
+    @property
+    def are_positions(self) -> bool:
+        """Whether all three are given, and by position."""
+        given = (self.user, self.item, *(self.time or "").split("+"))
+        return all(name is not None and name.isdecimal() for name in given)
+
+
+class Dialect(BaseModel):
+    """How a text file writes a log. None: found by looking.
+
+    A file is taken to have no header if all columns are given by position.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    delimiter: Annotated[str, Field(min_length=1, max_length=8)] | None = Field(
+        default=None,
+        description="What separates fields: one character or more (`::`), `tab`, or `blanks` (any "
+        "number of blanks and tabs). Quotes mean nothing to delimiters of several characters.",
+    )
+    header: bool | None = Field(
+        default=None, description="Whether the first line has the names of the columns."
+    )
+    time_format: Annotated[str, Field(min_length=2, max_length=100)] | None = Field(
+        default=None,
+        description="How times are written, in strptime's directives, e.g. `%d/%m/%Y %H:%M`. "
+        "Without a zone they are UTC.",
+    )
+
+
+class Reading(BaseModel):
+    """How a log was read.
+
+    Attributes:
+        format: of the (first) file, or `table`.
+        files: how many.
+        delimiter, header: of a text file.
+        columns: names of the user, item and time column, as the source has them.
+        time_reason: why this column is the time.
+        other_times: columns that could be the time as well, by their names.
+        times: what the values of the time column are.
+        first_rows: user, item and time of the first rows, as the source writes them.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: str
+    files: int = 1
+    delimiter: str | None = None
+    header: bool | None = None
+    columns: tuple[str, str, str]
+    time_reason: str
+    other_times: list[str] = []
+    times: str
+    first_rows: list[tuple[str, str, str]] = []
+
+    def at_most(self, length: int) -> Self:
+        """The same, with texts cut to `length` characters."""
+        cut = [tuple(text[:length] for text in row) for row in self.first_rows]
+        return self.model_copy(update={"first_rows": cut})
 
 
 @dataclass(frozen=True, eq=False)
 class Interactions:
-    """A whole log, sorted by user (order of first appearance), then time (ties: order of the file).
+    """A whole log, sorted by user (bytes of the id), then time (ties: order of the file).
 
     The arrays of a log with more rows than `Limits.max_rows_in_memory` are mapped from temporary
     files.
@@ -111,6 +185,7 @@ class Interactions:
         user_codes: int32[N], positions in `user_ids`; never decreasing.
         item_codes: int32[N], positions in `item_ids`, which are numbered by first appearance.
         times: int64[N] if every value is a whole number that fits, else float64[N].
+        reading: how it was read; None of a log that was not.
     """
 
     user_codes: Codes
@@ -118,6 +193,7 @@ class Interactions:
     times: Times
     user_ids: list[str]
     item_ids: list[str]
+    reading: Reading | None = None
 
     def fingerprint(self) -> str:
         """A sha256 of the interactions alone, as 64 hexadecimal digits.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from td3engine.errors import UnusableError
 from td3engine.export.registry import ExportOptions
-from td3engine.export.sequences import sample_sequences, train_guide
+from td3engine.export.sequences import repeats_by_log, sample_sequences, train_guide
 from td3engine.files import new_file
 from td3engine.summary.bundle import Bundle
 
@@ -39,7 +39,7 @@ def write_csv(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out: P
         OutputExistsError: there is such a file already.
         UnusableError: an item id holds a NUL.
     """
-    _refuse_ids(item_ids, "a CSV file", lambda item_id: "\0" in item_id)
+    refuse_csv_ids(item_ids)
     with new_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         writer = csv.writer(text)
         writer.writerow(CSV_HEADER)
@@ -57,7 +57,7 @@ def write_inter(sequences_RT: Tensor, item_ids: Sequence[str], copies: int, out:
             which tabs and line ends are separators, a quotation mark starts a quoted field, and
             words such as `NA` are missing values.
     """
-    _refuse_ids(item_ids, "a .inter file", _not_for_inter)
+    refuse_inter_ids(item_ids)
     with new_file(out) as file, io.TextIOWrapper(file, "utf-8", newline="") as text:
         text.write("\t".join(INTER_HEADER) + "\n")
         for user, item, time in _events(sequences_RT, item_ids, copies):
@@ -72,6 +72,16 @@ def _events(
         user = "s{}-{}".format(*divmod(row, copies))
         for time, item in enumerate(items):
             yield user, item_ids[item], time
+
+
+def refuse_csv_ids(item_ids: Sequence[str]) -> None:
+    """Raise UnusableError if a CSV file cannot hold one of these ids."""
+    _refuse_ids(item_ids, "a CSV file", lambda item_id: "\0" in item_id)
+
+
+def refuse_inter_ids(item_ids: Sequence[str]) -> None:
+    """Raise UnusableError if a `.inter` file cannot hold one of these ids."""
+    _refuse_ids(item_ids, "a .inter file", _not_for_inter)
 
 
 def _not_for_inter(item_id: str) -> bool:
@@ -92,11 +102,13 @@ def _refuse_ids(item_ids: Sequence[str], where: str, refused: Callable[[str], bo
 
 def export_csv(bundle: Bundle, out: Path, options: ExportOptions, device: torch.device) -> str:
     """The export `csv`."""
+    refuse_csv_ids(bundle.item_ids)
     return _export_sequences(write_csv, bundle, out, options, device)
 
 
 def export_inter(bundle: Bundle, out: Path, options: ExportOptions, device: torch.device) -> str:
     """The export `inter`."""
+    refuse_inter_ids(bundle.item_ids)
     return _export_sequences(write_inter, bundle, out, options, device)
 
 
@@ -107,7 +119,11 @@ def _export_sequences(
     options: ExportOptions,
     device: torch.device,
 ) -> str:
+    """Train the guide, sample, and write; ids have been checked, which must not wait for that."""
     factors, guide = bundle.factors.to(device), None
+    repeats = options.repeats
+    if repeats is None:
+        repeats = repeats_by_log(bundle.manifest)
     if options.guidance is not None:
         config = bundle.manifest.config
         guide = train_guide(factors, config, weight=options.guidance, seed=options.seed)
@@ -116,8 +132,9 @@ def _export_sequences(
         copies=options.copies,
         temperature=options.temperature,
         guide=guide,
-        repeats=options.repeats,
+        repeats=repeats,
         seed=options.seed,
     )
     write(sequences, bundle.item_ids, options.copies, out)
-    return f"{len(sequences)} sequences of {sequences.shape[1]} events"
+    twice = "an item may come twice" if repeats else "no item comes twice"
+    return f"{len(sequences)} sequences of {sequences.shape[1]} events; {twice} in one"

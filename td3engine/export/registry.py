@@ -22,7 +22,9 @@ class ExportOptions:
     Attributes:
         top_k: `soft`: items a position.
         renormalise: `soft`: whether their probabilities sum to one.
-        copies, temperature, repeats, seed: sampled sequences: see `sample_sequences`.
+        copies, temperature, seed: sampled sequences: see `sample_sequences`.
+        repeats: sampled sequences: whether an item may come twice; None: if the log's events repeat
+            items (`repeats_by_log`).
         guidance: sampled sequences: weight of the guide (`train_guide`); None: no guide.
     """
 
@@ -31,7 +33,7 @@ class ExportOptions:
     copies: int
     temperature: float
     guidance: float | None
-    repeats: bool
+    repeats: bool | None
     seed: int
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from td3engine.config import DistillConfig
+from td3engine.config import REPEATS_FROM, DistillConfig
 from td3engine.errors import UnusableError
 from td3engine.export.soft_targets import SCORES_AT_ONCE
 from td3engine.inner_loop.learner import learn
 from td3engine.models.registry import build_backbone
 from td3engine.models.trained_model import TrainedModel
 from td3engine.runtime.seeding import Purpose, generator
+from td3engine.summary.bundle import Manifest
 from td3engine.summary.labelled import AnySummary
 
 COPIES = 20
@@ -33,6 +34,13 @@ class Guide:
 
     model: TrainedModel
     weight: float
+
+
+def repeats_by_log(manifest: Manifest) -> bool:
+    """Whether sequences should hold items twice: where so many of the log's events repeat an item
+    that checkpoints are chosen by protocol `all`."""
+    share = manifest.statistics.get("repeat_share", 0.0)
+    return float(share) >= REPEATS_FROM
 
 
 def train_guide(

@@ -95,14 +95,18 @@ def training_on(
     summary: AnySummary, backbone: Backbone, config: LearnerConfig, mode: Mode
 ) -> tuple[InnerLoopTrainer, Tensor]:
     """The trainer of learners on this summary, and its synthetic tensor."""
-    inputs: Literal["items", "soft"] = "items" if isinstance(summary, LabelledSummary) else "soft"
-    sizes = len(summary.V), summary.positions
+    scored = config.loss == "scores"
+    # Cross-entropies compare distributions: such a learner reads them, too.
+    queries = summary.queries() if scored else summary.soft_sequences().stacked
+    items = scored and isinstance(summary, LabelledSummary)
+    inputs: Literal["items", "soft"] = "items" if items else "soft"
+    sizes = len(summary.V), queries.shape[:2].numel()
     plan = plan_training(backbone, mode, *sizes, config.loss, inputs)
     model = recommender(backbone, summary.V, mode)
     sequences = plan.sequences(summary)
     steps = config.steps_in(mode)
     trainer = InnerLoopTrainer(model, config, steps, sequences, summary.length, plan)
-    return trainer, sequences.synthetic(summary.queries())
+    return trainer, sequences.synthetic(queries)
 
 
 def recommender(backbone: Backbone, V_ND: Tensor, mode: Mode) -> Recommender:

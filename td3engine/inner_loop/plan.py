@@ -142,8 +142,8 @@ def plan_distillation(
     softmax: SoftmaxMethod = "full"
     if scores_are_fixed:
         softmax = softmax_over(n_items, outer.softmax, OUTER_SAMPLED_FROM)
-    reads_all = base.soft_embedding == "precomputed"
-    support = _support(config, n_items, device) if reads_all else None
+    soft = summary.inputs == "soft"
+    support = _support(config, n_items, device) if scores_are_fixed and soft else None
     obstacle = _obstacle(config, base.gradient, softmax)
     recorded = outer.cuda_graphs == "on" and obstacle is None
     # The recording pads batches and gives each position a weight, which `unseen` does not take.

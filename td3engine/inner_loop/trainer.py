@@ -81,11 +81,6 @@ class InnerLoopTrainer:
         sizes = self.count, self.soft_embedding, self.length
         return InnerLoopTrainer(part, self.config, *sizes, self.plan)
 
-    def reading(self, soft_embedding: SoftEmbedding) -> "InnerLoopTrainer":
-        """The same with learners that read a summary in another way."""
-        sizes = self.count, soft_embedding, self.length
-        return InnerLoopTrainer(self.model, self.config, *sizes, self.plan)
-
     def grad_fn(
         self, theta: Tensor, batch: Tensor, randomness: StepRandomness, second: bool
     ) -> InnerGradient:

@@ -12,7 +12,6 @@ The header's metadata holds `format` and `model`, the JSON of a `ModelDescriptio
 code. Every tensor is validated before it is used.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self
@@ -27,7 +26,7 @@ from torch import Tensor
 
 from td3engine.config import EARLIER_DATA, BackboneConfig, DataConfig
 from td3engine.errors import UnusableError
-from td3engine.files import atomic_file
+from td3engine.files import atomic_file, ordered_header
 from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
 
@@ -114,7 +113,7 @@ def write_model(path: Path, content: ModelContent) -> None:
         {"format": FORMAT, "model": content.description.model_dump_json()},
     )
     with atomic_file(path) as file:
-        file.write(_ordered(data))
+        file.write(ordered_header(data))
 
 
 def read_model(path: Path) -> ModelContent:
@@ -205,15 +204,6 @@ def _content(path: Path, description: ModelDescription, tensors: dict[str, Tenso
         table_NF = torch.cat([table_NF, weights[BIAS][:, None]], 1)
     item_ids = _unpacked(path, tensors[IDS], tensors[ENDS])
     return ModelContent(description, parameters, table_NF, item_ids)
-
-
-def _ordered(data: bytes) -> bytes:
-    """The same file, its header's keys in order: safetensors writes metadata in a random one, and
-    the same model shall give the same bytes."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # tensors are aligned
-    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _packed(item_ids: Sequence[str]) -> tuple[Tensor, Tensor]:

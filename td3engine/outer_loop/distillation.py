@@ -41,6 +41,7 @@ from td3engine.runtime.distributed import ProcessGroup
 from td3engine.runtime.seeding import Purpose, generator, numpy_generator
 from td3engine.runtime.torch_setup import deterministic
 from td3engine.summary.labelled import AnySummary, as_stored
+from td3engine.summary.scored_sequences import InputsWithTargets
 from td3engine.summary.soft_sequences import SparseSupport
 from td3engine.teacher.training import TrainedOnLog
 
@@ -115,6 +116,8 @@ class Distillation:
         self.sampler: ItemSampler | None = None
         if self.plan.softmax == "sampled":
             embedding = self.training.soft_embedding
+            if isinstance(embedding, InputsWithTargets):
+                embedding = embedding.inputs
             top = embedding.top if isinstance(embedding, SparseSupport) else None
             self.sampler = ItemSampler(self.split, self.model, config.outer.negatives, top)
         self.objective = SurrogateObjective(self.model, self.teacher, config.outer, self.sampler)
@@ -137,8 +140,8 @@ class Distillation:
         The start is looked at first: no summary is handed over that does worse than it.
         """
         outer = self.config.outer
-        if "factors" not in self.best:
-            self._validate()
+        if not self.done and "factors" not in self.best:
+            self._validate_start()
         while self.done < outer.steps:
             self.step()
             self.done += 1
@@ -275,6 +278,16 @@ class Distillation:
         randomness = StepRandomness(self.backbone.draw_targets(lengths, draw), dropout=None)
         return self.objective.gradient(theta, RealBatch(items, lengths, randomness, rng))
 
+    def _validate_start(self) -> None:
+        """As later summaries are: with learners of the mode that is distilled for in the end."""
+        first = self.mode
+        if first == self.config.mode:
+            self._validate()
+            return
+        self._distil_for(self.config.mode)
+        self._validate()
+        self._distil_for(first)
+
     def _validate(self) -> None:
         """Keep the summary, as it will be stored, if learners trained on it do better than on any
         before."""
@@ -285,8 +298,7 @@ class Distillation:
         count = self.config.outer.validation_learners if self.config.outer.steps else 1
         total = torch.zeros(1, dtype=torch.float64)
         for nth in self.group.share(count):
-            draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
-            total += validation_ndcg(self._learner_of(current, draw), self.holdout)
+            total += self._validation_of(current, nth)
         self.group.all_reduce([total])
         validation = float(total) / count
         if validation > self.best["validation"]:
@@ -296,14 +308,23 @@ class Distillation:
                 "factors": list(current.learned),
             }
 
+    def _validation_of(self, current: AnySummary, nth: int) -> float:
+        """NDCG@10 of a learner; not a number if it diverges on a start that is to be distilled."""
+        draw = generator(self.config.seed, Purpose.VALIDATION_LEARNER, nth, self.device.type)
+        try:
+            return validation_ndcg(self._learner_of(current, draw), self.holdout)
+        except DivergedError:
+            if self.done or not self.config.outer.steps:
+                raise
+            return math.nan  # no candidate: it is not above anything
+
     def _learner_of(self, current: AnySummary, draw: torch.Generator) -> TrainedModel:
         """A learner trained on the summary: as its user does it, or over a sample of the items."""
-        training = self.training
-        if self.plan.support is not None:  # its user's X is exact
-            exact = replace(self.plan, soft_embedding="precomputed", support=None)
-            training = training.reading(exact.sequences(current))
-        synthetic = training.soft_embedding.synthetic(current.queries())
-        model = learn_from(training, synthetic, draw).model
+        plan = self.plan
+        if plan.soft_embedding == "sparse":
+            plan = replace(plan, soft_embedding="precomputed")  # its user's X is exact
+        synthetic = plan.sequences(current).synthetic(current.queries())
+        model = learn_from(self.training, synthetic, draw).model
         return model if self.sampler is None else replace(model, table=self.V_ND)
 
 

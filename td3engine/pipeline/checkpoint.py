@@ -3,12 +3,13 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 
 from td3engine.contract import CHECKPOINT_FILE
-from td3engine.errors import CheckpointMismatchError
+from td3engine.errors import CheckpointMismatchError, DamagedCheckpointError
 from td3engine.files import atomic_file
 from td3engine.runtime.distributed import ProcessGroup
 
@@ -49,16 +50,30 @@ class Checkpoint:
 
         Raises:
             CheckpointMismatchError: the file belongs to another log or configuration.
+            DamagedCheckpointError: the file cannot be read.
         """
         on_main: dict[str, Any] = {}
         if self.group.is_main and self.path.exists():
-            on_main = torch.load(self.path, map_location=self.device, weights_only=True)
+            on_main = self._load()
         stored: dict[str, Any] = self.group.broadcast(on_main, self.device)
         if stored and any(stored.get(name) != value for name, value in self.identity.items()):
             raise CheckpointMismatchError(
                 f"{self.path} belongs to another log, configuration or release"
             )
         return stored
+
+    def _load(self) -> dict[str, Any]:
+        try:
+            content = torch.load(self.path, map_location=self.device, weights_only=True)
+        # What torch raises of a damaged file, by where the damage is.
+        except (RuntimeError, OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DamagedCheckpointError(f"{self.path} is damaged ({reason[:200]})") from error
+        if not isinstance(content, dict):
+            raise DamagedCheckpointError(f"{self.path} is damaged (it holds no checkpoint)")
+        return content
 
     @property
     def is_due(self) -> bool:

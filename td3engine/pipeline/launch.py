@@ -41,7 +41,7 @@ def launch(
             return Run(log, log.fingerprint(), config, folder, control, group).run()
         except CheckpointMismatchError as mismatch:
             remedy = "delete it to begin anew, or take another folder"
-            raise CheckpointMismatchError(f"{mismatch}: {remedy}") from mismatch
+            raise type(mismatch)(f"{mismatch}: {remedy}") from mismatch
     # The main process reports a stop. If this one failed, the launcher would kill the main process.
     silent = Control(listener=lambda _: None, stop=control.stop)
     with suppress(Interrupted):

@@ -310,7 +310,7 @@ class Run:
         return Manifest(
             config=self.config,
             fingerprint=self.fingerprint,
-            statistics=self.split.statistics().model_dump(),
+            statistics=self.split.statistics().model_dump(exclude_none=True),
             distilled_for=self.config.mode,
             validation={
                 "teacher_ndcg@10": distilled.teacher.validation,

@@ -85,14 +85,22 @@ def settled_for(
 
 
 def log_notes(split: Split, config: DistillConfig) -> list[str]:
-    """What was dropped from a log, and why it chooses checkpoints as it does; for people."""
+    """What is worth knowing of a log, what was dropped from it, and why it chooses checkpoints as
+    it does; for people."""
     notes = []
-    if split.duplicates:
-        notes.append(
-            f"{split.duplicates:,} rows have the user, item and time of an earlier row and were "
-            "dropped (data.duplicates: keep counts them as events)"
-        )
-    return notes + validation_protocol(split, config.data)[1]
+    for count, what in (
+        (split.dropped_missing, "an id that looks like a missing value (data.missing_ids: drop)"),
+        (
+            split.duplicates,
+            "the user, item and time of an earlier row and were dropped (data.duplicates: keep "
+            "counts them as events)",
+        ),
+        (split.dropped_repeats, "an item that their user met before (data.repeats: first)"),
+    ):
+        if count:
+            dropped = "" if "dropped" in what else " and were dropped"
+            notes.append(f"{count:,} rows have {what}{dropped}")
+    return notes + split.notes() + validation_protocol(split, config.data)[1]
 
 
 def not_distilled_note(config: DistillConfig) -> str:

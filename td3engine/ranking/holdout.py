@@ -99,7 +99,7 @@ def holdout_set(
         at_most: a sample of this many users, the same for every model of a log; None: all.
         validate_by: the protocol by which checkpoints are chosen.
     """
-    users = _measured_users(split, at_most)
+    users = measured_users(split, at_most)
     first = split.offsets[:-1][users]
     holdout = split.offsets[1:][users] - (1 if role == "test" else 2)
     items, lengths = padded_sequences(split, np.maximum(first, holdout - history), holdout)
@@ -131,7 +131,7 @@ def validation_protocol(split: Split, config: DataConfig) -> tuple[ValidationPro
                 f"{split.repeat_share:.0%} of events repeat an item of their user: checkpoints are "
                 "chosen by protocol `all`"
             )
-    users = _measured_users(split, config.validation_users)
+    users = measured_users(split, config.validation_users)
     if protocol == "unseen" and split.repeats[split.offsets[users + 1] - 2].all():
         protocol = "all"
         notes.append(
@@ -141,7 +141,7 @@ def validation_protocol(split: Split, config: DataConfig) -> tuple[ValidationPro
     return protocol, notes
 
 
-def _measured_users(split: Split, at_most: int | None) -> Positions:
+def measured_users(split: Split, at_most: int | None) -> Positions:
     """int64[Q]: the users of a holdout set, in order."""
     users = split.evaluated
     if at_most is None or at_most >= len(users):

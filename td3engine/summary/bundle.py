@@ -31,8 +31,9 @@ from td3engine.config import EARLIER_DATA, EARLIER_DROPOUT, DistillConfig, Mode
 from td3engine.config.presets import merge
 from td3engine.contract import FACTORS_FILE, ITEMS_FILE, MANIFEST_FILE
 from td3engine.errors import BundleError
-from td3engine.files import atomic_file
+from td3engine.files import atomic_file, ordered_header
 from td3engine.summary import packing
+from td3engine.summary.folder import summary_folder
 from td3engine.summary.labelled import AnySummary, LabelledSummary
 from td3engine.summary.tucker import TuckerSummary
 
@@ -61,7 +62,7 @@ class Manifest(BaseModel):
     format: Literal[1, 2, 3] = 3
     config: DistillConfig
     fingerprint: str
-    statistics: dict[str, int | float]
+    statistics: dict[str, int | float | str]
     distilled_for: Mode = "shared-items"
     validation: dict[str, float]
     results: list[dict[str, Any]]
@@ -159,39 +160,63 @@ def _short(value: Any) -> Any:
 
 
 def load_bundle(folder: Path, device: torch.device | None = None) -> Bundle:
-    """Read a summary's folder and check it against its checksums.
+    """Read a summary's folder, or its zip, and check it against its checksums.
 
     Args:
-        folder: of the summary.
+        folder: of the summary, or the zip that the service sends.
         device: where the factors go; None: the CPU.
 
     Raises:
         BundleError: a file is missing, damaged, or does not fit the others; the message names it.
     """
+    with summary_folder(folder) as unpacked:
+        return _load(unpacked, folder, device or torch.device("cpu"))
+
+
+def _load(folder: Path, named: Path, device: torch.device) -> Bundle:
+    """`load_bundle` of a folder that errors call `named`."""
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
         if set(manifest.checksums) != {FACTORS_FILE, ITEMS_FILE}:
             raise BundleError(f"{MANIFEST_FILE} has checksums of {sorted(manifest.checksums)}")
         for name, expected in manifest.checksums.items():
             if _sha256(folder / name) != expected:
-                raise BundleError(f"{folder / name} is not the file that its manifest describes")
+                raise BundleError(f"{named / name} is not the file that its manifest describes")
         summary = _unpacked(folder / FACTORS_FILE, manifest)
         item_ids = pq.read_table(folder / ITEMS_FILE).column("item_id").to_pylist()
+    except BundleError:  # a ValueError too
+        raise
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{error.filename} is missing: not a summary's folder") from error
-    except (ValidationError, SafetensorError, pa.ArrowException, KeyError, ValueError) as error:
-        raise BundleError(f"{folder} does not hold a summary that can be read: {error}") from error
+        missing = named / Path(error.filename).name
+        raise BundleError(f"{missing} is missing: not a summary's folder") from error
+    except ValidationError as error:
+        raise BundleError(f"{named / MANIFEST_FILE} is broken: {_first_fault(error)}") from error
+    except (SafetensorError, pa.ArrowException, KeyError, ValueError) as error:
+        raise BundleError(f"{named} does not hold a summary that can be read: {error}") from error
+    _check_fit(summary, item_ids, manifest, named)
+    return Bundle(summary.to(device), item_ids, manifest)
+
+
+def _check_fit(summary: AnySummary, item_ids: list[str], manifest: Manifest, named: Path) -> None:
+    """Raise BundleError unless the parts of a summary fit each other."""
     if isinstance(summary, TuckerSummary):
         own = manifest.config.summary.targets == "own"
         if own != (summary.Y is not None):
             raise BundleError(
-                f"{folder}: the factors do not have the targets that the manifest says"
+                f"{named}: the factors do not have the targets that the manifest says"
             )
     elif summary.items.numel() and int(summary.items.max()) >= len(summary.V):
-        raise BundleError(f"{folder}: a sequence has an item that is not in the item table")
+        raise BundleError(f"{named}: a sequence has an item that is not in the item table")
     if len(item_ids) != len(summary.V):
-        raise BundleError(f"{folder}: {len(item_ids)} item ids for {len(summary.V)} items")
-    return Bundle(summary.to(device or torch.device("cpu")), item_ids, manifest)
+        raise BundleError(f"{named}: {len(item_ids)} item ids for {len(summary.V)} items")
+
+
+def _first_fault(error: ValidationError) -> str:
+    """What is wrong with a manifest, in one line."""
+    first, *more = error.errors(include_url=False)
+    where = ".".join(map(str, first["loc"]))
+    others = f" (and {len(more)} more)" if more else ""
+    return f"{where}: {first['msg']}{others}" if where else f"{first['msg']}{others}"
 
 
 def packed_bytes(summary: AnySummary) -> int:
@@ -207,7 +232,7 @@ def _packed(summary: AnySummary) -> bytes:
             data, about[name] = packing.pack(tensor)
             packed[name] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     header = {"format": "td3-summary-3", "tensors": packing.describe(about)}
-    return safetensors.torch.save(packed, header)
+    return ordered_header(safetensors.torch.save(packed, header))
 
 
 def _unpacked(path: Path, manifest: Manifest) -> AnySummary:
@@ -215,13 +240,17 @@ def _unpacked(path: Path, manifest: Manifest) -> AnySummary:
     if manifest.format == 3:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})["tensors"])
+        if not isinstance(about, dict):
+            raise BundleError(f"{path}: its header does not describe its tensors")
         tensors = {
             name: packing.unpack(data.numpy().tobytes(), about[name])
             for name, data in tensors.items()
         }
     if manifest.config.summary.inputs == "items":
         items, labels, V = (tensors[name] for name in LABELLED)
-        if labels.shape != (len(items), items.shape[1] - 1, V.shape[1]):
+        types = [tensor.dtype for tensor in (items, labels, V)]
+        tables = items.ndim == V.ndim == 2 and types == [torch.int64, torch.float32, torch.float32]
+        if not tables or labels.shape != (len(items), items.shape[1] - 1, V.shape[1]):
             raise BundleError(f"{path}: items, labels and item table do not fit together")
         return LabelledSummary(items, labels, V, manifest.config.summary.sharpness)
     U, T, G, V = (tensors[name] for name in FACTORS[:4])

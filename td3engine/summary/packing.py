@@ -65,7 +65,8 @@ def pack(values: Tensor) -> tuple[bytes, dict[str, Any]]:
     elif (step := _step(array)) is not None:
         stored, about["step"] = np.rint(array / step).astype(np.int8), step
     else:
-        narrow = array.astype(np.float16)
+        with np.errstate(over="ignore"):  # what half precision does not hold is stored as it is
+            narrow = array.astype(np.float16)
         stored = narrow if np.array_equal(narrow.astype(np.float32), array) else array
     about["type"] = stored.dtype.name
     columns = stored.reshape(-1, array.shape[-1]).T if array.ndim > 1 else stored
@@ -82,13 +83,15 @@ def unpack(data: bytes, about: dict[str, Any]) -> Tensor:
     try:
         shape, kind = [int(size) for size in about["shape"]], np.dtype(about["type"])
         step = float(about["step"]) if "step" in about else None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PackingError(f"a tensor's description is damaged: {error}") from error
     count = math.prod(shape)
     if kind.name not in ("int8", "uint16", "uint32", "float16", "float32"):
         raise PackingError(f"a tensor cannot be of type {kind.name}")
     if any(size < 0 for size in shape) or count > LARGEST_NUMBERS:
         raise PackingError(f"a tensor cannot have the shape {shape}")
+    if step is not None and not 0 < step < math.inf:
+        raise PackingError(f"a tensor cannot have the step {step}")
     expected = count * kind.itemsize
     decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=_FILTERS)
     try:
@@ -96,12 +99,14 @@ def unpack(data: bytes, about: dict[str, Any]) -> Tensor:
         raw = decoder.decompress(data, max_length=expected + 1)
     except lzma.LZMAError as error:
         raise PackingError("a tensor's bytes are damaged") from error
-    if len(raw) != expected:
+    if len(raw) != expected or not decoder.eof or decoder.unused_data:
         raise PackingError(f"a tensor of shape {shape} does not have {len(raw)} bytes")
     stored = np.frombuffer(raw, kind.newbyteorder("<")).astype(kind)
-    if len(shape) > 1:
-        stored = stored.reshape(shape[-1], -1).T
-    array = stored.reshape(shape)
+    try:
+        rows = stored.reshape(shape[-1], -1).T if len(shape) > 1 else stored
+        array = rows.reshape(shape)
+    except ValueError as error:
+        raise PackingError(f"a tensor cannot have the shape {shape}") from error
     if step is not None:
         return torch.from_numpy(array.astype(np.float32) * np.float32(step))
     wide = np.int64 if kind.name.startswith("uint") else np.float32
@@ -117,6 +122,8 @@ def _step(array: NDArray[Any]) -> float | None:
     """The largest step that all values are small multiples of; None: there is none."""
     largest = float(np.abs(array).max(initial=0.0))
     if largest == 0 or not math.isfinite(largest):
+        return None
+    if np.signbit(array[array == 0]).any():  # a whole number has no negative zero
         return None
     # Codes of 7 bits and steps of 3: in units of 2^-11 of the largest value all are whole.
     unit = math.ldexp(1.0, math.frexp(largest)[1] - 11)

@@ -11,7 +11,7 @@ from benchmarks.arithmetic import GRADIENT, HESSIAN, forward, outer_step, scorin
 from benchmarks.textbook import SASRec
 from td3engine.config import BackboneConfig
 from td3engine.losses.softmax import log_sum_exp
-from tests.td3engine.small import small_config
+from tests.td3engine.small import paper_config
 
 STATES, ITEMS, WIDTH = 5, 11, 4
 
@@ -68,7 +68,7 @@ def test_an_outer_step_is_the_sum_of_its_parts(
 ) -> None:
     learner = {"batch": 4, "objective": objective, "augmented": 2}
     summary = {"targets": targets}
-    config = small_config(learner=learner, outer={"window": 3}, summary=summary)
+    config = paper_config(learner=learner, outer={"window": 3}, summary=summary)
     found = outer_step(config, ITEMS, real_targets=70)
     # Rows of 8 events: 7 positions are read. 70 targets are 10 such rows.
     inner = forward(config.backbone, 4, 7, targets=asked)

@@ -13,7 +13,7 @@ from td3engine.models.registry import build_backbone
 from td3engine.models.trained_model import TrainedModel
 from td3engine.teacher.training import TrainedOnLog
 from tests.td3engine.oracles import default_double, distance, make_split, normal
-from tests.td3engine.small import small_config
+from tests.td3engine.small import paper_config
 
 ITEMS, WIDTH = 11, 4
 HISTORIES = [[0, 5, 2, 2, 7, 1], [3, 4, 6, 8, 9], [10, 1, 4, 0, 6, 7]]
@@ -51,7 +51,14 @@ def test_the_same_meta_gradient_as_the_engines(layers: int, schedule: str) -> No
             "start": "random",
             "targets": "next",
         },
-        learner={"steps": 9, "batch": 2, "augmented": 1, "lr": 0.01, "schedule": schedule},
+        learner={
+            "steps": 9,
+            "batch": 2,
+            "augmented": 1,
+            "lr": 0.01,
+            "schedule": schedule,
+            "dropout": 0.0,
+        },
         outer={"window": 3, "pool": 1, "normalise": False, "clip": 1e6, "feature_weight": 2.0},
     )
     engine = work.engine()
@@ -89,9 +96,9 @@ def test_as_many_real_targets() -> None:
 
 
 def _work(**over: Any) -> Work:
-    config = small_config(**over)
+    config = paper_config(**over)
     split = make_split(HISTORIES, ITEMS)
-    backbone = build_backbone(config.backbone, config.data.max_history)
+    backbone = build_backbone(config.learner_backbone, config.data.max_history)
     encoder_P = normal(1, backbone.n_parameters, std=0.3)
     table_ND = normal(2, ITEMS, config.backbone.hidden, std=0.5)
     model = TrainedModel(backbone, encoder_P, table_ND)

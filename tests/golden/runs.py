@@ -11,17 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
 from td3engine.cli.main import app
 from td3engine.config import DistillConfig
+from td3engine.config.presets import merge
 from td3engine.data.reading import read_log
 from td3engine.errors import Interrupted
 from td3engine.pipeline.run import Control, Run
-from tests.td3engine.small import small_config, write_small_log
+from td3engine.summary.bundle import load_bundle
+from tests.td3engine.small import PAPER, small_config, write_small_log
 
 FINGERPRINT = "f" * 64
 STOP_AT = ("distilling", 3)
@@ -36,17 +37,26 @@ CASES: dict[str, dict[str, Any]] = {
     "hstu": {"backbone": {"name": "hstu", "layers": 2, "heads": 2}},
     "bert4rec": {"backbone": {"name": "bert4rec"}},
     "bert4rec-from-scratch": {"mode": "from-scratch", "backbone": {"name": "bert4rec"}},
-    "two-layers-two-heads": {
-        "backbone": {"layers": 2, "heads": 2},
-        "learner": {"objective": "all-positions"},
-        "summary": {"targets": "next", "start": "random"},
-        "outer": {"recompute": True, "normalise": False, "among": "unseen"},
-    },
+    "soft": {"summary": {"inputs": "soft"}},
+    "paper": PAPER,
+    "paper-from-scratch": merge(PAPER, {"mode": "from-scratch"}),
+    "two-layers-two-heads": merge(
+        PAPER,
+        {
+            "backbone": {"layers": 2, "heads": 2},
+            "learner": {"objective": "all-positions"},
+            "summary": {"targets": "next", "start": "random"},
+            "outer": {"recompute": True, "normalise": False, "among": "unseen"},
+        },
+    ),
     "two-learners": {"outer": {"learners": 2, "start": "teacher"}},
-    "sampled-softmax": {
-        "teacher": {"softmax": "sampled", "negatives": 40},
-        "outer": {"softmax": "sampled", "negatives": 40},
-    },
+    "sampled-softmax": merge(
+        PAPER,
+        {
+            "teacher": {"softmax": "sampled", "negatives": 40},
+            "outer": {"softmax": "sampled", "negatives": 40},
+        },
+    ),
 }
 EXPORTS = {"soft": ["--top-k", "20"], "csv": ["--copies", "2"], "inter": ["--copies", "2"]}
 
@@ -126,8 +136,10 @@ def _bundle(folder: Path) -> Iterator[tuple[str, Any]]:
     manifest = json.loads((folder / "manifest.json").read_bytes())
     for part in ("results", "validation", "statistics", "config"):
         yield part, _sha(json.dumps(manifest[part], sort_keys=True).encode())
-    for name, factor in safetensors.torch.load(factors).items():
-        yield f"norm of {name}", float(factor.double().norm()) / math.sqrt(factor.numel())
+    summary = load_bundle(folder).factors
+    for name in ("labels", "U", "T", "G", "Y", "V"):
+        if (part := getattr(summary, name, None)) is not None:
+            yield f"norm of {name}", float(part.double().norm()) / math.sqrt(part.numel())
 
 
 def _checkpoint_digest(path: Path) -> str:

@@ -1,6 +1,6 @@
 """Settings and a random teacher for outer steps that take milliseconds."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,20 +14,27 @@ from td3engine.runtime.distributed import ProcessGroup
 from td3engine.teacher.training import TrainedOnLog
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import make_split, normal
-from tests.td3engine.small import small_config
+from tests.td3engine.small import paper_config
 
 ITEMS, WIDTH, ZETA = 9, 4, 8
 RATES: dict[Mode, float] = {"shared-items": 0.03, "from-scratch": 0.05}
 
 
 def config_of(
-    mode: Mode, *, targets: Any = "own", objective: Any = "last-and-augmented", **outer: Any
+    mode: Mode,
+    *,
+    targets: Any = "own",
+    objective: Any = "last-and-augmented",
+    inputs: Literal["soft", "items"] = "soft",
+    **outer: Any,
 ) -> DistillConfig:
-    return small_config(
+    """The paper's method; or, of inputs that are items, labels that nothing rounds, and scores."""
+    return paper_config(
         mode=mode,
         backbone={"hidden": WIDTH, "inner": 5, "dropout": 0.2},
-        summary={"users": 5, "length": ZETA, "targets": targets},
+        summary={"users": 5, "length": ZETA, "targets": targets, "inputs": inputs},
         learner={
+            "loss": "scores" if inputs == "items" else "cross-entropy",
             "batch": 2,
             "objective": objective,
             "augmented": 1,
@@ -58,7 +65,9 @@ def make(
     rng = np.random.default_rng(0)
     histories = [rng.integers(ITEMS, size=size).tolist() for size in [4, 9, 6, 12, 5, 7, 2, 8] * 2]
     split = make_split(histories, ITEMS)
-    backbone = (BiasedSASRec if biased else SASRec)(config.backbone, config.data.max_history)
+    backbone = (BiasedSASRec if biased else SASRec)(
+        config.learner_backbone, config.data.max_history
+    )
     size = backbone.n_parameters
     teacher = TrainedOnLog(
         model=TrainedModel(backbone, normal(0, size, std=0.3), normal(1, ITEMS, WIDTH + biased)),

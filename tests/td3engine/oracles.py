@@ -120,15 +120,29 @@ class Textbook:
 
         Each position's target is of `targets_BTN`, or what is read there.
         """
-        encoder, E, b = self.parts(theta)
-        hidden = self.encode(encoder, (S_BTN @ E)[:, :-1], dropout)
-        # Column t is of predicting position t + 1.
         targets_BTN = S_BTN if targets_BTN is None else targets_BTN
-        divergence = dense_kl(targets_BTN[:, 1:], hidden @ E.T + b)
-        if places is None:
-            return divergence.mean()
-        rows = zip(divergence, places, strict=True)
-        return torch.stack([row[place - 1] for row, asked in rows for place in asked]).mean()
+        divergence = dense_kl(targets_BTN[:, 1:], self.summary_scores(theta, S_BTN, dropout))
+        return mean_at(divergence, places)
+
+    def scored_loss(
+        self,
+        theta: Tensor,
+        S_BTN: Tensor,
+        dropout: Tensor | None,
+        places: Sequence[Sequence[int]] | None,
+        queries_BTD: Tensor,
+    ) -> Tensor:
+        """Mean squared difference of scores over all items, up to one number on all of a position's
+        scores; a query scores by V, and that of the first position counts for nothing."""
+        ours = self.summary_scores(theta, S_BTN, dropout)
+        theirs = queries_BTD[:, 1:] @ self.V.T
+        apart = (ours - ours.mean(-1, keepdim=True)) - (theirs - theirs.mean(-1, keepdim=True))
+        return mean_at(apart.square().mean(-1), places)
+
+    def summary_scores(self, theta: Tensor, S_BTN: Tensor, dropout: Tensor | None) -> Tensor:
+        """Of all items; column t is of predicting position t + 1."""
+        encoder, E, b = self.parts(theta)
+        return self.encode(encoder, (S_BTN @ E)[:, :-1], dropout) @ E.T + b
 
     def real_losses(self, theta: Tensor, events: Tensor, unseen: bool = False) -> Tensor:
         """Cross-entropy of each event of one real row but the first, among all items; or, of each
@@ -152,6 +166,14 @@ class Textbook:
     def real_loss(self, theta: Tensor, rows: Sequence[Tensor], unseen: bool = False) -> Tensor:
         """Mean over all counted events of all rows."""
         return torch.cat([self.real_losses(theta, events, unseen) for events in rows]).mean()
+
+
+def mean_at(losses: Tensor, places: Sequence[Sequence[int]] | None) -> Tensor:
+    """Mean over the positions that are asked of each row, of which the first is none; None: all."""
+    if places is None:
+        return losses.mean()
+    rows = zip(losses, places, strict=True)
+    return torch.stack([row[place - 1] for row, asked in rows for place in asked]).mean()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from td3engine.config import DistillConfig
 from td3engine.config.presets import build_config, merge
+from td3engine.summary.bundle import Manifest
 
 USERS, ITEMS, EVENTS = 40, 150, 12
 # Rows of a run's result, in order: of models of the whole log, and of learners.
@@ -20,7 +21,15 @@ LOG_ROWS = (
     "item-kNN",
     "EASE",
 )
-LEARNER_ROWS = ("labelled users", "labelled, same bytes", "initial summary", "TD3 summary")
+LEARNER_ROWS = ("labelled users", "initial summary", "TD3 summary")
+# Of soft inputs, whose bytes would hold another number of labelled users.
+SOFT_LEARNER_ROWS = ("labelled users", "labelled, same bytes", "initial summary", "TD3 summary")
+
+
+def learner_rows(manifest: Manifest, rows: tuple[str, ...] = LEARNER_ROWS) -> list[str]:
+    """Of the rows those of this run: a summary that is its own start has no row of that."""
+    distilled = manifest.validation["outer_step"] > 0
+    return [name for name in rows if distilled or name != "initial summary"]
 
 
 def write_small_log(path: Path, *, users: int = USERS) -> Path:
@@ -66,6 +75,18 @@ SMALL: dict[str, Any] = {
 def small_config(**over: Any) -> DistillConfig:
     """`SMALL` with parts laid over it: `small_config(outer={"steps": 9})`."""
     return build_config("balanced", merge(SMALL, over))
+
+
+# The paper's summary and inner loop: factors that nothing rounds, cross-entropies, dropout.
+PAPER: dict[str, Any] = {
+    "summary": {"inputs": "soft", "table_step": 0, "label_step": 0},
+    "learner": {"loss": "cross-entropy", "dropout": 0.2},
+}
+
+
+def paper_config(**over: Any) -> DistillConfig:
+    """`small_config` of the paper's method."""
+    return small_config(**merge(PAPER, over))
 
 
 def set_options(parts: dict[str, Any] = SMALL, above: str = "") -> list[str]:

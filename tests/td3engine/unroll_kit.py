@@ -71,6 +71,7 @@ def make_world(
     shape = BackboneConfig(hidden=WIDTH, layers=layers, heads=heads, inner=5, dropout=dropout)
     backbone = (BiasedSASRec if biased else SASRec)(shape, history)
     learner = LearnerConfig(
+        loss="cross-entropy",
         steps=LEARNER_STEPS,
         batch=BATCH,
         lr=0.01,

@@ -25,13 +25,16 @@ from app.http.problems import ApiError, field_error, validation_error
 from app.http.request_body import SUFFIXES, BodyTimeouts, ReceivedFile, receive_file
 from app.http.routing import After, Limit, StrictRoute
 from app.http.schemas.common import Name, Page
-from app.http.schemas.datasets import Dataset
+from app.http.schemas.datasets import Dataset, DatasetPreview
 from app.http.uploads import (
     COLUMNS_DESCRIPTION,
-    FILE_DESCRIPTION,
+    DIALECT_DESCRIPTION,
+    FILE_SCHEMA,
+    LOG_FIELDS,
     UPLOAD_PROBLEMS,
     PreparedUpload,
     prepare_upload,
+    read_upload,
     require_upload_quota,
 )
 from app.store import datasets
@@ -51,6 +54,7 @@ _Name: TypeAdapter[str] = TypeAdapter(Name)
     responses={
         **UPLOAD_PROBLEMS,
         **IDEMPOTENCY_PROBLEMS,
+        200: {"model": DatasetPreview, "description": "A dry run: nothing was kept."},
         201: {
             "description": "Stored, or there already.",
             "headers": {"Location": {"schema": {"type": "string"}}},
@@ -62,13 +66,9 @@ _Name: TypeAdapter[str] = TypeAdapter(Name)
             "content": {
                 **multipart_body(
                     {
-                        "file": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": FILE_DESCRIPTION,
-                        },
+                        "file": FILE_SCHEMA,
                         "name": {"type": "string", "maxLength": 200},
-                        "columns": {"type": "string", "description": COLUMNS_DESCRIPTION},
+                        **LOG_FIELDS,
                     },
                     required=["file"],
                 ),
@@ -91,14 +91,29 @@ async def create_dataset(
     columns: Annotated[
         str | None, Query(max_length=4000, description=f"Like `name`. {COLUMNS_DESCRIPTION}")
     ] = None,
+    dialect: Annotated[
+        str | None, Query(max_length=4000, description=f"Like `name`. {DIALECT_DESCRIPTION}")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        Query(
+            description="Read the log and answer what it is (200, a `DatasetPreview`); keep it not."
+        ),
+    ] = False,
 ) -> Response:
     """Upload an interaction log, as a form or as the body itself. It is checked and normalised
     before the answer, which has its statistics before and after a job's default filter. Equal
-    interactions under the same name are one dataset, however often they are uploaded.
+    interactions under the same name are one dataset, however often they are uploaded, in whatever
+    order of rows.
     """
     quotas = await run_in_threadpool(require_upload_quota, context, caller)
     with context.uploads.one() as folder:
-        upload = await _receive(request, context, folder / "upload", name, columns, quotas)
+        beside = {"name": name, "columns": columns, "dialect": dialect}
+        upload = await _receive(request, context, folder / "upload", beside, quotas)
+        if dry_run:
+            log = await read_upload(context, quotas, upload)
+            preview = DatasetPreview(source_bytes=upload.bytes, statistics=log.statistics)
+            return Response(preview.model_dump_json(), media_type="application/json")
         name = name or _parse_name(upload.fields.get("name"))
         async with serve_once(request, context, caller, upload.content) as key:
             if key.replay is not None:
@@ -152,23 +167,24 @@ async def _receive(
     request: Request,
     context: Context,
     path: Path,
-    name: str | None,
-    columns: str | None,
+    beside: dict[str, str | None],
     quotas: Quotas,
 ) -> ReceivedFile:
+    """The uploaded files; `beside` are query parameters that stand for fields of a form."""
     max_bytes = upload_limits(context.settings, quotas).max_bytes
     timeouts = BodyTimeouts.from_settings(context.settings)
     if not is_multipart(request):
         upload = await receive_file(
-            request, path, name=name, max_file_bytes=max_bytes, timeouts=timeouts
+            request, path, name=beside["name"], max_file_bytes=max_bytes, timeouts=timeouts
         )
-        return replace(upload, fields={"columns": columns} if columns else {})
-    for parameter, value in (("name", name), ("columns", columns)):
+        fields = {name: value for name in LOG_FIELDS if (value := beside[name])}
+        return replace(upload, fields=fields)
+    for parameter, value in beside.items():
         if value is not None:
             raise field_error(parameter, "extra_forbidden", "With a form it is a field of the form")
-    fields = frozenset({"name", "columns"})
+    allowed = frozenset(beside)
     return await receive_form(
-        request, path, fields=fields, max_file_bytes=max_bytes, timeouts=timeouts
+        request, path, fields=allowed, max_file_bytes=max_bytes, timeouts=timeouts
     )
 
 

@@ -26,8 +26,8 @@ from app.http.request_body import BodyTimeouts, parse, read_json
 from app.http.routing import StrictRoute
 from app.http.schemas.jobs import Job, JobRequest, JobSettings, Webhook
 from app.http.uploads import (
-    COLUMNS_DESCRIPTION,
-    FILE_DESCRIPTION,
+    FILE_SCHEMA,
+    LOG_FIELDS,
     UPLOAD_PROBLEMS,
     PreparedUpload,
     prepare_upload,
@@ -66,17 +66,13 @@ _QUEUED = {"description": "Queued.", "headers": {"Location": {"schema": {"type":
                 "application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}},
                 **multipart_body(
                     {
-                        "file": {
-                            "type": "string",
-                            "format": "binary",
-                            "description": FILE_DESCRIPTION,
-                        },
+                        "file": FILE_SCHEMA,
                         "request": {
                             "type": "string",
                             "contentMediaType": "application/json",
                             "contentSchema": {"$ref": "#/components/schemas/JobSettings"},
                         },
-                        "columns": {"type": "string", "description": COLUMNS_DESCRIPTION},
+                        **LOG_FIELDS,
                     },
                     required=["file"],
                 ),
@@ -136,7 +132,7 @@ async def _create_from_upload(request: Request, context: Context, caller: Caller
         upload = await receive_form(
             request,
             folder / "upload",
-            fields=frozenset({"request", "columns"}),
+            fields=frozenset({"request", *LOG_FIELDS}),
             max_file_bytes=upload_limits(context.settings, quotas).max_bytes,
             timeouts=BodyTimeouts.from_settings(context.settings),
         )

@@ -4,16 +4,37 @@ from datetime import datetime
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from td3engine.data.split import FilterStatistics
-from td3engine.data.types import LogStatistics
+from td3engine.data.facts import LogFacts
+from td3engine.data.filtering import FilterStatistics
+from td3engine.data.types import LogStatistics, Reading
 
 
 class DatasetStatistics(LogStatistics):
-    """Statistics of the whole log, and of what the filter leaves."""
+    """Statistics of the whole log, of what the filter leaves, and what is worth knowing of it.
+
+    An older release that normalised the log said less.
+    """
 
     filter: FilterStatistics | None = Field(
         default=None, description="Absent if an older release normalised the log."
     )
+    facts: LogFacts | None = Field(
+        default=None, description="What the log is like, where that changes what figures mean."
+    )
+    reading: Reading | None = Field(
+        default=None,
+        description="How the file was read: columns, delimiter, unit of times, first rows.",
+    )
+    notes: list[str] = Field(
+        default=[], description="What is worth knowing before a job, as sentences."
+    )
+
+
+class DatasetPreview(BaseModel):
+    """What a log would be as a dataset: the answer of a dry run."""
+
+    source_bytes: int
+    statistics: DatasetStatistics
 
 
 class Dataset(BaseModel):

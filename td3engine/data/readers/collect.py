@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from td3engine.data.readers.values import TimeReader, read_ids, whole_if_possible
@@ -60,12 +61,19 @@ class Collector:
     Args:
         limits: how many rows may come, and how many of them may be in memory.
         scratch: folder for temporary files; None is the system's.
+        time_format: how times are written, if they are text.
+
+    Raises:
+        LogError: `bad_value`: there is no such format.
     """
 
-    def __init__(self, limits: Limits, scratch: Path | None = None) -> None:
+    def __init__(
+        self, limits: Limits, scratch: Path | None = None, time_format: str | None = None
+    ) -> None:
         self.limits, self.scratch = limits, scratch
         self.rows = 0
-        self._users, self._items, self._times = Ids(), Ids(), TimeReader(limits)
+        self._users, self._items = Ids(), Ids()
+        self.times = TimeReader(limits, time_format)
         self._runs: list[Columns] = []
         self._pending: list[tuple[Any, Any, Times]] = []
         self._pending_rows = 0
@@ -85,7 +93,7 @@ class Collector:
             (
                 read_ids(users, self.rows, 0, self.limits),
                 read_ids(items, self.rows, 1, self.limits),
-                self._times.read(times, self.rows),
+                self.times.read(times, self.rows),
             )
         )
         self.rows += len(users)
@@ -108,7 +116,10 @@ class Collector:
         item_texts, items_by_run = self._numbered(self._items, [items for _, items, _ in runs])
         times_by_run = [times for _, _, times in runs]
         runs = list(zip(users_by_run, items_by_run, times_by_run, strict=True))
-        user_numbers, user_order = by_first_appearance(users_by_run, len(user_texts))
+        # Users are numbered by the bytes of their ids, so that the order of rows does not matter.
+        user_order = pc.sort_indices(user_texts).to_numpy().astype(np.int64)
+        user_numbers = np.empty(len(user_order), np.int32)
+        user_numbers[user_order] = np.arange(len(user_order), dtype=np.int32)
         log, buckets = self._deal(runs, user_numbers, len(user_order))
         for rows in buckets:
             _sort(log, rows)

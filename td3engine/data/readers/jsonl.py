@@ -8,22 +8,22 @@ integer of any length costs no arithmetic, and ids are exactly what is written.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from json import JSONDecodeError
-from pathlib import Path
 from typing import Any, NoReturn
 
 import pyarrow as pa
 
-from td3engine.data.readers.batches import Batch, collect_batches
+from td3engine.data.readers.batches import Batch
 from td3engine.data.readers.blocks import LINE_BYTES, CheckedBlocks
-from td3engine.data.readers.columns import find_columns
-from td3engine.data.readers.format import Format
-from td3engine.data.types import ColumnNames, Interactions, Limits, LogError
+from td3engine.data.readers.columns import ColumnRoles, find_columns
+from td3engine.data.readers.format import FileSource, Format
+from td3engine.data.types import LogError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # Objects and lists within each other. Far below the depth at which the parser gives up.
 MAX_DEPTH = 100
+SAMPLED_LINES = 1000
 # A string, whole or never closed (one attempt for each, so that the search stays linear), or a
 # bracket outside of strings.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[\]{}]')
@@ -56,10 +56,8 @@ _DECODER = json.JSONDecoder(
 _USABLE = (frozenset({str, _Whole}), frozenset({str, _Whole}), frozenset({str, _Whole, _Fraction}))
 
 
-def read_jsonl(
-    path: Path, columns: ColumnNames, limits: Limits, scratch: Path | None = None
-) -> Interactions:
-    """A file of JSON lines. The keys of the first object decide which are user, item and time.
+def jsonl_batches(source: FileSource) -> Generator[Batch, None, None]:
+    """The rows of JSON lines. The keys of the first object decide which are user, item and time.
 
     Ids are text or whole numbers; times are numbers, or text as in CSV files. Other keys are
     ignored, nested values too. Blank lines are skipped.
@@ -68,47 +66,53 @@ def read_jsonl(
         LogError: any of its codes but `ragged_row` and `too_little_data`, with the line where there
             is one. `bad_format`: a line that is no JSON object, or nested too deeply.
     """
-    with CheckedBlocks(path, limits) as blocks:
-        return collect_batches(_Lines(columns, limits).batches(blocks), limits, scratch)[0]
+    with CheckedBlocks(source.path, source.limits) as blocks:
+        yield from _Lines(source).batches(blocks)
+        source.seen.unpacked = blocks.unpacked
 
 
 class _Lines:
     """Rows of a file, line by line."""
 
-    def __init__(self, columns: ColumnNames, limits: Limits) -> None:
-        self._columns, self._limits = columns, limits
+    def __init__(self, source: FileSource) -> None:
+        self._source, self._limits = source, source.limits
         self._line = 0
-        # Of user, item and time: the keys, and how messages show them.
-        self._keys: tuple[str, str, str] | None = None
-        self._names = ("", "", "")
+        # Of user, item and time (or day and time of day): the keys.
+        self._keys: list[str] | None = None
+        self._roles: ColumnRoles | None = None
 
     def batches(self, blocks: Iterator[bytes]) -> Iterator[Batch]:
         """The rows of each block.
 
         Raises:
-            LogError: see `read_jsonl`.
+            LogError: see `jsonl_batches`.
         """
         for block in blocks:
-            lines: list[int] = []
-            values: tuple[list[str], list[str], list[str]] = ([], [], [])
             text = block if self._line else block.removeprefix(BYTE_ORDER_MARK)
-            for line in text.removesuffix(b"\n").split(b"\n"):
-                self._line += 1
+            lines = text.removesuffix(b"\n").split(b"\n")
+            before, numbers, values = self._line, list[int](), list[list[str]]()
+            for self._line, line in enumerate(lines, before + 1):
                 if line and not line.isspace():
-                    self._add(line, values)
-                    lines.append(self._line)
-            if lines:
-                user, item, time = (
-                    self._array(column, role, lines) for role, column in enumerate(values)
-                )
-                yield Batch((user, item, time), [lines], self._names)
+                    fields = self._fields(line)
+                    keys = self._keys or self._find_keys(list(fields), lines)
+                    values = values or [[] for _ in keys]
+                    self._add(fields, keys, values)
+                    numbers.append(self._line)
+            last = self._line
+            if numbers:
+                arrays = (self._array(column, nth, numbers) for nth, column in enumerate(values))
+                yield Batch(tuple(arrays), [numbers], self._names)
+            self._line = last
 
-    def _add(self, line: bytes, values: tuple[list[str], list[str], list[str]]) -> None:
+    @property
+    def _names(self) -> tuple[str, str, str]:
+        return self._roles.names if self._roles else ("", "", "")
+
+    def _add(self, fields: dict[str, Any], keys: list[str], values: list[list[str]]) -> None:
         """Append the values of one line."""
-        fields = self._fields(line)
-        keys = self._keys or self._find_keys(list(fields))
-        for role, (key, column) in enumerate(zip(keys, values, strict=True)):
+        for nth, (key, column) in enumerate(zip(keys, values, strict=True)):
             value: Any = fields.get(key)
+            role = min(nth, 2)
             if type(value) not in _USABLE[role]:
                 name = self._names[role]
                 problem = f"column {name!r} {_described(value, key in fields)}"
@@ -137,25 +141,41 @@ class _Lines:
             self._refuse("too_many_columns", f" has {count}")
         fields = dict(pairs)
         if len(fields) < len(pairs):
-            keys = [key for key, _ in pairs]
-            double = _shown(next(key for nth, key in enumerate(keys) if key in keys[:nth]))[:60]
-            self._refuse("duplicate_column", f" has the key {double!r} twice", column=double)
+            self._refuse_doubled([key for key, _ in pairs], fields)
         return fields
 
-    def _find_keys(self, keys: list[str]) -> tuple[str, str, str]:
-        roles = find_columns(
-            [_shown(key) for key in keys], self._columns, self._limits, line=self._line
+    def _refuse_doubled(self, keys: list[str], fields: dict[str, Any]) -> None:
+        """Refuses a needed key that a line has twice."""
+        needed = self._keys or self._find_keys(list(fields), [])
+        for key in needed:
+            if keys.count(key) > 1:
+                double = _shown(key)[:60]
+                self._refuse("duplicate_column", f" has the key {double!r} twice", column=double)
+
+    def _find_keys(self, keys: list[str], lines: list[bytes]) -> list[str]:
+        def sample(positions: Sequence[int]) -> list[list[str]]:
+            rows = [self._fields(line) for line in lines[:SAMPLED_LINES] if line.strip()]
+            wanted = [keys[position] for position in positions]
+            whole = [row for row in rows if all(isinstance(row.get(key), str) for key in wanted)]
+            return [[row[key] for row in whole] for key in wanted]
+
+        self._roles = find_columns(
+            [_shown(key) for key in keys],
+            self._source.columns,
+            self._limits,
+            line=self._line,
+            sample=sample,
         )
-        user, item, time = roles.positions
-        self._keys, self._names = (keys[user], keys[item], keys[time]), roles.names
+        self._source.seen.roles = self._roles
+        self._keys = [keys[position] for position in self._roles.positions]
         return self._keys
 
-    def _array(self, column: list[str], role: int, lines: list[int]) -> Any:
+    def _array(self, column: list[str], nth: int, lines: list[int]) -> Any:
         try:
             return pa.array(column, pa.string())
         except UnicodeEncodeError as error:
-            nth = next(nth for nth, value in enumerate(column) if _is_broken(value))
-            self._line, name = lines[nth], self._names[role]
+            row = next(row for row, value in enumerate(column) if _is_broken(value))
+            self._line, name = lines[row], self._names[min(nth, 2)]
             problem = f", column {name!r} holds half of a surrogate pair, which is no character"
             self._refuse("bad_value", problem, column=name, cause=error)
 
@@ -211,5 +231,5 @@ def _looks_like_jsonl(start: bytes) -> bool:
 
 FORMATS = (
     # Many public logs call JSON lines `.json`.
-    Format("jsonl", (".jsonl", ".ndjson", ".json"), read_jsonl, looks_like=_looks_like_jsonl),
+    Format("jsonl", (".jsonl", ".ndjson", ".json"), jsonl_batches, looks_like=_looks_like_jsonl),
 )

@@ -12,11 +12,11 @@ fault.
 
 import csv
 import io
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, compress, islice
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from td3engine.data.readers.batches import Batch, Columns
 from td3engine.data.readers.blocks import BLOCK_BYTES, LINE_BYTES, LINE_FEED, made_ahead
 from td3engine.data.readers.columns import ColumnRoles
 from td3engine.data.types import LogError
+
+if TYPE_CHECKING:
+    import _csv
 
 # Rows taken at once. Few, so that what a hostile file can make of them in memory is little, and the
 # garbage collector does not see a million short-lived lists grow old.
@@ -42,11 +45,19 @@ class _RowTooLongError(Exception):
 
 @dataclass(frozen=True)
 class Layout:
-    """How a file writes its rows: the delimiter, fields a row, and where user, item, time are."""
+    """How a file writes its rows.
+
+    Attributes:
+        delimiter: one character.
+        width: fields a row.
+        roles: where user, item and time are.
+        quoting: whether quotes mean anything.
+    """
 
     delimiter: str
     width: int
     roles: ColumnRoles
+    quoting: bool = True
 
 
 def delimited_batches(
@@ -74,17 +85,23 @@ def delimited_batches(
                 line = exact.line
                 continue
             for start in range(0, len(columns[0]), BATCH_ROWS):
-                user, item, time = (column.slice(start, BATCH_ROWS) for column in columns)
-                places = [range(line, line + len(user))]
-                yield Batch((user, item, time), places, layout.roles.names)
-                line += len(user)
+                some = tuple(column.slice(start, BATCH_ROWS) for column in columns)
+                places = [range(line, line + len(some[0]))]
+                yield Batch(some, places, layout.roles.names)
+                line += len(some[0])
+
+
+def csv_reader(lines: Iterable[str], delimiter: str, *, quoting: bool) -> "_csv.Reader":
+    """csv's own reader, which also has `line_num`."""
+    rule: Literal[0, 3] = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
+    return csv.reader(lines, delimiter=delimiter, quoting=rule)
 
 
 def plain_columns(block: bytes, layout: Layout) -> Columns | None:
-    """The three columns of a block in which every line is plainly a row; None where one is not."""
+    """The needed columns of a block in which every line is plainly a row; None where one is not."""
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
-    if b'"' in block or b"\r" in block:
+    if (layout.quoting and b'"' in block) or b"\r" in block:
         return None
     if not block.endswith(b"\n"):
         block += b"\n"
@@ -101,8 +118,7 @@ def plain_columns(block: bytes, layout: Layout) -> Columns | None:
     if np.diff(line_ends_R, prepend=-1).max() > LINE_BYTES:
         return None
     buffer = pa.py_buffer(block)
-    user, item, time = (_column(buffer, ends_RW, position) for position in layout.roles.positions)
-    return user, item, time
+    return tuple(_column(buffer, ends_RW, position) for position in layout.roles.positions)
 
 
 def _column(buffer: Any, ends_RW: NDArray[np.int32], position: int) -> Any:
@@ -135,7 +151,7 @@ class _Exact:
     _bytes_allowed: int = field(default=0, init=False)
 
     def batches(self) -> Iterator[Batch]:
-        columns: tuple[list[str], ...] = ([], [], [])
+        columns: list[list[str]] = [[] for _ in self.layout.roles.positions]
         seen: list[Sequence[int]] = []
         for rows, lines in self._slices():
             if set(map(len, rows)) - {self.layout.width}:
@@ -145,18 +161,18 @@ class _Exact:
                 column.extend([row[position] for row in rows])
             if len(columns[0]) >= BATCH_ROWS:
                 yield self._batch(columns, seen)
-                columns, seen = ([], [], []), []
+                columns, seen = [[] for _ in columns], []
         yield self._batch(columns, seen)
 
-    def _batch(self, columns: tuple[list[str], ...], lines: list[Sequence[int]]) -> Batch:
-        user, item, time = (pa.array(column, pa.string()) for column in columns)
-        return Batch((user, item, time), lines, self.layout.roles.names)
+    def _batch(self, columns: list[list[str]], lines: list[Sequence[int]]) -> Batch:
+        arrays = tuple(pa.array(column, pa.string()) for column in columns)
+        return Batch(arrays, lines, self.layout.roles.names)
 
     def _slices(self) -> Iterator[Slice]:
         """A few rows at a time, with the line each starts on; no blank lines."""
         # Process-wide, but only ever set to this: a quote that is never closed ends here.
         csv.field_size_limit(LINE_BYTES)
-        reader = csv.reader(self._text(), delimiter=self.layout.delimiter)
+        reader = csv_reader(self._text(), self.layout.delimiter, quoting=self.layout.quoting)
         before = self.line
         while True:
             # Quoted line feeds let a single row go on for ever, each of its lines being short.
@@ -198,7 +214,7 @@ class _Exact:
 def _refuse_ragged(rows: list[list[str]], lines: Sequence[int], width: int) -> NoReturn:
     for row, line in zip(rows, lines, strict=True):
         if len(row) != width:
-            problem = f"line {line} has {len(row):,} fields; the header has {width:,}"
+            problem = f"line {line} has {len(row):,} fields; the first line has {width:,}"
             raise LogError("ragged_row", problem, line=line)
     raise AssertionError("unreachable: called for rows of which one is ragged")
 

@@ -5,16 +5,17 @@ nor polars is imported: where a table is theirs, its user, item and time column 
 so that no other column is converted.
 """
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 
 from td3engine.data.readers import arrow
-from td3engine.data.readers.batches import collect_batches
-from td3engine.data.readers.columns import find_columns
-from td3engine.data.types import ColumnNames, Interactions, Limits, LogError
+from td3engine.data.readers.batches import Batch
+from td3engine.data.readers.columns import ColumnRoles, Sample, find_columns
+from td3engine.data.readers.format import Seen
+from td3engine.data.types import ColumnNames, Limits, LogError
 
 _DATA_FRAMES = frozenset({"pandas", "polars"})
 
@@ -25,32 +26,39 @@ class ArrowTable(Protocol):
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object: ...
 
 
-def read_table(
-    table: ArrowTable, columns: ColumnNames, limits: Limits, scratch: Path | None = None
-) -> Interactions:
-    """A table whose ids are text or whole numbers, and whose times are numbers, moments or text.
+def table_batches(
+    table: ArrowTable, columns: ColumnNames, limits: Limits, seen: Seen
+) -> Generator[Batch, None, None]:
+    """The rows of a table whose ids are text or whole numbers, and whose times are numbers, moments
+    or text; or of one list of items a user.
 
     An index of pandas is ignored. The limits on bytes are for files: they do not apply.
+
+    Args:
+        table: the table.
+        columns: which columns hold what.
+        limits: of the log.
+        seen: filled in before the first batch.
 
     Raises:
         LogError: any of its codes that a table can have; `line` is the row, from 1.
         MemoryError: there is not enough of it.
     """
-    roles = None
     source: Any = table
-    if _is_data_frame(source):
-        labels = list(source.columns)
-        roles = find_columns([str(label) for label in labels], columns, limits)
-        source = _Selected(source, [labels[position] for position in roles.positions], roles.names)
-        roles = roles.narrowed()
     try:
+        roles = None
+        if _is_data_frame(source):
+            if not len(source):  # columns of an empty frame have types that mean nothing
+                raise LogError("empty_file", "there are no interactions")
+            source, roles = _selected(source, columns, limits)
+        sample = _sample(source) if isinstance(source, pa.Table | pa.RecordBatch) else None
         with _opened(source) as reader:
-            roles = roles or find_columns(reader.schema.names, columns, limits)
-            types = [reader.schema.types[position] for position in roles.positions]
-            arrow.check_types(types, roles.names)
-            pieces = _pieces(reader, roles.positions)
-            batches = arrow.row_batches(pieces, roles.narrowed())
-            return collect_batches(batches, limits, scratch)[0]
+            names, types = reader.schema.names, list(reader.schema.types)
+            if roles is None:
+                roles = arrow.find_in_schema(names, types, columns, limits, sample)
+            arrow.check_types([types[position] for position in roles.positions], roles.names)
+            seen.roles = roles
+            yield from arrow.row_batches(_pieces(reader, roles.positions), roles.narrowed())
     except (pa.ArrowMemoryError, pa.lib.ArrowCapacityError):
         raise
     except (pa.ArrowException, UnicodeDecodeError) as error:
@@ -58,16 +66,15 @@ def read_table(
 
 
 class _Selected:
-    """Three columns of a DataFrame, without the index.
+    """Some columns of a DataFrame, without the index.
 
     Args:
         frame: of pandas or polars.
-        labels: of the three columns.
-        names: the labels as text, for messages.
+        labels: of the columns.
     """
 
-    def __init__(self, frame: Any, labels: list[Any], names: tuple[str, str, str]) -> None:
-        self._frame, self._labels, self._names = frame, labels, names
+    def __init__(self, frame: Any, labels: list[Any]) -> None:
+        self._frame, self._labels = frame, labels
 
     def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
         exported: object = self._columns(self._labels).__arrow_c_stream__(requested_schema)
@@ -79,17 +86,56 @@ class _Selected:
         Raises:
             LogError: `bad_format`.
         """
-        for label, name in zip(self._labels, self._names, strict=True):
+        for label in self._labels:
             try:
                 pa.RecordBatchReader.from_stream(self._columns([label])).close()
             except pa.ArrowException as error:
+                name = str(label)
                 problem = f"column {name!r} holds values of different types, or of an unknown one"
-                raise LogError("bad_format", f"{problem}: {error}", column=name) from error
+                remedy = "cast it to text or to 64-bit numbers"
+                raise LogError(
+                    "bad_format", f"{problem}: {error}; {remedy}", column=name
+                ) from error
 
     def _columns(self, labels: list[Any]) -> Any:
         columns = self._frame[labels]
         # Only pandas has an index; one of mixed types could not be exported.
         return columns.reset_index(drop=True) if hasattr(columns, "reset_index") else columns
+
+
+def _selected(frame: Any, columns: ColumnNames, limits: Limits) -> tuple[_Selected, ColumnRoles]:
+    """The needed columns of a DataFrame, and their roles among these."""
+    labels = list(frame.columns)
+
+    def sample(positions: Sequence[int]) -> list[list[str]]:
+        some = _Selected(frame.head(arrow.SAMPLED_ROWS), [labels[each] for each in positions])
+        with _opened(some) as reader:
+            table = reader.read_all().combine_chunks()
+        return arrow.as_texts(table.columns)
+
+    roles = find_columns(
+        [str(label) for label in labels],
+        columns,
+        limits,
+        sample=sample,
+        lists=[nth for nth, kind in enumerate(frame.dtypes) if _is_list(frame, nth, kind)],
+    )
+    return _Selected(frame, [labels[each] for each in roles.positions]), roles.narrowed()
+
+
+def _is_list(frame: Any, position: int, kind: object) -> bool:
+    """Whether a column of a DataFrame has a list a row."""
+    if str(kind) == "object" and len(frame):
+        return isinstance(frame.iloc[0, position], list | tuple | np.ndarray)
+    return str(kind).lower().startswith(("list", "array"))
+
+
+def _sample(table: Any) -> Sample:
+    def sample(positions: Sequence[int]) -> list[list[str]]:
+        some = table.slice(0, arrow.SAMPLED_ROWS)
+        return arrow.as_texts([some.column(position) for position in positions])
+
+    return sample
 
 
 def _opened(source: Any) -> Any:
@@ -108,12 +154,13 @@ def _is_data_frame(table: object) -> bool:
     return bool(libraries & _DATA_FRAMES) and hasattr(table, "columns")
 
 
-def _pieces(reader: Any, positions: tuple[int, int, int]) -> Iterator[Any]:
-    """The three columns in batches of at most `arrow.BATCH_ROWS` rows."""
+def _pieces(reader: Any, positions: tuple[int, ...]) -> Iterator[Any]:
+    """The needed columns in batches of at most `arrow.BATCH_ROWS` rows, fewer of lists."""
     for whole in reader:
         columns = whole.select(list(positions))
-        for first in range(0, columns.num_rows, arrow.BATCH_ROWS):
-            piece = columns.slice(first, arrow.BATCH_ROWS)
+        rows = arrow.LISTS_AT_ONCE if arrow.is_list(columns.column(1).type) else arrow.BATCH_ROWS
+        for first in range(0, columns.num_rows, rows):
+            piece = columns.slice(first, rows)
             yield pa.record_batch([_short(column) for column in piece.columns], piece.schema.names)
 
 
@@ -129,6 +176,8 @@ def _short(column: Any) -> Any:
 
 
 def _without_views(texts: Any) -> Any:
+    if arrow.is_list(texts.type) and pa.types.is_string_view(texts.type.value_type):
+        return texts.cast(pa.large_list(pa.large_string()))
     if pa.types.is_string_view(texts.type):
         return texts.cast(pa.large_string())
     return texts.cast(pa.large_binary()) if pa.types.is_binary_view(texts.type) else texts

@@ -13,8 +13,9 @@ import pytest
 import zstandard
 from sqlalchemy import func, select
 
+from app.http.normaliser import run_command
 from app.store.models import Blob
-from tests import hostile_parquet
+from tests import lying_parquet
 from tests.app.http.kit import LOG, Service, problem, running, settings_for
 
 HEADER = "user_id,item_id,timestamp\n"
@@ -29,8 +30,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str, int | None, str | None]] = {
     "zstd bomb": (lambda: zstandard.compress(zeros()), "too_large", None, None),
     "nested type": (lambda: parquet(user=[["u"], ["v"]]), "bad_format", None, "user"),
     "null": (lambda: parquet(item=["i", None]), "bad_value", 2, "item"),
-    "fatal footer": (hostile_parquet.crashing, "bad_format", None, None),
-    "lying bomb": (lambda: hostile_parquet.bomb(512, lying=True), "too_large", None, None),
+    "lying footer": (lambda: lying_parquet.claiming_rows(200), "bad_format", None, None),
 }  # fmt: skip
 # What the file holds; the first and last time that are read.
 TAKEN: dict[str, tuple[Callable[[], bytes], float, float]] = {
@@ -76,6 +76,46 @@ def test_refused_with_its_place(tight: Service, name: str) -> None:
     assert (body.get("line"), body.get("column")) == (line, column)
     assert body["param"] == "file"
     assert tight.uploads_in_flight() == []
+
+
+@pytest.fixture(scope="module")
+def mortal(
+    sqlite_template: Path, broker_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Service]:
+    """A service whose reader ends itself when a file tells it to (`tests/mortal_reader.py`)."""
+    folder = tmp_path_factory.mktemp("mortal")
+    (folder / "td3.sqlite3").write_bytes(sqlite_template.read_bytes())
+    url = f"sqlite:///{folder / 'td3.sqlite3'}"
+    limits = {"normalise_memory_bytes": 512 * 2**20}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("app.http.normaliser.NORMALISER", ("-m", "tests.mortal_reader"))
+        with running(settings_for(url, broker_server, folder, **limits)) as service:
+            yield service
+
+
+@pytest.mark.parametrize(
+    ("told", "status", "code", "said"),
+    [
+        ("end by SIGSEGV", 422, "bad_format", "crashed the reader"),
+        ("end by SIGABRT", 422, "bad_format", "crashed the reader"),
+        ("end by SIGBUS", 422, "bad_format", "crashed the reader"),
+        ("end by SIGKILL", 422, "too_large", "512 MiB"),
+        ("eat", 422, "too_large", "512 MiB"),
+        ("wait", 422, "too_large", "longer than 1 seconds"),
+        ("full", 503, "disk_full", ""),
+    ],
+)
+def test_a_reader_that_dies_costs_one_file(
+    mortal: Service, told: str, status: int, code: str, said: str
+) -> None:
+    """Dead, greedy, stuck: it is named, leaves nothing behind, and the next file is read."""
+    with pytest.MonkeyPatch.context() as patch:
+        if told == "wait":
+            patch.setattr("app.http.normaliser.run_command", lambda run, _: run_command(run, 1))
+        body = problem(mortal.upload(f"{told}\n"), status, code)
+    assert said in body["detail"]
+    assert mortal.uploads_in_flight() == []
+    assert mortal.upload().status_code == 201
 
 
 @pytest.mark.parametrize("name", TAKEN)

@@ -17,6 +17,8 @@ import td3engine as td3
 from td3engine.api.summary import Summary
 from td3engine.cli.main import app
 from td3engine.errors import BundleError, OutputExistsError, UnusableError
+from td3engine.summary.labelled import LabelledSummary
+from td3engine.summary.tucker import TuckerSummary
 from tests.td3engine.api.conftest import Made, bytes_of
 
 
@@ -25,9 +27,9 @@ def softmax(scores: Any) -> Any:
     return powers / powers.sum(-1, keepdims=True)
 
 
-def queries(summary: Summary, time: torch.Tensor) -> Any:
+def queries(factors: TuckerSummary, time: torch.Tensor) -> Any:
     """C by its definition, float64 (mu, zeta, d)."""
-    U, G = (each.double().numpy() for each in (summary.factors.U, summary.factors.G))
+    U, G = (each.double().numpy() for each in (factors.U, factors.G))
     C = np.zeros((len(U), len(time), G.shape[2]))
     for a in range(U.shape[1]):
         for b in range(time.shape[1]):
@@ -35,16 +37,43 @@ def queries(summary: Summary, time: torch.Tensor) -> Any:
     return C
 
 
+def queries_of_items(factors: LabelledSummary) -> tuple[Any, Any]:
+    """Of inputs and of targets: those of inputs have the directions of their items' centred rows
+    and one length, at which they score log n + sharpness above the mean item, on average."""
+    V = factors.V.double().numpy()
+    rows = (V - V.mean(0))[factors.items.numpy()]
+    lengths = np.linalg.norm(rows, axis=-1, keepdims=True)
+    read = rows / lengths * (np.log(len(V)) + factors.sharpness) / lengths.mean()
+    # Nothing precedes the first event, which stands there itself.
+    return read, np.concatenate([read[:, :1], factors.labels.double().numpy()], 1)
+
+
 def probabilities(summary: Summary) -> tuple[Any, Any]:
     """What is read and what is to be predicted at each position, float64 (mu, zeta, n)."""
     factors = summary.factors
-    assert factors.Y is not None
     V = factors.V.double().numpy()
+    if isinstance(factors, LabelledSummary):
+        read, predicted = queries_of_items(factors)
+        return softmax(read @ V.T), softmax(predicted @ V.T)
+    assert factors.Y is not None
     # The last event is read for nothing and the first predicted from nothing (docs/method.md).
     time_read = torch.cat([factors.T[:-1], factors.Y[-1:]])
     time_predicted = torch.cat([factors.T[:1], factors.Y[1:]])
-    read, predicted = (queries(summary, time) @ V.T for time in (time_read, time_predicted))
+    read, predicted = (queries(factors, time) @ V.T for time in (time_read, time_predicted))
     return softmax(read), softmax(predicted)
+
+
+@pytest.fixture(params=["items", "soft"])
+def summary(made: Made, request: pytest.FixtureRequest) -> Summary:
+    """The one that was made, and one of soft inputs of its size."""
+    if request.param == "items":
+        assert isinstance(made.summary.factors, LabelledSummary)
+        return made.summary
+    draw = torch.Generator().manual_seed(3)
+    shapes = (4, 2), (8, 2), (2, 2, 8)
+    U, T, G = (torch.randn(shape, generator=draw) for shape in shapes)
+    Y = torch.randn(8, 2, generator=draw)
+    return replace(made.summary, factors=TuckerSummary(U, T, G, made.summary.factors.V, Y))
 
 
 def test_a_summary_says_how_large_and_how_good_it_is(made: Made) -> None:
@@ -56,10 +85,7 @@ def test_a_summary_says_how_large_and_how_good_it_is(made: Made) -> None:
     ours, full = rows["TD3 summary"]["ndcg@10"], rows["full data"]["ndcg@10"]
     assert summary.quality == (ours, full, ours / full)
     assert (len(summary), summary.length, summary.n_items) == (4, 8, len(summary.item_ids))
-    factors = summary.factors
-    assert factors.Y is not None
-    numbers = sum(map(torch.numel, (factors.U, factors.T, factors.G, factors.V, factors.Y)))
-    assert summary.bytes == 4 * numbers
+    assert summary.bytes == (made.folder / "summary.safetensors").stat().st_size
     assert summary.config.seed == 5
     said = repr(summary)
     assert said.startswith("Summary(size: 4 sequences of 8, ")
@@ -130,27 +156,27 @@ def test_sequences_are_those_of_the_command(
     assert len(users) == 4 * options.get("copies", 20)
 
 
-def test_top_items_are_those_of_the_softmax(made: Made) -> None:
-    read, _ = probabilities(made.summary)
+def test_top_items_are_those_of_the_softmax(summary: Summary) -> None:
+    read, _ = probabilities(summary)
     for sequence in (0, 3, -1):
-        positions = made.summary.top_items(sequence, 4)
+        positions = summary.top_items(sequence, 4)
         assert len(positions) == 8
         for expected, best in zip(read[sequence], positions, strict=True):
             order = np.argsort(-expected)[:4]
-            assert [item for item, _ in best] == [made.summary.item_ids[item] for item in order]
+            assert [item for item, _ in best] == [summary.item_ids[item] for item in order]
             np.testing.assert_allclose([p for _, p in best], expected[order], rtol=1e-4)
-    n = made.summary.n_items
-    assert {len(best) for best in made.summary.top_items(0, n + 5)} == {n}
+    n = summary.n_items
+    assert {len(best) for best in summary.top_items(0, n + 5)} == {n}
     with pytest.raises(IndexError):
-        made.summary.top_items(4)
+        summary.top_items(4)
     with pytest.raises(UnusableError, match="positive, not 0"):
-        made.summary.top_items(0, 0)
+        summary.top_items(0, 0)
 
 
-def test_the_dataset_is_what_the_method_says(made: Made) -> None:
-    read, predicted = probabilities(made.summary)
-    V = made.summary.factors.V.double().numpy()
-    data = made.summary.torch_dataset()
+def test_the_dataset_is_what_the_method_says(summary: Summary) -> None:
+    read, predicted = probabilities(summary)
+    V = summary.factors.V.double().numpy()
+    data = summary.torch_dataset()
     assert len(data) == 4
     for index, item in enumerate(data):
         assert item["inputs"].dtype == item["targets"].dtype == torch.float32
@@ -162,9 +188,9 @@ def test_the_dataset_is_what_the_method_says(made: Made) -> None:
             data[outside]
 
 
-def test_a_data_loader_takes_the_dataset(made: Made) -> None:
-    data = made.summary.torch_dataset()
-    n = made.summary.n_items
+def test_a_data_loader_takes_the_dataset(summary: Summary) -> None:
+    data = summary.torch_dataset()
+    n = summary.n_items
     batches = list(DataLoader(data, batch_size=2))
     assert [tuple(batch["inputs"].shape) for batch in batches] == [(2, 8, 8)] * 2
     assert [tuple(batch["targets"].shape) for batch in batches] == [(2, 8, n)] * 2
@@ -177,5 +203,5 @@ def test_a_data_loader_takes_the_dataset(made: Made) -> None:
 def test_a_file_is_no_summarys_folder(tmp_path: Path) -> None:
     path = tmp_path / "ratings.csv"
     path.write_text("user,item,time")
-    with pytest.raises(BundleError, match="not a summary's folder"):
+    with pytest.raises(BundleError, match="neither a summary's folder nor its zip"):
         Summary.load(path)

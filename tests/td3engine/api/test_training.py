@@ -142,6 +142,13 @@ def test_another_log_is_refused(made: Made, tmp_path: Path) -> None:
         td3.evaluate(td3.train(made.summary), other)
     with pytest.raises(WrongLogError, match="not the log it was made from"):
         td3.train(made.summary, log=other)
+    content = made.log_path.read_text()
+    user, item, _ = content.splitlines()[1].split(",")
+    more = tmp_path / "more.csv"
+    more.write_text(f"{content}{user},{item},999\n")
+    with pytest.raises(WrongLogError, match="other events"):
+        td3.train(made.summary, log=more)
+    td3.train(made.summary, log=more, other_log=True, settings={"steps": 8})
     renamed = tmp_path / "renamed.csv"
     renamed.write_text(made.log_path.read_text().replace(",i3,", ",j3,"))
     with pytest.raises(WrongLogError, match="their ids differ"):

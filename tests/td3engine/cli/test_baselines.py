@@ -87,7 +87,7 @@ def test_what_is_wrong_is_one_line(
     for arguments, code, why in (
         ([str(tmp_path / "absent.csv")], 65, "absent.csv"),
         ([str(text)], 65, "column"),
-        ([str(tmp_path)], 65, str(tmp_path)),
+        ([str(tmp_path)], 65, "text.csv: no user column"),
         ([str(log), "--json", str(there)], 65, "exists already"),
         ([str(log), "--json", str(tmp_path / "no" / "x.json")], 65, "no folder"),
         ([str(log), "--set", "teacher.epoch=3"], 2, "teacher.epoch"),

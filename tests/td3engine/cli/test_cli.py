@@ -19,9 +19,9 @@ from td3engine.data.normalised import write_normalised
 from td3engine.data.reading import read_log
 from td3engine.summary.bundle import load_bundle
 from tests.td3engine.small import (
-    LEARNER_ROWS,
     LOG_ROWS,
     SMALL,
+    learner_rows,
     set_options,
     small_config,
     write_small_log,
@@ -269,7 +269,8 @@ def test_the_child_speaks_json_lines_and_ends_with_a_result(log: Path, tmp_path:
     assert result["event"] == "result"
     assert {artifact["name"] for artifact in result["artifacts"]} == set(ARTIFACT_FILES)
     assert all(Path(artifact["path"]).exists() for artifact in result["artifacts"])
-    assert {row["name"] for row in result["metrics"]["rows"]} == {*LOG_ROWS, *LEARNER_ROWS}
+    rows = learner_rows(load_bundle(tmp_path / "out").manifest)
+    assert {row["name"] for row in result["metrics"]["rows"]} == {*LOG_ROWS, *rows}
 
 
 def test_the_child_leaves_with_a_checkpoint_on_sigterm(log: Path, tmp_path: Path) -> None:

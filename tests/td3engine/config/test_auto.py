@@ -117,6 +117,7 @@ def test_a_run_writes_what_it_settled_on(tmp_path: Path) -> None:
         part: getattr(expected, part).model_copy(update={"softmax": "full"})
         for part in ("teacher", "outer")
     }
+    full["outer"] = full["outer"].model_copy(update={"support": "all"})
     full["teacher"] = full["teacher"].model_copy(update={"counting_share": 0.7})
     data = expected.data.model_copy(update={"validate_by": "unseen", "duplicates": "keep"})
     expected = expected.model_copy(update={**full, "data": data})

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from td3engine.config import DataConfig
+from td3engine.data.filtering import filter_statistics
 from td3engine.data.reading import read_log
 from td3engine.data.repeats import duplicate_rows
-from td3engine.data.split import Split, filter_statistics, split_log
+from td3engine.data.split import Split, split_log
 from td3engine.data.types import Interactions
 
 ONE = {"min_user_interactions": 1, "min_item_interactions": 1}
@@ -102,7 +103,10 @@ def test_they_can_be_kept() -> None:
     kept = config.model_copy(update={"duplicates": "keep"})
     cut = split_log(log_of(rows), kept)
     assert (cut.lengths.tolist(), cut.duplicates) == ([5], 0)
-    assert filter_statistics(log_of(rows), **ONE, duplicates="keep").interactions == 5
+    counted = filter_statistics(
+        log_of(rows), min_user_interactions=1, min_item_interactions=1, duplicates="keep"
+    )
+    assert counted.interactions == 5
 
 
 def test_times_that_are_no_whole_numbers(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from td3engine.data.filtering import filter_statistics
 from td3engine.data.normalised import read_normalised, write_normalised
 from td3engine.data.readers import blocks, collect, rows
-from td3engine.data.readers.text import read_text
+from td3engine.data.readers.batches import collect_batches
+from td3engine.data.readers.format import FileSource
+from td3engine.data.readers.text import text_batches
 from td3engine.data.reading import read_log
-from td3engine.data.split import filter_statistics
-from td3engine.data.types import ColumnNames, Interactions, Limits, LogError
+from td3engine.data.types import Interactions, Limits, LogError
 from tests.effort import effort
 
 HEADER = "user_id,note,item_id,timestamp"
@@ -47,7 +49,9 @@ def files(draw: st.DrawFn) -> bytes:
 def outcome(path: Path, *, quick: bool) -> object:
     """What a file is read as, in a form that can be compared."""
     try:
-        log = read_text(path, ColumnNames(), LIMITS, delimiter=",", quick=quick)
+        source = FileSource(path, limits=LIMITS)
+        batches = text_batches(source, delimiter=",", quick=quick)
+        log, _ = collect_batches(batches, LIMITS)
     except LogError as error:
         return (error.code, error.message, error.line, error.column)
     return as_lists(log)
@@ -189,7 +193,7 @@ def test_more_ids_than_a_row_group_has_rows_are_written_plain(
 
 
 def test_the_filter_is_counted_as_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("td3engine.data.split.ROWS_AT_ONCE", 2)
+    monkeypatch.setattr("td3engine.data.filtering.ROWS_AT_ONCE", 2)
     path = tmp_path / "log.csv"
     path.write_text("user,item,time\nu,i,1\nu,i,2\nu,j,3\nv,i,4\nv,k,5\nw,i,6\nw,i,6\n")
     found = filter_statistics(read_log(path), min_user_interactions=2, min_item_interactions=2)
@@ -205,5 +209,5 @@ def test_the_filter_is_counted_as_by_hand(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_delimiter_and_header_of_a_file_are_not_taken_for_rows(tmp_path: Path) -> None:
     path = tmp_path / "log.tsv"
     path.write_bytes(b"user\titem\ttime\r\nu,1\ti|2\t3\r\n")
-    log = read_text(path, ColumnNames(), Limits(), delimiter="\t")
+    log, _ = collect_batches(text_batches(FileSource(path), delimiter="\t"), Limits())
     assert (log.user_ids, log.item_ids, log.times.tolist()) == (["u,1"], ["i|2"], [3])

@@ -126,7 +126,7 @@ def test_an_unused_or_repeated_category_is_no_id() -> None:
         (POLARS.with_columns(pl.col("item_id").cast(pl.Int128)), "bad_format", None, "item_id"),
         (POLARS.with_columns(user_id=pl.Series([object()] * 3, dtype=pl.Object)), "bad_format", None, "user_id"),  # noqa: E501
         (POLARS["user_id"], "bad_format", None, None),
-        (arrow_with(user_id=pa.array([b"u", b"\xff", b"v"])), "bad_format", None, None),
+        (arrow_with(user_id=pa.array([b"u", b"\xff", b"v"])), "bad_encoding", 2, "user_id"),
         (pa.table([*ARROW.columns, ARROW[0]], [*ARROW.column_names, "user_id"]), "duplicate_column", None, "user_id"),  # noqa: E501
     ],
 )  # fmt: skip

@@ -16,20 +16,21 @@ from typer.testing import CliRunner
 from td3engine.cli import main as cli
 from td3engine.cli.export import export as export_command
 from td3engine.config import BackboneName
-from td3engine.config.presets import build_config, merge
 from td3engine.data.reading import read_log
 from td3engine.data.split import split
 from td3engine.errors import DivergedError, OutputExistsError, UnusableError
 from td3engine.export import sequences as export
 from td3engine.export import soft_targets
 from td3engine.export.files import write_csv, write_inter
+from td3engine.export.registry import ExportOptions, export_to
 from td3engine.export.sequences import sample_sequences, train_guide
 from td3engine.export.soft_targets import soft_top_k, write_soft
 from td3engine.runtime.seeding import Purpose, generator
 from td3engine.summary.bundle import Bundle, Manifest, load_bundle, save_bundle
+from td3engine.summary.labelled import LabelledSummary
 from td3engine.summary.tucker import TuckerSummary
 from tests.td3engine.oracles import temporal_factors
-from tests.td3engine.small import SMALL, small_config
+from tests.td3engine.small import SMALL, paper_config, small_config
 
 runner = CliRunner()
 USERS, LENGTH, ITEMS, WIDTH = 3, 6, 40, 8
@@ -113,6 +114,53 @@ def test_the_top_k_are_those_of_the_dense_definition(k: int, own_targets: bool) 
         "held_least": pytest.approx(held.min(), abs=1e-5),
         "left_mean": pytest.approx(1 - held.mean(), abs=1e-5),
     }
+
+
+def items_and_labels() -> LabelledSummary:
+    draw = torch.Generator().manual_seed(6)
+    items = torch.randint(ITEMS, (USERS, LENGTH), generator=draw)
+    labels, V = (
+        torch.randn(*shape, generator=draw)
+        for shape in ((USERS, LENGTH - 1, WIDTH), (ITEMS, WIDTH))
+    )
+    return LabelledSummary(items, labels, V, sharpness=2.0)
+
+
+def test_of_items_and_labels_the_top_k_are_queries_and_what_labels_score() -> None:
+    factors = items_and_labels()
+    table = soft_top_k(factors, ITEM_IDS, 5)
+    assert said_of(table)["own_targets"]
+    V = factors.V.double()
+    centred = V - V.mean(0)
+    # Queries of inputs: the direction of the item's row, all of one length.
+    lengths = centred[factors.items].norm(dim=-1)
+    norm = (np.log(ITEMS) + 2.0) / lengths.mean()
+    read = centred[factors.items] / lengths[..., None] * norm
+    asked = torch.cat([read[:, :1], factors.labels.double()], 1)
+    S = [(C @ V.T).softmax(-1).numpy() for C in (read, asked)]
+    rows = iter(table.to_pylist())
+    for user in range(USERS):
+        for position in range(LENGTH):
+            for target, part in enumerate(S):
+                here = part[user, position]
+                for item in sorted(range(ITEMS), key=lambda item: -here[item])[:5]:
+                    row = next(rows)
+                    assert (row["sequence"], row["position"]) == (user, position)
+                    assert row["target"] == bool(target)
+                    assert row["item_id"] == f"i{item}"
+                    assert row["probability"] == pytest.approx(here[item], rel=1e-4)
+    assert next(rows, None) is None
+
+
+def test_sequences_of_items_and_labels_are_drawn_from_what_labels_score() -> None:
+    factors = items_and_labels()
+    drawn = sample_sequences(factors, copies=2, temperature=1e-30, repeats=True)
+    best = (factors.labels.double() @ factors.V.double().T).argmax(-1).repeat_interleave(2, 0)
+    torch.testing.assert_close(drawn[:, 1:], best)
+    guide = train_guide(factors, small_config())
+    guided = sample_sequences(factors, copies=3, guide=guide)
+    assert guided.shape == (3 * USERS, LENGTH)
+    assert all(len(set(row)) == LENGTH for row in guided.tolist())
 
 
 def test_renormalised_the_items_of_a_position_sum_to_one() -> None:
@@ -320,6 +368,53 @@ def test_inter_refuses_what_it_cannot_hold_by_its_first_id(tmp_path: Path, refus
     assert not list(tmp_path.iterdir())
 
 
+def test_ids_are_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guide takes a minute to train: an id that cannot be written must not wait for it."""
+
+    def train(*_: object, **__: object) -> None:
+        raise AssertionError("a guide is trained")
+
+    monkeypatch.setattr("td3engine.export.files.train_guide", train)
+    manifest = manifest_of(0.0)
+    options = ExportOptions(
+        top_k=1, renormalise=False, copies=1, temperature=1.0, guidance=1.0, repeats=None, seed=0
+    )
+    for kind, bad in (("inter", "nan"), ("csv", "a\0b")):
+        bundle = Bundle(summary(), [*ITEM_IDS[:-1], bad], manifest)
+        with pytest.raises(UnusableError, match="cannot hold the item id"):
+            export_to(kind, bundle, tmp_path / "out", options, torch.device("cpu"))
+    assert not list(tmp_path.iterdir())
+
+
+def manifest_of(repeat_share: float) -> Manifest:
+    return Manifest(
+        config=small_config(),
+        fingerprint="f" * 64,
+        statistics={"repeat_share": repeat_share},
+        validation={},
+        results=[],
+        numbers_stored={},
+    )
+
+
+@pytest.mark.parametrize(
+    ("share", "asked", "twice"),
+    [(0.0, None, False), (0.5, None, True), (0.5, False, False), (0.0, True, True)],
+)
+def test_items_come_twice_by_default_where_the_log_repeats_them(
+    tmp_path: Path, share: float, asked: bool | None, twice: bool
+) -> None:
+    bundle = Bundle(summary(spread=9.0), ITEM_IDS, manifest_of(share))
+    options = ExportOptions(
+        top_k=1, renormalise=False, copies=9, temperature=0.5, guidance=None, repeats=asked, seed=0
+    )
+    out = tmp_path / "out.csv"
+    line = export_to("csv", bundle, out, options, torch.device("cpu"))
+    rows = [row.rsplit(",", 1)[0] for row in out.read_text().splitlines()[1:]]
+    assert (len(set(rows)) < len(rows)) == twice
+    assert ("an item may come twice" in line) == twice
+
+
 def test_csv_refuses_a_nul(tmp_path: Path) -> None:
     with pytest.raises(UnusableError, match="x00"):
         write_csv(torch.tensor([[0]]), ["a\0b"], 1, tmp_path / "out.csv")
@@ -344,7 +439,7 @@ def test_no_half_file_stays_and_none_is_written_over(tmp_path: Path) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undistilled summary of `SMALL`'s shape: what an export does hangs on no training."""
     folder = tmp_path_factory.mktemp("export") / "summary"
-    config = build_config("balanced", merge(SMALL, {"device": "cpu"}))
+    config = paper_config()
     draw = torch.Generator().manual_seed(0)
     factors = TuckerSummary.initial(config.summary, torch.randn(30, 8, generator=draw), draw)
     manifest = Manifest(

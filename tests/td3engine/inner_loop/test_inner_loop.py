@@ -50,6 +50,7 @@ def _float64() -> Iterator[None]:
 
 def make_config(steps: int, schedule: Schedule = "linear") -> LearnerConfig:
     return LearnerConfig(
+        loss="cross-entropy",
         steps=steps,
         scratch_steps=steps,
         batch=2,

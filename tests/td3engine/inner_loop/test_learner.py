@@ -8,12 +8,12 @@ from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.learner import learn, training_on
 from td3engine.models.registry import build_backbone
 from td3engine.summary.tucker import TuckerSummary
-from tests.td3engine.small import small_config
+from tests.td3engine.small import paper_config
 
 
 @pytest.mark.parametrize("mode", ["shared-items", "from-scratch"])
 def test_a_diverging_learner_is_an_error_and_no_figure(mode: str) -> None:
-    config = small_config()
+    config = paper_config()
     draw = torch.Generator().manual_seed(0)
     summary = TuckerSummary.initial(config.summary, torch.randn(20, 8, generator=draw), draw)
     summary.U[0, 0] = torch.nan
@@ -24,7 +24,7 @@ def test_a_diverging_learner_is_an_error_and_no_figure(mode: str) -> None:
 
 @pytest.mark.parametrize("augmented", [0, 3])
 def test_the_last_event_is_asked_once_a_row_and_the_rest_at_random(augmented: int) -> None:
-    config = small_config(learner={"augmented": augmented})
+    config = paper_config(learner={"augmented": augmented})
     draw = torch.Generator().manual_seed(0)
     summary = TuckerSummary.initial(config.summary, torch.randn(20, 8, generator=draw), draw)
     backbone = build_backbone(config.backbone, config.data.max_history)

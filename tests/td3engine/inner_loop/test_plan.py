@@ -1,13 +1,21 @@
 """The decision table of inner steps, row by row, and what is said of what it ignores."""
 
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 
-from td3engine.config import BACKBONES, MODES, BackboneName, DistillConfig, Mode
+from td3engine.config import (
+    BACKBONES,
+    MODES,
+    BackboneName,
+    DistillConfig,
+    LearnerLossName,
+    Mode,
+)
 from td3engine.inner_loop import plan as module
+from td3engine.inner_loop.learner import learn
 from td3engine.inner_loop.plan import (
     InnerLoopPlan,
     plan_distillation,
@@ -15,13 +23,16 @@ from td3engine.inner_loop.plan import (
     plans_of,
 )
 from td3engine.models.registry import build_backbone
+from td3engine.summary.labelled import LabelledSummary
+from td3engine.summary.scored_sequences import InputsWithTargets, ItemInputs
 from td3engine.summary.soft_sequences import (
     ChunkedQueries,
     DenseProbs,
     Precomputed,
     SparseSupport,
 )
-from tests.td3engine.small import small_config
+from td3engine.summary.tucker import TuckerSummary
+from tests.td3engine.small import paper_config, small_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FEW, MANY = 150, 10_000  # items; from 10,000 on `auto` samples, and has a sparse support
@@ -44,15 +55,29 @@ FIXED_SCORES = {(name, "shared-items") for name in BACKBONES if name != "bert4re
 SAMPLED = {("sampled", FEW), ("sampled", MANY), ("auto", MANY)}
 
 
+# What learners read, and what holds them to targets: the default, and the paper's.
+FORMS: list[tuple[Literal["items", "soft"], LearnerLossName]] = [
+    ("items", "scores"),
+    ("soft", "scores"),
+    ("soft", "cross-entropy"),
+]
+
+
 def plan_of(
-    name: BackboneName, mode: Mode, n_items: int, device: torch.device = CPU, **outer: Any
+    name: BackboneName,
+    mode: Mode,
+    n_items: int,
+    device: torch.device = CPU,
+    form: tuple[Literal["items", "soft"], LearnerLossName] = FORMS[0],
+    **outer: Any,
 ) -> InnerLoopPlan:
+    inputs, loss = form
     config = small_config(
         mode=mode,
         backbone={"name": name},
-        summary={"inputs": "soft"},
-        learner={"loss": "cross-entropy"},
         outer=outer,
+        summary={"inputs": inputs},
+        learner={"loss": loss},
     )
     backbone = build_backbone(config.backbone, config.data.max_history)
     return plan_distillation(config, mode, backbone, n_items, device)
@@ -61,8 +86,13 @@ def plan_of(
 @pytest.mark.parametrize("n_items", [FEW, MANY])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("form", FORMS)
 def test_every_row_of_the_table(
-    name: BackboneName, mode: Mode, n_items: int, monkeypatch: pytest.MonkeyPatch
+    form: tuple[Literal["items", "soft"], LearnerLossName],
+    name: BackboneName,
+    mode: Mode,
+    n_items: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "LARGEST_DENSE", FEW * POSITIONS)
     gradient, large, of_user = STATIC[name, mode]
@@ -82,15 +112,17 @@ def test_every_row_of_the_table(
             "recompute": recompute,
             "support": support,
         }
-        plan = plan_of(name, mode, n_items, device, **outer)
+        plan = plan_of(name, mode, n_items, device, form, **outer)
         fixed, sampled = (name, mode) in FIXED_SCORES, (softmax, n_items) in SAMPLED
         assert plan.gradient == gradient
+        inputs, loss = form
         dense_enough = n_items == FEW and not fixed
         by_default = support == "auto" and n_items == MANY and device == CPU
-        sparse = fixed and (by_default or isinstance(support, int))
+        sparse = inputs == "soft" and fixed and (by_default or isinstance(support, int))
         kind = "sparse" if sparse else "dense" if dense_enough else large
-        assert plan.soft_embedding == kind
+        assert plan.soft_embedding == ("items" if inputs == "items" else kind)
         assert plan.support == (None if not sparse else 1024 if by_default else support)
+        assert plan.loss == loss
         assert plan.softmax == ("sampled" if sampled and fixed else "full")
         recorded = graphs == "on" and name == "sasrec" and plan.softmax == "full"
         assert plan.unroll == ("cuda-graphs" if recorded else "sequential")
@@ -105,9 +137,10 @@ def test_every_row_of_the_table(
         ]
         assert len(plan.notes) == sum(ignored)
         backbone = build_backbone(small_config(backbone={"name": name}).backbone, 8)
-        user = plan_training(backbone, mode, n_items, POSITIONS)
+        user = plan_training(backbone, mode, n_items, POSITIONS, loss, inputs)
         embedding = "dense" if dense_enough else of_user  # never a sparse one
-        assert user == InnerLoopPlan(plan.gradient, embedding)  # type: ignore[arg-type]
+        embedding = "items" if inputs == "items" else embedding
+        assert user == InnerLoopPlan(plan.gradient, embedding, loss)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -170,12 +203,55 @@ def test_the_plan_makes_the_embedding_that_it_names() -> None:
     kinds = {"precomputed": Precomputed, "dense": DenseProbs, "chunked": ChunkedQueries}
     for method, kind in kinds.items():
         assert type(InnerLoopPlan("analytic", method).embed(V)) is kind  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no soft embedding"):
+        InnerLoopPlan("analytic", "items").embed(V)
     sparse = InnerLoopPlan("analytic", "sparse", support=2).embed(V)
     assert isinstance(sparse, SparseSupport)
     assert sparse.items == 2
 
 
+def test_scores_are_compared_beside_the_inputs() -> None:
+    """Of items there are no distributions to embed; of a soft summary there are."""
+    V = torch.zeros(3, 2)
+    labelled = LabelledSummary(torch.zeros(4, 5, dtype=torch.long), torch.zeros(4, 4, 2), V, 1.5)
+    soft = TuckerSummary(torch.zeros(4, 2), torch.zeros(5, 2), torch.zeros(2, 2, 2), V)
+    kinds: list[tuple[str, Any, type]] = [
+        ("items", labelled, ItemInputs),
+        ("dense", soft, DenseProbs),
+        ("chunked", soft, ChunkedQueries),
+        ("precomputed", soft, Precomputed),
+    ]
+    for method, summary, kind in kinds:
+        sequences = InnerLoopPlan("analytic", method, "scores").sequences(summary)  # type: ignore[arg-type]
+        assert isinstance(sequences, InputsWithTargets)
+        assert type(sequences.inputs) is kind
+        assert (sequences.length, sequences.V) == (5, V)
+    plain = InnerLoopPlan("analytic", "dense", "cross-entropy").sequences(soft)
+    assert type(plain) is DenseProbs
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_labelled_users_are_read_as_distributions_where_cross_entropies_compare(
+    mode: Mode,
+) -> None:
+    """As a summary of the same queries that has its factors for all positions."""
+    config = paper_config().learner
+    draw = torch.Generator().manual_seed(0)
+    V, labels = torch.randn(30, 8, generator=draw), torch.randn(4, 7, 8, generator=draw)
+    items = torch.randint(30, (4, 8), generator=draw)
+    labelled = LabelledSummary(items, labels, V, 1.5)
+    queries = labelled.soft_sequences().stacked
+    T, Y = torch.eye(16).split(8)
+    soft = TuckerSummary(torch.eye(4), T, queries, V, Y)
+    backbone = build_backbone(paper_config().learner_backbone, 8)
+    tables = []
+    for summary in (labelled, soft):
+        draw = torch.Generator().manual_seed(1)
+        tables.append(learn(summary, backbone, config, mode, draw).model.parameters)
+    torch.testing.assert_close(*tables)
+
+
 def test_a_support_of_all_items_is_the_whole_attention() -> None:
     for support in (FEW, FEW + 1, "all"):
-        plan = plan_of("sasrec", "shared-items", FEW, support=support)
+        plan = plan_of("sasrec", "shared-items", FEW, form=FORMS[1], support=support)
         assert plan.soft_embedding == "precomputed"

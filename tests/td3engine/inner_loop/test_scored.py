@@ -4,8 +4,8 @@ from typing import Literal
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
 from td3engine.inner_loop.adam import LearnerState
@@ -66,7 +66,7 @@ def dense_loss(
     encoder, table = model.parts(theta)
     inputs = batch[..., :-WIDTH]
     if inputs.shape[-1] == 1:
-        X = F.one_hot(inputs[..., 0].long(), ITEMS).double() @ table
+        X = functional.one_hot(inputs[..., 0].long(), ITEMS).double() @ table
     elif inputs.shape[-1] == ITEMS:
         X = inputs @ table
     elif model.frozen is None:
@@ -156,3 +156,15 @@ def test_distance_is_none_of_equal_scores_up_to_a_number() -> None:
     value = mean_distance(query, query, ItemProducts.of(moved, V))
 
     assert float(value) == pytest.approx(0, abs=1e-12)
+
+
+def test_each_pass_takes_every_sequence_once_in_an_order_of_its_own() -> None:
+    trainer, _, _ = a_trainer("items", "shared-items")
+    steps = trainer.steps(0, 10, MU, seeded(3))  # of two sequences each: four passes over five
+    rows = torch.cat([step.rows for step in steps]).view(4, MU)
+    assert rows.sort(1).values.tolist() == [list(range(MU))] * 4
+    assert len({tuple(each) for each in rows.tolist()}) > 1
+    again = torch.cat([step.rows for step in trainer.steps(0, 10, MU, seeded(3))])
+    assert torch.equal(rows.flatten(), again)
+    # No step has more sequences than there are.
+    assert [step.rows.tolist() for step in trainer.steps(0, 2, 1, seeded(3))] == [[0], [0]]

@@ -6,7 +6,7 @@ masks its window meets, which real windows judge it.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from td3engine.config import Mode
 from td3engine.data.split import Split
+from td3engine.errors import DivergedError
 from td3engine.inner_loop import unroll
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.gradients import InnerStep
@@ -27,6 +28,8 @@ from td3engine.models.recommender import StepRandomness
 from td3engine.models.sequences import padded_sequences
 from td3engine.outer_loop import distillation as distill
 from td3engine.outer_loop.distillation import Distillation
+from td3engine.summary.labelled import LabelledSummary
+from td3engine.summary.packing import rounded
 from td3engine.teacher.training import TrainedOnLog
 from tests.td3engine.distill_kit import RATES, WIDTH, ZETA, config_of, make
 from tests.td3engine.oracles import (
@@ -125,6 +128,23 @@ def teacher_loss(
     return torch.cat(found).mean()
 
 
+def synthetic_data(
+    distillation: Distillation, textbook: Textbook, factors: list[Tensor]
+) -> tuple[Tensor, Tensor, Callable[..., Tensor]]:
+    """What is read (mu, zeta, n) and what is asked at each position, and the loss of that."""
+    start = distillation.summary
+    if isinstance(start, LabelledSummary):
+        (labels,) = factors
+        S = torch.nn.functional.one_hot(start.items, len(textbook.V)).double()
+        # Nothing is asked at the first position.
+        return S, torch.cat([labels.new_full((5, 1, WIDTH), 9.0), labels], 1), textbook.scored_loss
+    U, T, G, *Y = factors
+    assert bool(Y) == (distillation.config.summary.targets == "own")
+    S = dense_summary(U, T, G, textbook.V)
+    targets = dense_summary(U, Y[0], G, textbook.V) if Y else S
+    return S, targets, textbook.summary_loss
+
+
 def textbook_step(
     distillation: Distillation,
     textbook: Textbook,
@@ -136,10 +156,7 @@ def textbook_step(
     """dL/d(each factor) of an outer step, and its learner at the window's end."""
     config = distillation.config
     learner_steps = 9 if textbook.own_table else 8
-    U, T, G, *Y = factors
-    assert bool(Y) == (config.summary.targets == "own")
-    S = dense_summary(U, T, G, textbook.V)
-    targets = dense_summary(U, Y[0], G, textbook.V) if Y else S
+    S, targets, summary_loss = synthetic_data(distillation, textbook, factors)
     theta = start.parameters.clone().requires_grad_()
     learner = TapeAdam(theta, start.first, start.second, start.age)
     for step in window:
@@ -149,9 +166,9 @@ def textbook_step(
                 :, 1:
             ]  # 2 sequences: the last, and a drawn one
             places = [[ZETA - 1, *row] for row in drawn.tolist()]
-            masks = masks_at_all(config.backbone, step.randomness.dropout, places, ZETA - 1)
+            masks = masks_at_all(config.learner_backbone, step.randomness.dropout, places, ZETA - 1)
         rows = S[step.rows], masks, places, targets[step.rows]
-        loss = textbook.summary_loss(learner.theta, *rows)
+        loss = summary_loss(learner.theta, *rows)
         lr = config.learner.lr * (1 - learner.age / learner_steps)
         learner = learner.step(loss, lr, config.learner.weight_decay, config.learner.beta2)
     judged = textbook.real_loss(learner.theta, real, config.outer.among == "unseen")
@@ -192,6 +209,8 @@ def assert_kept(distillation: Distillation, learner: TapeAdam) -> None:
         (True, "all", {"objective": "all-positions"}),
         (False, "all", {"feature_weight": 0.0, "teacher_share": 0.0}),
         (False, "all", {"teacher_share": 1.0}),
+        (False, "all", {"inputs": "items"}),
+        (True, "unseen", {"inputs": "items", "objective": "all-positions"}),
     ],
 )
 def test_outer_steps_are_the_textbooks(
@@ -381,3 +400,123 @@ def test_learners_of_the_pool_are_whole_and_their_own(mode: Mode, biased: bool) 
     assert all(len(theta) == model.n_parameters for theta in thetas)
     assert not torch.equal(thetas[0], thetas[1])
     assert torch.equal(distillation.V_ND, distillation.teacher.model.table[:, :WIDTH])
+
+
+def judged_as(monkeypatch: pytest.MonkeyPatch, values: list[float]) -> list[tuple[int, Mode]]:
+    """Let validations have these values; returns the list of (outer step, learners' mode)."""
+    seen: list[tuple[int, Mode]] = []
+
+    def judged(distillation: Distillation, _summary: Any, _nth: int) -> float:
+        seen.append((distillation.done, distillation.mode))
+        return values[len(seen) - 1]
+
+    monkeypatch.setattr(Distillation, "_validation_of", judged)
+    return seen
+
+
+@pytest.mark.parametrize("inputs", ["soft", "items"])
+@pytest.mark.parametrize(
+    ("values", "chosen"),
+    [([0.5, 0.3, 0.5, 0.4], 0), ([0.5, 0.3, 0.6, 0.4], 4), ([0.0, 0.0, 0.0, 0.1], 6)],
+)
+def test_the_start_is_handed_over_unless_something_does_better(
+    monkeypatch: pytest.MonkeyPatch, inputs: Any, values: list[float], chosen: int
+) -> None:
+    """No summary is handed over that does worse than its start, or as well after more work."""
+    seen = judged_as(monkeypatch, values)
+    config = config_of("shared-items", inputs=inputs, validate_every=2, validation_learners=1)
+    distillation = make(config, False)
+    at = {0: [factor.detach().clone() for factor in distillation.factors]}
+    best = []
+    for value in distillation.steps():
+        at[distillation.done] = [factor.detach().clone() for factor in distillation.factors]
+        best.append(value)
+    assert seen == [(step, "shared-items") for step in (0, 2, 4, 6)]
+    assert best == [max(values[: 1 + step // 2]) for step in range(1, 7)]
+    summary, choice = distillation.result()
+    assert choice == {"ndcg@10": max(values), "step": float(chosen)}
+    for kept, factor, other in zip(summary.learned, at[chosen], at[1], strict=True):
+        assert torch.equal(kept, factor)
+        assert not torch.equal(kept, other)
+
+
+def test_labels_are_validated_and_kept_as_they_will_be_stored(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    judged_as(monkeypatch, [0.1, 0.2])
+    config = config_of("shared-items", inputs="items", validation_learners=1)
+    config = config.model_copy(
+        update={"summary": config.summary.model_copy(update={"label_step": 0.5})}
+    )
+    distillation = make(config, False)
+    for _ in distillation.steps():
+        pass
+    summary, choice = distillation.result()
+    assert choice["step"] == 6
+    assert isinstance(summary, LabelledSummary)
+    (labels,) = distillation.factors
+    assert torch.equal(summary.labels, rounded(labels.detach(), 0.5))
+    assert not torch.equal(summary.labels, labels)  # distilling goes on from what is not rounded
+    assert isinstance(distillation.summary, LabelledSummary)
+    assert torch.equal(summary.items, distillation.summary.items)
+    assert torch.equal(summary.V, distillation.summary.V)
+
+
+def test_the_start_is_judged_by_learners_of_the_mode_that_is_distilled_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first steps are for learners of another mode, whose figures do not compare. A look at
+    the start changes nothing of what follows."""
+    config = config_of("from-scratch", shared_steps=2, validate_every=2, validation_learners=1)
+    unlooked = make(config, False)
+    unlooked.step()
+    seen = judged_as(monkeypatch, [0.3, 0.2, 0.1])
+    distillation = make(config, False)
+    for done, _ in enumerate(distillation.steps()):
+        assert distillation.mode == ("shared-items" if done < 2 else "from-scratch")
+        if done == 0:
+            for mine, other in zip(distillation.factors, unlooked.factors, strict=True):
+                assert torch.equal(mine, other)
+    assert seen == [(step, "from-scratch") for step in (0, 4, 6)]
+    assert distillation.result()[1]["step"] == 0
+
+
+@pytest.mark.parametrize("inputs", ["soft", "items"])
+def test_without_outer_steps_the_start_is_validated_and_handed_over(inputs: Any) -> None:
+    distillation = make(config_of("shared-items", inputs=inputs, steps=0), False)
+    assert list(distillation.steps()) == []
+    summary, choice = distillation.result()
+    assert choice["step"] == 0
+    assert choice["ndcg@10"] > 0
+    for kept, start in zip(summary.learned, distillation.summary.learned, strict=True):
+        assert torch.equal(kept, start)
+
+
+def test_a_start_on_which_learners_diverge_is_no_candidate_but_distilled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks: list[int] = []
+
+    def learner(distillation: Distillation, *_: Any) -> Any:
+        looks.append(distillation.done)
+        if not distillation.done:
+            raise DivergedError("a learner diverged")
+        return distillation.teacher.model
+
+    monkeypatch.setattr(Distillation, "_learner_of", learner)
+    config = config_of("shared-items", validate_every=2, validation_learners=1)
+    distillation = make(config, False)
+    steps = distillation.steps()
+    next(steps)
+    with pytest.raises(RuntimeError, match="not been validated"):
+        distillation.result()
+    # Going on from here is not starting again.
+    again = make(config, False)
+    again.restore(copy.deepcopy(distillation.state()))
+    for each in (steps, again.steps()):
+        next(each)
+    assert looks == [0, 2, 2]
+    assert distillation.result()[1] == again.result()[1]
+    assert distillation.result()[1]["step"] == 2
+    with pytest.raises(DivergedError):  # nothing else could be handed over
+        list(make(config_of("shared-items", steps=0), False).steps())

@@ -1,5 +1,6 @@
 """The checkpoint file by itself: identity, due times, and writes that fail."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from td3engine.contract import CHECKPOINT_FILE
-from td3engine.errors import CheckpointMismatchError
+from td3engine.errors import CheckpointMismatchError, DamagedCheckpointError
 from td3engine.pipeline.checkpoint import Checkpoint
 from td3engine.runtime.distributed import ProcessGroup
 
@@ -53,6 +54,31 @@ def test_a_file_without_an_identity_is_another_runs(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(2)}, tmp_path / CHECKPOINT_FILE)
     with pytest.raises(CheckpointMismatchError, match="belongs to another"):
         checkpoint(tmp_path).read()
+
+
+def damage(content: bytes, kind: str) -> bytes:
+    middle = len(content) // 2
+    return {
+        "empty": b"",
+        "cut": content[:middle],
+        "its start": content[:3],
+        "text": b"no checkpoint\n" * 9,
+        "zeros": bytes(len(content)),
+        "flipped": content[:40] + bytes(40) + content[80:],
+        "pickle of a list": pickle.dumps([1]),
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", ["empty", "cut", "its start", "text", "zeros", "flipped", "pickle of a list"]
+)
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, kind: str) -> None:
+    write(checkpoint(tmp_path), step=3, U=torch.arange(4.0))
+    path = tmp_path / CHECKPOINT_FILE
+    path.write_bytes(damage(path.read_bytes(), kind))
+    with pytest.raises(DamagedCheckpointError, match=f"{path} is damaged") as caught:
+        checkpoint(tmp_path).read()
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_write_that_fails_leaves_the_one_before(

@@ -1,6 +1,5 @@
 """Whole runs: same seed same bytes, stop and resume at any step, what a bundle refuses."""
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -8,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from td3engine.config import BackboneConfig, DistillConfig
+from td3engine.config.presets import merge
 from td3engine.config.retired import retired_note
-from td3engine.contract import CHECKPOINT_FILE, SUMMARY_FILES
+from td3engine.contract import CHECKPOINT_FILE, FACTORS_FILE, SUMMARY_FILES
 from td3engine.data.reading import read_log
 from td3engine.data.types import Interactions, LogError
 from td3engine.errors import (
@@ -29,11 +28,24 @@ from td3engine.evaluation.table import Row
 from td3engine.events import Event, Note, Phase, PhaseStarted, Progress, throttled
 from td3engine.models.backbone import Backbone
 from td3engine.models.registry import build_backbone
+from td3engine.outer_loop.distillation import Distillation
 from td3engine.pipeline import run as run_module
 from td3engine.pipeline.run import RESULT_SEEDS, Control, Outcome, Run
 from td3engine.summary.bundle import load_bundle
+from td3engine.summary.labelled import LabelledSummary
+from td3engine.summary.packing import pack
+from td3engine.summary.tucker import TuckerSummary
 from td3engine.teacher import network as network_module
-from tests.td3engine.small import LEARNER_ROWS, LOG_ROWS, small_config, write_small_log
+from tests.td3engine.small import (
+    LEARNER_ROWS,
+    LOG_ROWS,
+    PAPER,
+    SOFT_LEARNER_ROWS,
+    learner_rows,
+    paper_config,
+    small_config,
+    write_small_log,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +81,12 @@ def test_same_seed_same_bytes_and_another_seed_others(
     assert bytes_of(tmp_path / "other") != bytes_of(whole)
 
 
-@pytest.mark.parametrize("looks", [1, 2, 4, 5, 7, 9, 10, 11, 15, 18, 22])
+@pytest.mark.parametrize("looks", [1, 2, 4, 5, 7, 9, 10, 11, 13, 14, 16])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_bytes(
     log: Interactions, whole: Path, tmp_path: Path, looks: int
 ) -> None:
-    # `stop` is asked after each of 4 epochs, 6 outer steps and 12 looks at learners that measure
-    # (three on each of four kinds of training data): stop at the given look, once.
+    # `stop` is asked after each of 4 epochs, 6 outer steps and 6 or 9 looks at learners that
+    # measure (three on each kind of training data): stop at the given look, once.
     asked = 0
 
     def stop() -> bool:
@@ -101,6 +113,70 @@ def test_a_run_with_several_learners_a_step_goes_on_to_the_same_bytes(
     run(log, tmp_path / "stopped", config)
     assert bytes_of(tmp_path / "stopped") == bytes_of(tmp_path / "whole")
     assert bytes_of(tmp_path / "stopped") != bytes_of(whole)
+
+
+@pytest.fixture(scope="module")
+def soft(log: Interactions, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the paper's method, made without any interruption."""
+    folder = tmp_path_factory.mktemp("soft")
+    run(log, folder, paper_config())
+    return folder
+
+
+@pytest.mark.parametrize("looks", [7, 19])
+def test_a_run_with_soft_inputs_goes_on_to_the_same_bytes(
+    log: Interactions, soft: Path, tmp_path: Path, looks: int
+) -> None:
+    """The 19th look is at learners that measure."""
+    stops = iter(range(1, looks + 1))
+
+    with pytest.raises(Interrupted):
+        run(log, tmp_path, paper_config(), stop=lambda: next(stops) == looks)
+    run(log, tmp_path, paper_config())
+    assert bytes_of(tmp_path) == bytes_of(soft)
+
+
+def test_a_run_without_outer_steps_hands_over_its_start(log: Interactions, tmp_path: Path) -> None:
+    """And is a run like any other: it validates, measures, stops and goes on."""
+    config = small_config(outer={"steps": 0, "shared_steps": 0})
+    events: list[Event] = []
+    outcome = run(log, tmp_path / "whole", config, listener=events.append)
+    assert outcome.manifest.validation["outer_step"] == 0
+    assert outcome.manifest.validation["summary_ndcg@10"] > 0
+    phases = [event.phase for event in events if isinstance(event, PhaseStarted)]
+    assert phases == ["preparing", "pretraining", "distilling", "evaluating"]
+    assert not [e for e in events if isinstance(e, Progress) and e.phase == "distilling"]
+    rows = {row["name"]: row for row in outcome.rows if row["protocol"] == "all"}
+    assert list(rows) == [*LOG_ROWS, *learner_rows(outcome.manifest)]
+    assert "initial summary" not in rows  # it is the summary
+    stops = iter(range(1, 7))
+    with pytest.raises(Interrupted):  # after 4 epochs, at the second learner that measures
+        run(log, tmp_path / "stopped", config, stop=lambda: next(stops) == 6)
+    run(log, tmp_path / "stopped", config)
+    assert bytes_of(tmp_path / "stopped") == bytes_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("over", [{}, PAPER])
+def test_what_is_written_is_what_was_measured(
+    log: Interactions, tmp_path: Path, over: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors are rounded before learners measure them, and the file loses nothing more."""
+    measured: list[Any] = []
+
+    def rows(benchmark: Any, name: str, summary: Any, *rest: Any) -> list[Row]:
+        measured.append((name, summary))
+        return summary_rows(benchmark, name, summary, *rest)
+
+    monkeypatch.setattr(run_module, "summary_rows", rows)
+    summary = {"table_step": 0.2, "label_step": 0.5}
+    run(log, tmp_path, small_config(**merge(over, {"summary": summary})))
+    result = dict(measured)["TD3 summary"]
+    kept = load_bundle(tmp_path).factors
+    for mine, read in zip((*result.learned, result.V), (*kept.learned, kept.V), strict=True):
+        assert torch.equal(mine, read)
+    assert pack(result.V)[1]["type"] == "int8"
+    for part in (part for _, summary in measured for part in summary.learned):
+        assert pack(part)[1]["type"] == ("float16" if over else "int8")
 
 
 FROM_SCRATCH = small_config(mode="from-scratch")
@@ -132,11 +208,17 @@ def test_a_bundle_says_whom_it_was_distilled_for(whole: Path, scratch: Path) -> 
         bundle = load_bundle(folder)
         assert bundle.manifest.distilled_for == bundle.manifest.config.mode == mode
         measured = {row["name"]: row["mode"] for row in bundle.manifest.results}
-        modes = dict.fromkeys(LOG_ROWS, "from-scratch") | dict.fromkeys(LEARNER_ROWS, mode)
+        modes = dict.fromkeys(LOG_ROWS, "from-scratch") | dict.fromkeys(
+            learner_rows(bundle.manifest), mode
+        )
         assert list(measured.items()) == list(modes.items())
     one, other = load_bundle(whole).factors, load_bundle(scratch).factors
     assert torch.equal(one.V, other.V)  # one teacher
-    assert not torch.equal(one.U, other.U)
+    assert isinstance(one, LabelledSummary)
+    assert isinstance(other, LabelledSummary)
+    assert torch.equal(one.items, other.items)  # one choice of users
+    steps = [load_bundle(folder).manifest.validation["outer_step"] for folder in (whole, scratch)]
+    assert torch.equal(one.labels, other.labels) == (not any(steps))
 
 
 def test_recomputing_graphs_from_scratch_changes_nothing(
@@ -163,10 +245,10 @@ def test_checkpoints_come_when_due_and_are_announced_complete(
         torch.load(path, weights_only=True)
         seen.append((phase, step))
 
-    run(log, tmp_path, on_checkpoint=on_checkpoint, checkpoint_seconds=0)
+    outcome = run(log, tmp_path, on_checkpoint=on_checkpoint, checkpoint_seconds=0)
     assert seen == [("pretraining", n) for n in (1, 2, 3, 4)] + [
         ("distilling", n) for n in (1, 2, 3, 4, 5, 6, 6)
-    ] + [("evaluating", 6)] * len(LEARNER_ROWS) * len(RESULT_SEEDS)
+    ] + [("evaluating", 6)] * len(learner_rows(outcome.manifest)) * len(RESULT_SEEDS)
 
 
 @dataclass
@@ -292,6 +374,7 @@ def test_says_whether_learners_competed_with_a_sample(
     notes = [
         note for note in notes if "model that counts" not in note and "counting models" not in note
     ]
+    notes = [note for note in notes if "of test targets are items" not in note]
     told = [note.startswith("outer: a sampled softmax, 5 of ") for note in notes]
     assert any(told) == (softmax == "sampled")
     ignored = [note.startswith("outer.softmax: sampled is ignored for ") for note in notes]
@@ -323,9 +406,30 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
     said = {"softmax": "full"}  # what `auto` came to
     data = {"validate_by": "unseen", "duplicates": "keep"}
     teacher = {**said, "counting_share": 0.7}
-    settled = small_config(teacher=teacher, outer=said, data=data)
+    settled = small_config(teacher=teacher, outer={**said, "support": "all"}, data=data)
     assert bundle.manifest.config == settled
     assert bundle.manifest.fingerprint == "f" * 64
+    n = len(bundle.item_ids)
+    assert isinstance(bundle.factors, LabelledSummary)
+    assert bundle.factors.items.shape == (4, 8)
+    assert bundle.factors.labels.shape == (4, 7, 8)
+    assert bundle.factors.V.shape == (n, 8)
+    assert bundle.manifest.numbers_stored == {"learned": 4 * 7 * 8, "V": n * 8}
+    assert {row["name"] for row in bundle.manifest.results} == {
+        *LOG_ROWS,
+        *learner_rows(bundle.manifest),
+    }
+    assert {row["protocol"] for row in bundle.manifest.results} == {
+        "all",
+        "unseen",
+        "sampled-100",
+    }
+    assert "seconds" not in (whole / "manifest.json").read_text()
+
+
+def test_a_bundle_of_soft_inputs_says_how_it_was_made(soft: Path) -> None:
+    bundle = load_bundle(soft)
+    assert isinstance(bundle.factors, TuckerSummary)
     assert bundle.factors.U.shape == (4, 2)
     assert bundle.factors.T.shape == (8, 2)
     assert bundle.factors.Y is not None
@@ -336,39 +440,8 @@ def test_the_bundle_says_how_it_was_made(log: Interactions, whole: Path) -> None
         "learned": 4 * 2 + 2 * 8 * 2 + 2 * 2 * 8,
         "V": len(bundle.item_ids) * 8,
     }
-    assert {row["name"] for row in bundle.manifest.results} == {*LOG_ROWS, *LEARNER_ROWS}
-    assert {row["protocol"] for row in bundle.manifest.results} == {
-        "all",
-        "unseen",
-        "sampled-100",
-    }
-    assert "seconds" not in (whole / "manifest.json").read_text()
-
-
-def test_a_bundle_of_the_first_format_has_no_targets_of_its_own(
-    whole: Path, tmp_path: Path
-) -> None:
-    """Its configuration does not know of them either, and does not get today's default."""
-    for file, content in bytes_of(whole).items():
-        (tmp_path / file).write_bytes(content)
-    factors = tmp_path / "summary.safetensors"
-    kept = safetensors.torch.load(factors.read_bytes())
-    del kept["Y"]
-    factors.write_bytes(safetensors.torch.save(kept))
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["format"] == 2
-    manifest["format"] = 1
-    del manifest["config"]["summary"]["targets"]
-    manifest["checksums"][factors.name] = hashlib.sha256(factors.read_bytes()).hexdigest()
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    read = load_bundle(tmp_path)
-    assert read.manifest.config.summary.targets == "next"
-    assert read.factors.Y is None
-    assert torch.equal(read.factors.soft_sequences().targets, read.factors.soft_sequences().inputs)
-    manifest["format"] = 2
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(BundleError, match="targets"):
-        load_bundle(tmp_path)
+    rows = learner_rows(bundle.manifest, SOFT_LEARNER_ROWS)
+    assert {row["name"] for row in bundle.manifest.results} == {*LOG_ROWS, *rows}
 
 
 def test_a_bundle_of_before_a_setting_says_what_it_had(whole: Path, tmp_path: Path) -> None:
@@ -441,9 +514,12 @@ def test_a_log_that_leaves_nothing_to_train_on_is_refused(tmp_path: Path) -> Non
 
 
 def test_settings_that_diverge_are_said_so(log: Interactions, tmp_path: Path) -> None:
-    wild = small_config(learner={"lr": 1e30}, backbone={"dropout": 0})
+    wild = small_config(learner={"lr": 1e30})
     with pytest.raises(DivergedError, match="outer step 1 "):
         run(log, tmp_path, wild)
+    start = small_config(learner={"lr": 1e30}, outer={"steps": 0, "shared_steps": 0})
+    with pytest.raises(DivergedError, match=r"a learner diverged within 8 steps: .*learner\.lr"):
+        run(log, tmp_path / "start", start)
     with pytest.raises(DivergedError, match="epoch 1"):
         run(log, tmp_path, small_config(teacher={"lr": 1e30}))
 
@@ -457,6 +533,8 @@ def test_a_start_on_which_learners_diverge_spoils_no_job(
         return summary_rows(benchmark, name, *rest)
 
     monkeypatch.setattr(run_module, "summary_rows", rows)
+    # Another summary is chosen, and measured beside its start.
+    monkeypatch.setattr(Distillation, "_validate_start", lambda _distillation: None)
     said: list[Event] = []
     outcome = run(log, tmp_path, listener=said.append)
     names = {row["name"] for row in outcome.rows}
@@ -477,7 +555,7 @@ def test_labelled_users_on_whom_learners_diverge_spoil_no_job(
     said: list[Event] = []
     outcome = run(log, tmp_path, listener=said.append)
     names = {row["name"] for row in outcome.rows}
-    assert names == {*LOG_ROWS, *LEARNER_ROWS} - {"labelled users"}
+    assert names == {*LOG_ROWS, *learner_rows(outcome.manifest)} - {"labelled users"}
     assert Note("no figures of labelled users: a learner diverged") in said
 
 
@@ -491,26 +569,34 @@ def test_ease_is_left_out_of_a_log_of_too_many_items(
         assert ("EASE" in {row["name"] for row in outcome.rows}) == there
 
 
-def test_rows_say_what_they_cost(log: Interactions, tmp_path: Path) -> None:
+@pytest.mark.parametrize("over", [{}, PAPER])
+def test_rows_say_what_they_cost(log: Interactions, tmp_path: Path, over: dict[str, Any]) -> None:
     """Sizes against hand counts; seconds of making only where something was made."""
-    outcome = run(log, tmp_path)
+    outcome = run(log, tmp_path, small_config(**over))
     kept = load_bundle(tmp_path)
     n, d, mu, zeta = len(kept.item_ids), 8, 4, 8
     V = n * d
-    learned = mu * 2 + 2 * zeta * 2 + 2 * 2 * d
-    as_large = learned // (zeta * (1 + d))
-    sizes = {
-        "labelled users": (mu, mu * zeta * (1 + d) + V),
-        "labelled, same bytes": (max(1, as_large), max(1, as_large) * zeta * (1 + d) + V),
-        "initial summary": (mu, learned + V),
-        "TD3 summary": (mu, learned + V),
-    }
+    user = (zeta - 1) * d + zeta  # labels, and items
     rows = {row["name"]: row for row in outcome.rows if row["protocol"] == "all"}
+    own = mu * user + V if not over else mu * 2 + 2 * zeta * 2 + 2 * 2 * d + V
+    sizes = {
+        "labelled users": (mu, mu * user + V),
+        "TD3 summary": (mu, own),
+    }
+    if "initial summary" in learner_rows(outcome.manifest):
+        sizes["initial summary"] = mu, own
+    if over:
+        users = rows["labelled, same bytes"]["sequences"]
+        assert users is not None
+        sizes["labelled, same bytes"] = users, users * user + V
+        # The factors are fewer numbers than one user's labels.
+        assert users == 1
     for name, (sequences, numbers) in sizes.items():
         row = rows[name]
         assert (row["sequences"], row["numbers_stored"]) == (sequences, numbers)
-        assert row["bytes"] == 4 * numbers
+        assert 0 < row["bytes"] < 4 * numbers + 1000  # a header
         assert row["seeds"] == len(RESULT_SEEDS)
+    assert rows["TD3 summary"]["bytes"] == (tmp_path / FACTORS_FILE).stat().st_size
     full = rows["full data"]
     assert (full["sequences"], full["numbers_stored"], full["bytes"]) == (40, 480, 16 * 480)
     assert rows["popularity"]["bytes"] == 4 * n
@@ -520,8 +606,13 @@ def test_rows_say_what_they_cost(log: Interactions, tmp_path: Path) -> None:
     # The teacher has all of them.
     least = sum(rows[name]["train_seconds"] for name in LOG_ROWS[1:])
     assert rows["teacher"]["train_seconds"] > least
+    # A manifest has figures to six decimals.
     without = [
-        {key: value for key, value in row.items() if not key.endswith("_seconds")}
+        {
+            key: round(value, 6) if isinstance(value, float) else value
+            for key, value in row.items()
+            if not key.endswith("_seconds")
+        }
         for row in outcome.rows
     ]
     assert kept.manifest.results == without
@@ -602,7 +693,7 @@ def test_a_run_on_cuda_gives_the_same_bytes_again_and_when_stopped(
 def test_the_teacher_may_have_a_dropout_of_its_own(
     log: Interactions, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It trains with that, learners with the backbone's."""
+    """It trains with that, or with the backbone's; learners with theirs."""
     rates: list[float] = []
 
     def watched(config: BackboneConfig, history: int) -> Backbone:
@@ -613,9 +704,11 @@ def test_the_teacher_may_have_a_dropout_of_its_own(
         monkeypatch.setattr(module, "build_backbone", watched)
     rate = small_config().backbone.dropout
     assert rate > 0
-    run(log, tmp_path / "own", small_config(teacher={"dropout": 0.0}))
-    assert rates == [rate, 0.0]  # of learners, of the teacher
+    learner = {"dropout": 0.35}
+    run(log, tmp_path / "own", small_config(teacher={"dropout": 0.0}, learner=learner))
+    assert rates == [0.35, 0.0]  # of learners, of the teacher
     own, like = load_bundle(tmp_path / "own").factors, load_bundle(whole).factors
     assert not torch.equal(own.V, like.V)
     run(log, tmp_path / "said", small_config(teacher={"dropout": rate}))
+    assert rates[2:] == [0.0, rate]
     assert torch.equal(load_bundle(tmp_path / "said").factors.V, like.V)
