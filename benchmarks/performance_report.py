@@ -228,17 +228,23 @@ def window_table(memory: dict[str, Any]) -> str:
 def side_table(found: Run) -> str:
     """Outer steps of this tree and of the earlier commit."""
     lines = [
-        f"| outer steps | {found['commit']}, s a step | now, s a step | ratio (each repeat) "
-        "| of processor seconds | peak before, MiB | peak now, MiB | once at the start, s |",
-        "|---|---|---|---|---|---|---|---|",
+        f"| outer steps | {found['commit']}: processor seconds a step (on the clock) | now "
+        "| ratio of processor seconds (each repeat) | of the clock's (each repeat) "
+        "| peak before, MiB | peak now, MiB |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
-        each = ", ".join(f"{ratio:.1f}" for ratio in row["ratios"])
+        processor, clock = (
+            f"{row[f'ratio{of}']:.1f} ({', '.join(f'{each:.1f}' for each in row[f'ratios{of}'])})"
+            for of in ("_of_processor", "")
+        )
+        before, today = (
+            f"{row[f'{side}_processor_seconds']:.2f} ({row[f'{side}_seconds']:.2f})"
+            for side in ("before", "today")
+        )
         lines.append(
-            f"| {row['name']} | {row['before_seconds']:.2f} | {row['today_seconds']:.2f} | "
-            f"**{row['ratio']:.1f}** ({each}) | {row['ratio_of_processor']:.1f} | "
-            f"{row['before_peak_mib']:,.0f} | {row['today_peak_mib']:,.0f} | "
-            f"{row['today_start_seconds']:.1f} |"
+            f"| {row['name']} | {before} | {today} | {processor} | {clock} | "
+            f"{row['before_peak_mib']:,.0f} | {row['today_peak_mib']:,.0f} |"
         )
     lines += ["", f"| milliseconds of a step | side | {' | '.join(PARTS)} |", "|---" * 8 + "|"]
     for row in found["rows"]:

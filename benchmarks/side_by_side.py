@@ -19,13 +19,14 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from benchmarks.work import machine
+from td3engine.config.presets import merge
 
 RESULTS = Path("docs/results/side_by_side.json")
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +53,7 @@ class Case:
         name: of the case.
         items: of the random log.
         settings: over the preset `balanced`, in words that both trees know.
+        today: over those, in words that the earlier tree does not know.
         steps: outer steps of a turn.
         first: outer steps before the first turn, which pay for page faults and bring the first
             learners to their ages.
@@ -62,8 +64,17 @@ class Case:
     items: int
     settings: Figures
     steps: int
+    today: Figures = field(default_factory=lambda: SAME_WORK)
     first: int = 2 * OUTER["pool"]
     real_targets: int = 4096
+
+
+# The earlier tree knew no other way than this one.
+SAME_WORK: Figures = {
+    "summary": {"inputs": "soft"},
+    "learner": {"loss": "cross-entropy", "dropout": 0.2},
+}
+OWN_WAY: Figures = {}
 
 
 def _over(base: Figures, **parts: Figures) -> Figures:
@@ -87,9 +98,9 @@ CASES = [
     ),
     # As in the table of speed (benchmarks/speed.py --items 20000).
     Case("20,000 items, published settings", 20_000, PUBLISHED, steps=5),
-    # The sizes that the engine's own presets have.
+    # Sizes of the earlier tree's presets.
     Case(
-        "20,000 items, default settings",
+        "20,000 items, all positions",
         20_000,
         _over(
             PUBLISHED,
@@ -114,6 +125,9 @@ CASES = [
         real_targets=6272,  # 128 windows of 49 events
     ),
 ]
+
+# The same sizes by this tree's default way: inputs that are items, and a loss of scores.
+CASES += [replace(case, name=f"{case.name}, by default", today=OWN_WAY) for case in CASES[2:]]
 
 # Runs in either tree, which its working directory is: one line in a turn, one line out.
 CHILD = """
@@ -159,10 +173,10 @@ for line in sys.stdin:
 class Side:
     """A process that takes outer steps of one tree when it is told to."""
 
-    def __init__(self, tree: Path, case: Case, threads: int) -> None:
+    def __init__(self, tree: Path, case: Case, settings: Figures, threads: int) -> None:
         told = {
             "items": case.items,
-            "settings": case.settings,
+            "settings": settings,
             "real_targets": case.real_targets,
             "threads": threads,
         }
@@ -211,7 +225,8 @@ def compare(case: Case, before: Path, repeats: int, threads: int) -> Figures:
         threads: of each side.
     """
     trees = {"today": ROOT, "before": before}
-    sides = {name: Side(tree, case, threads) for name, tree in trees.items()}
+    settings = {"today": merge(case.settings, case.today), "before": case.settings}
+    sides = {name: Side(tree, case, settings[name], threads) for name, tree in trees.items()}
     turns: dict[str, list[Figures]] = {name: [] for name in sides}
     try:
         for side in sides.values():
@@ -236,8 +251,8 @@ def compare(case: Case, before: Path, repeats: int, threads: int) -> Figures:
             for part in found[0]["parts"]
         }
     pairs = list(zip(turns["today"], turns["before"], strict=True))
-    for of, field in (("", "seconds"), ("_of_processor", "processor_seconds")):
-        ratios = [before[field] / today[field] for today, before in pairs]
+    for of, kind in (("", "seconds"), ("_of_processor", "processor_seconds")):
+        ratios = [before[kind] / today[kind] for today, before in pairs]
         row[f"ratio{of}"], row[f"ratios{of}"] = statistics.median(ratios), ratios
     return row
 

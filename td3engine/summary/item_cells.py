@@ -98,10 +98,10 @@ class ItemCells:
     def top(self, C_UTD: Tensor, items: int, count: int) -> Tensor:
         """Of each query the `count` items of highest score, as far as they are near: int64
         (mu zeta, count)."""
-        found = []
+        found, enough = [], self.near(max(items, count))
         C_RD = C_UTD.flatten(0, 1) @ self.basis
-        for some_RD in C_RD.split(self.queries_at_once(self.near(items))):
-            near = _Near(self, some_RD, self.nearest(some_RD, self.near(items))[0])
+        for some_RD in C_RD.split(self.queries_at_once(enough)):
+            near = _Near(self, some_RD, self.nearest(some_RD, enough)[0])
             at = near.by_query(near.scores()).topk(count).indices
             cell = near.cells_RC.gather(1, at // self.items.shape[1])
             found.append(self.items[cell, at % self.items.shape[1]])

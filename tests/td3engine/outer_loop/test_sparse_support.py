@@ -6,35 +6,42 @@ from typing import Any
 import pytest
 import torch
 
+from td3engine.config import DistillConfig
+from td3engine.config.presets import merge
 from td3engine.inner_loop.learner import learn
 from td3engine.outer_loop.distillation import Distillation
 from td3engine.summary import item_cells
 from td3engine.summary.soft_sequences import SparseSupport
 from td3engine.summary.tucker import query
 from tests.td3engine.distill_kit import ITEMS, config_of, make
-from tests.td3engine.oracles import default_double
+from tests.td3engine.oracles import default_double, distance
 
 
 @pytest.fixture(autouse=True)
 def _small_cells_in_float64(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Cells of two items or one, so that few items make several cells."""
+    """Four cells of two or three items: those of one item are exact anyway."""
     monkeypatch.setattr(item_cells, "FEWEST_ITEMS", 1)
+    monkeypatch.setattr(item_cells, "CELLS_A_ROOT", 4 / 3)
     with default_double():
         yield
 
 
 def distillation(**outer: Any) -> Distillation:
-    return make(config_of("shared-items", **outer), biased=False)
+    config = config_of("shared-items", **outer)
+    soft = {"summary": {"inputs": "soft"}, "learner": {"loss": "cross-entropy"}}
+    return make(DistillConfig.model_validate(merge(config.model_dump(), soft)), biased=False)
 
 
 def test_a_step_is_near_that_over_all_items_and_learners_that_are_measured_read_all() -> None:
-    sparse, whole = distillation(support=5), distillation(support="all")
+    sparse, whole = distillation(support=6), distillation(support="all")
     assert isinstance(sparse.training.soft_embedding, SparseSupport)
     for each in (sparse, whole):
         each.step()
-    for some, all_items in zip(sparse.factors, whole.factors, strict=True):
-        torch.testing.assert_close(some, all_items, rtol=0, atol=0.02)
-        assert not torch.equal(some, all_items)
+    some, all_items = (
+        torch.cat([factor.grad.flatten() for factor in each.factors if factor.grad is not None])
+        for each in (sparse, whole)
+    )
+    assert 1e-6 < distance(some, all_items) < 0.3  # of nine items, six are near
     draw = torch.Generator().manual_seed(0)
     expected = learn(sparse.summary, sparse.backbone, sparse.config.learner, "shared-items", draw)
     draw.manual_seed(0)
