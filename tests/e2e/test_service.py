@@ -144,7 +144,8 @@ def test_a_job_gives_what_the_library_gives(
     few_items = {"softmax": "full"}
     data = {"validate_by": "unseen", "duplicates": "keep"}
     teacher = {**few_items, "counting_share": 0.7}
-    settled = {"teacher": teacher, "outer": {**few_items, "support": "all"}, "data": data}
+    outer = {**few_items, "support": "all"}
+    settled = {"auto": (), "teacher": teacher, "outer": outer, "data": data}
     wanted = DistillConfig.model_validate(merge(CONFIG.model_dump(), settled))
     assert load_bundle(tmp_path).manifest.config == wanted
     assert done.metrics is not None
