@@ -87,6 +87,7 @@ class Manifest(BaseModel):
             implied["summary"] = {"inputs": "soft", "table_step": 0, "label_step": 0} | targets
             dropout = config.get("backbone", {}).get("dropout", EARLIER_DROPOUT)
             implied["learner"] |= {"loss": "cross-entropy", "dropout": dropout}
+            implied["outer"] = {"support": "all"}
         return content | {"config": merge(implied, config)}
 
 
