@@ -1,5 +1,6 @@
 """A small made-up log and settings that distil in about a second, for tests of whole runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ def learner_rows(manifest: Manifest, rows: tuple[str, ...] = LEARNER_ROWS) -> li
     """Of the rows those of this run: a summary that is its own start has no row of that."""
     distilled = manifest.validation["outer_step"] > 0
     return [name for name in rows if distilled or name != "initial summary"]
+
+
+def as_written(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of results as a manifest has it: without wall times, figures to six decimals."""
+    return {
+        key: round(value, 6) if isinstance(value, float) else value
+        for key, value in row.items()
+        if not key.endswith("_seconds")
+    }
 
 
 def write_small_log(path: Path, *, users: int = USERS) -> Path:

@@ -116,7 +116,7 @@ def test_a_notebook_is_not_shown_hostile_markup(made: Made) -> None:
     shown = summary._repr_html_()
     assert "<script" not in shown
     assert html.escape(hostile) in shown
-    assert shown.count("<tr>") == shown.count("</tr>") == 4
+    assert shown.count("<tr>") == shown.count("</tr>") == 5
 
 
 def test_saved_and_loaded_it_has_the_same_bytes(made: Made, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from tests.td3engine.small import (
     LOG_ROWS,
     PAPER,
     SOFT_LEARNER_ROWS,
+    as_written,
     learner_rows,
     paper_config,
     small_config,
@@ -617,16 +618,7 @@ def test_rows_say_what_they_cost(log: Interactions, tmp_path: Path, over: dict[s
     # The teacher has all of them.
     least = sum(rows[name]["train_seconds"] for name in LOG_ROWS[1:])
     assert rows["teacher"]["train_seconds"] > least
-    # A manifest has figures to six decimals.
-    without = [
-        {
-            key: round(value, 6) if isinstance(value, float) else value
-            for key, value in row.items()
-            if not key.endswith("_seconds")
-        }
-        for row in outcome.rows
-    ]
-    assert kept.manifest.results == without
+    assert kept.manifest.results == [as_written(row) for row in outcome.rows]
 
 
 def test_a_full_disk_leaves_no_half_manifest_and_the_run_goes_on(
