@@ -42,7 +42,7 @@ def test_a_run_stopped_twice_goes_on_to_the_same_bytes(
     def run(folder: Path, stop_at: int | None = None) -> None:
         looks = iter(range(1, 1000))
         control = Control(listener=lambda _: None, stop=lambda: next(looks) == stop_at)
-        Run(log, log.fingerprint, config, folder, control).run()
+        Run(log, log.fingerprint(), config, folder, control).run()
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     run(whole)

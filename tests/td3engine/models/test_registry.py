@@ -38,6 +38,7 @@ class Options(BackboneOptions):
 class Mean(FlatParameters, Causal):
     def __init__(self, config, history):
         super().__init__({"out": (config.hidden, config.hidden)})
+        self.config = config
         self.history = history
         self.decay = Options.model_validate(config.options).decay
 
