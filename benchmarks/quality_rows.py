@@ -54,9 +54,9 @@ def settings_table(configs: dict[str, Any]) -> str:
     lines = [
         "## Settings",
         "",
-        "Preset `quality` where the table says nothing else (benchmarks/datasets.py; how they were "
-        "chosen: [notebook](notebook.md#how-the-settings-were-chosen)). Of a step's targets: all "
-        "positions of its sequences, or the last and some others.",
+        "What the default preset settles on for each log (benchmarks/datasets.py; how defaults were "
+        "chosen: [notebook](notebook.md)). Of a step's targets: all positions of its sequences, or "
+        "the last and some others.",
         "",
         "| data set | mode | sequences | dropout | outer steps (of them for shared items) | window "
         "| outer rate | learner: steps x sequences | targets a sequence |",
