@@ -51,7 +51,11 @@ def build_config(
     if preset not in PRESETS:
         raise UnusableError(f"preset must be one of {', '.join(PRESETS)}, not {preset!r}")
     overrides = overrides or {}
-    auto = [knob for knob in PRESETS[preset].get("auto", ()) if not _has(overrides, knob)]
+    knobs = list(PRESETS[preset].get("auto", ()))
+    budget = overrides.get("budget")
+    if isinstance(budget, dict) and budget.get("seconds") and "outer.steps" not in knobs:
+        knobs.append("outer.steps")  # what a budget of seconds sets, whatever the preset
+    auto = [knob for knob in knobs if not _has(overrides, knob)]
     return DistillConfig.model_validate(merge(PRESETS[preset], {"auto": auto} | overrides))
 
 

@@ -1,7 +1,8 @@
 """How large a summary is, before it is made, and what fits into a budget. Imports no torch.
 
 Numbers on a grid of step s (in standard deviations) have an entropy of about log2(sqrt(2 pi e) / s)
-bits if they are normal, and the files' entropy coder comes near it: 4.4 bits at 0.2, 3.0 at 0.5.
+bits if they are normal: 4.4 bits at 0.2, 3.0 at 0.5. The files' coder needs some more, and steps
+are rounded down to three significant bits.
 """
 
 import math
@@ -14,6 +15,7 @@ MOST_USERS = 100  # by default: with more, learners gain little on any log of do
 LABELS_SUFFICE = 1000  # positions, from which on distilling adds less than its seconds are worth
 COARSEST_TABLE = 0.4  # steps of the item table: quality falls from here on
 MANIFEST_BYTES = 16_000
+BITS_OVER_ENTROPY = 0.3  # a number: LZMA's part, and that of steps rounded down
 LONG_STEPS = 60  # outer steps of summaries that are small for their log
 INNER_STEP_SECONDS = 0.002  # of one core: what a step costs whatever its sizes
 NUMBERS_A_SECOND = 2e7  # of hidden states and trained tables that steps go through
@@ -52,14 +54,19 @@ class Sizes:
     @property
     def total(self) -> int:
         """Bytes of the whole bundle, roughly."""
-        return round(self.table + self.users * self.sequence + self.id_bytes + MANIFEST_BYTES)
+        return math.ceil(self.fixed + self.users * self.sequence)
+
+    @property
+    def fixed(self) -> float:
+        """Bytes of all but the sequences."""
+        return self.table + self.id_bytes + MANIFEST_BYTES
 
 
 def bits(step: float) -> float:
     """Of a normal number on a grid of this step."""
     if not step:
         return 32.0
-    return max(0.5, math.log2(math.sqrt(2 * math.pi * math.e) / step))
+    return max(0.5, math.log2(math.sqrt(2 * math.pi * math.e) / step)) + BITS_OVER_ENTROPY
 
 
 def fitted(sizes: Sizes, most_bytes: int, coarsest: float = COARSEST_TABLE) -> Sizes:
@@ -74,7 +81,7 @@ def fitted(sizes: Sizes, most_bytes: int, coarsest: float = COARSEST_TABLE) -> S
     step = sizes.table_step
     while True:
         coarse = replace(sizes, table_step=step)
-        left = most_bytes - replace(coarse, users=0).total
+        left = most_bytes - coarse.fixed
         users = min(sizes.users, math.floor(left / sizes.sequence))
         enough = users >= sizes.users or users * sizes.length >= LABELS_SUFFICE
         if enough or step >= coarsest or not step:
