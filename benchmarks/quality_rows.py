@@ -55,8 +55,8 @@ def settings_table(configs: dict[str, Any]) -> str:
         "## Settings",
         "",
         "What the default preset settles on for each log (benchmarks/datasets.py; how defaults "
-        "were chosen: [notebook](notebook.md)). Of a step's targets: all positions of its sequences, or "
-        "the last and some others.",
+        "were chosen: [notebook](notebook.md)). Of a step's targets: all positions of its "
+        "sequences, or the last and some others.",
         "",
         "| data set | mode | sequences | dropout | outer steps (of them for shared items) | window "
         "| outer rate | learner: steps x sequences | targets a sequence |",
