@@ -9,6 +9,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def _reads_anything(command: Sequence[str], *, memory_bytes: int) -> list[str]:
     """A reader of uploads that takes every file at once; tests/app/http/test_upload_fuzz.py has the
     real one.
     """
-    target = command[command.index("td3engine.data.normalise") + 2]
+    # A file or several, then the target, then options.
+    after = command[command.index("td3engine.data.normalise") + 1 :]
+    target = list(takewhile(lambda word: not word.startswith("--"), after))[-1]
     return ["sh", "-c", f"echo a log > {shlex.quote(target)}; echo {shlex.quote(json.dumps(READ))}"]
 
 

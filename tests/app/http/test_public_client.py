@@ -11,7 +11,7 @@ import torch
 import td3engine as td3
 from td3engine.api.client import JobFailedError
 from td3engine.client import ServiceError
-from td3engine.config.presets import build_config
+from td3engine.config.presets import build_config, merge
 from td3engine.contract import SUMMARY_FILES
 from td3engine.errors import OutputExistsError
 from td3engine.summary.bundle import Manifest, save_bundle
@@ -32,7 +32,7 @@ def log(tmp_path: Path) -> Path:
 @pytest.fixture
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     """The files of a summary, with which jobs succeed in this test."""
-    config = build_config("balanced", SMALL)
+    config = build_config("balanced", merge(SMALL, {"summary": {"inputs": "soft"}}))
     V = torch.randn(11, 8, generator=seeded(0))
     factors = TuckerSummary.initial(config.summary, V, seeded(1))
     manifest = Manifest(
