@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from td3engine.losses.cross_entropy import cross_entropy
-from td3engine.losses.score_distance import AnalyticDistance, ItemProducts, mean_distance
+from td3engine.losses.score_distance import AnalyticDistance, centred, mean_distance
 from td3engine.losses.softmax import SoftmaxOverItems
 from td3engine.models.backbone import AnalyticEncoder
 from td3engine.models.recommender import Recommender, StepRandomness
@@ -103,7 +103,9 @@ def scored_loss(
     lengths = torch.full((len(batch),), sequences.length, device=batch.device)
     hidden_KF = model.states(encoder_P, sequences.read(batch, table_NF), lengths, randomness)
     query_KD = sequences.targets(batch)[randomness.targets.rows, randomness.targets.at]
-    return mean_distance(hidden_KF, query_KD, ItemProducts.of(table_NF, sequences.V))
+    if table_NF is model.frozen:
+        return mean_distance(hidden_KF, query_KD, sequences.shared_products)
+    return mean_distance(hidden_KF, query_KD, sequences.products(centred(table_NF)))
 
 
 class AutogradGradient(Generic[Randomness]):
@@ -239,14 +241,9 @@ class AnalyticScoredGradient:
         # The last position is no input: nothing comes after it.
         hidden = encoder.forward(X_BTD[:, :-1])
         query = sequences.targets(batch).flatten(0, 1)[self.targets]
-        self.distance = AnalyticDistance(
-            hidden,
-            query,
-            table_ND,
-            sequences.V,
-            ItemProducts.of(table_ND, sequences.V) if self.trained else sequences.shared_products,
-            self.trained,
-        )
+        table = centred(table_ND) if self.trained else None
+        products = sequences.shared_products if table is None else sequences.products(table)
+        self.distance = AnalyticDistance(hidden, query, products, table, sequences.centred_table)
         to_hidden, to_table = self.distance.gradient()
         to_encoder, to_input = encoder.backward(to_hidden)
         via_X = self.embedding.backward(_with_last(to_input)) if self.trained else None

@@ -32,18 +32,11 @@ class ItemProducts:
     other: Tensor
 
     @classmethod
-    def of(cls, table_NF: Tensor, V_ND: Tensor) -> "ItemProducts":
-        """Of a learner's table F and a summary's V; differentiable."""
-        F, V = centred(table_NF), centred(V_ND)
-        n = len(V)
-        return cls(F.T @ F / n, F.T @ V / n, V.T @ V / n)
-
-    @classmethod
-    def shared(cls, V_ND: Tensor) -> "ItemProducts":
-        """Of one table that learner and summary share."""
-        V = centred(V_ND)
-        product = V.T @ V / len(V)
-        return cls(product, product, product)
+    def of(cls, F_NF: Tensor, V_ND: Tensor, other: Tensor) -> "ItemProducts":
+        """Of centred tables, the learner's F and the summary's V, whose own product is known;
+        differentiable."""
+        n = len(V_ND)
+        return cls(F_NF.T @ F_NF / n, F_NF.T @ V_ND / n, other)
 
 
 def centred(table: Tensor) -> Tensor:
@@ -70,32 +63,30 @@ class AnalyticDistance:
 
     Args:
         hidden_KD, query_KD: as there.
-        table_ND: the learner's table.
-        V_ND: the summary's.
-        products: of the two.
-        trained: whether the learner trains its table.
+        products: of the two tables.
+        table_ND: the learner's table, centred, if it is trained; else None.
+        V_ND: the summary's, centred.
     """
 
     def __init__(
         self,
         hidden_KD: Tensor,
         query_KD: Tensor,
-        table_ND: Tensor,
-        V_ND: Tensor,
         products: ItemProducts,
-        trained: bool,
+        table_ND: Tensor | None,
+        V_ND: Tensor,
     ) -> None:
         self.hidden, self.query, self.products = hidden_KD, query_KD, products
-        self.trained = trained
+        self.table, self.V = table_ND, V_ND
         self.scale = 2 / max(1, len(hidden_KD))
-        if trained:
-            self.table, self.V = centred(table_ND), centred(V_ND)
 
     def gradient(self) -> tuple[Tensor, Tensor | None]:
         """Gradients of h (K, d) and of a trained table (n, d)."""
         h, q = self.hidden, self.query
         to_hidden = (h @ self.products.own - q @ self.products.mixed.T).mul_(self.scale)
-        return to_hidden, self._to_table(h.T @ h, q.T @ h) if self.trained else None
+        if self.table is None:
+            return to_hidden, None
+        return to_hidden, self._to_table(self.table, h.T @ h, q.T @ h)
 
     def hvp(
         self, hidden_KD: Tensor, table_ND: Tensor | None
@@ -105,7 +96,7 @@ class AnalyticDistance:
         h, q, v = self.hidden, self.query, hidden_KD
         own, mixed = self.products.own, self.products.mixed
         to_hidden, to_query = v @ own, v @ mixed
-        if table_ND is None:
+        if table_ND is None or self.table is None:
             return to_hidden.mul_(self.scale), None, to_query.mul_(-self.scale)
         w = centred(table_ND)
         n = len(w)
@@ -114,12 +105,12 @@ class AnalyticDistance:
         to_hidden += h @ own_tangent - q @ mixed_tangent.T
         to_query += h @ mixed_tangent
         hv = h.T @ v
-        to_table = self._to_table(hv + hv.T, q.T @ v)
+        to_table = self._to_table(self.table, hv + hv.T, q.T @ v)
         to_table += w @ (h.T @ h).mul_(self.scale / n)
         return to_hidden.mul_(self.scale), to_table, to_query.mul_(-self.scale)
 
-    def _to_table(self, states_DD: Tensor, queries_DD: Tensor) -> Tensor:
+    def _to_table(self, table_ND: Tensor, states_DD: Tensor, queries_DD: Tensor) -> Tensor:
         """Gradient of the table, from sums of h h^T and q h^T over rows."""
-        share = self.scale / len(self.table)
-        to_table: Tensor = torch.mm(self.table, states_DD.mul(share))
+        share = self.scale / len(table_ND)
+        to_table = torch.mm(table_ND, states_DD.mul(share))
         return to_table.addmm_(self.V, queries_DD.mul(share), alpha=-1)

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from td3engine.losses.score_distance import ItemProducts
+from td3engine.errors import UnusableError
+from td3engine.losses.score_distance import ItemProducts, centred
 from td3engine.summary.soft_sequences import EmbeddingPasses, SoftEmbedding
 
 LARGEST_INDEX = 2**24  # float32 holds all whole numbers up to this one
@@ -25,14 +26,23 @@ class ItemInputs:
     Attributes:
         items: int64 (mu, zeta).
         n_items: n, at most `LARGEST_INDEX`: an index is one of the tensor's numbers.
+
+    Raises:
+        UnusableError: there are more items.
     """
 
     items: Tensor
     n_items: int
 
+    def __post_init__(self) -> None:
+        if self.n_items > LARGEST_INDEX:
+            raise UnusableError(
+                f"summary.inputs 'items' can tell {LARGEST_INDEX:,} items apart, there are "
+                f"{self.n_items:,}: a higher data.min_item_interactions leaves fewer"
+            )
+
     def synthetic(self, C_UTD: Tensor) -> Tensor:
         """The indices; the queries only say which type of number they have to be."""
-        assert self.n_items <= LARGEST_INDEX  # `config` allows no more
         return self.items[..., None].to(C_UTD.dtype)
 
     def read(self, batch: Tensor, table_NF: Tensor) -> Tensor:
@@ -75,9 +85,19 @@ class InputsWithTargets:
     V: Tensor
 
     @cached_property
+    def centred_table(self) -> Tensor:
+        """V less its mean row, (n, d)."""
+        return centred(self.V)
+
+    @cached_property
     def shared_products(self) -> ItemProducts:
         """For learners that score by V too."""
-        return ItemProducts.shared(self.V)
+        product = self.centred_table.T @ self.centred_table / len(self.V)
+        return ItemProducts(product, product, product)
+
+    def products(self, own_NF: Tensor) -> ItemProducts:
+        """For learners with this centred table, (n, f), of their own or with an item bias."""
+        return ItemProducts.of(own_NF, self.centred_table, self.shared_products.other)
 
     def synthetic(self, C_UTD: Tensor) -> Tensor:
         """[input | target's query], (mu, zeta, .), from queries as `SoftSequences` stacks them."""

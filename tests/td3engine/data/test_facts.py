@@ -24,7 +24,6 @@ logs = st.lists(
     min_size=1,
     max_size=30,
 )
-CASES = Path("/work/shared/cases")
 
 
 def log_of(rows: list[Row]) -> Interactions:

@@ -8,16 +8,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
+from td3engine.errors import UnusableError
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.gradients import AnalyticScoredGradient, scored_loss
 from td3engine.inner_loop.learner import recommender
 from td3engine.inner_loop.plan import InnerLoopPlan
 from td3engine.inner_loop.trainer import InnerLoopTrainer
-from td3engine.losses.score_distance import ItemProducts, mean_distance
+from td3engine.losses.score_distance import centred, mean_distance
 from td3engine.models.backbones.sasrec import SASRec
 from td3engine.models.recommender import StepRandomness
 from td3engine.summary.labelled import LabelledSummary
-from td3engine.summary.scored_sequences import InputsWithTargets
+from td3engine.summary.scored_sequences import LARGEST_INDEX, InputsWithTargets, ItemInputs
 from td3engine.summary.tucker import TuckerSummary
 from tests.td3engine.biased import BiasedSASRec
 from tests.td3engine.oracles import normal, seeded
@@ -153,7 +154,8 @@ def test_distance_is_none_of_equal_scores_up_to_a_number() -> None:
     V, query = normal(0, ITEMS, WIDTH), normal(1, 7, WIDTH)
     moved = V + normal(2, WIDTH)  # every row by as much: one number on all scores
 
-    value = mean_distance(query, query, ItemProducts.of(moved, V))
+    sequences = InputsWithTargets(ItemInputs(torch.zeros(1, 2, dtype=torch.long), ITEMS), 2, V)
+    value = mean_distance(query, query, sequences.products(centred(moved)))
 
     assert float(value) == pytest.approx(0, abs=1e-12)
 
@@ -168,3 +170,13 @@ def test_each_pass_takes_every_sequence_once_in_an_order_of_its_own() -> None:
     assert torch.equal(rows.flatten(), again)
     # No step has more sequences than there are.
     assert [step.rows.tolist() for step in trainer.steps(0, 2, 1, seeded(3))] == [[0], [0]]
+
+
+def test_more_items_than_a_float_can_number_are_refused() -> None:
+    items = torch.zeros(1, 2, dtype=torch.long)
+    largest = torch.tensor(LARGEST_INDEX, dtype=torch.long)
+    assert largest.float().long() == largest
+    assert (largest + 1).float().long() != largest + 1
+    ItemInputs(items, LARGEST_INDEX)
+    with pytest.raises(UnusableError, match="16,777,217"):
+        ItemInputs(items, LARGEST_INDEX + 1)
