@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -131,7 +132,7 @@ class Summary(Bundle):
         """Positions of a synthetic sequence, zeta."""
         return self.factors.length
 
-    @property
+    @cached_property
     def bytes(self) -> int:
         """Size of the file that items, labels or factors, and the item table are written to."""
         return packed_bytes(self.factors)

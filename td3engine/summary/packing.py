@@ -19,9 +19,19 @@ from torch import Tensor
 
 LARGEST_CODE = 127
 LARGEST_NUMBERS = 2**31  # of a tensor that is read
-# One column after the other, without context: neighbours in a column say nothing of each other.
+# One column after the other, without context: neighbours in a column say nothing of each other. Nor
+# is there much to be found far back; what is repeated are short histories, and those are near.
 _FILTERS: list[dict[str, Any]] = [
-    {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}
+    {
+        "id": lzma.FILTER_LZMA2,
+        "preset": 6,
+        "dict_size": 2**20,
+        "lc": 0,
+        "lp": 0,
+        "pb": 0,
+        "nice_len": 16,
+        "depth": 4,
+    }
 ]
 
 
