@@ -11,6 +11,12 @@ class UnusableError(ValueError):
     code = "unusable"
 
 
+class ConfigError(UnusableError):
+    """Settings that cannot work on a log of this size."""
+
+    code = "invalid_config"
+
+
 class BundleError(UnusableError):
     """A folder holds no summary, or a damaged one."""
 

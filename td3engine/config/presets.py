@@ -17,7 +17,7 @@ from td3engine.config.sizes import (
     fitted,
     outer_step_seconds,
 )
-from td3engine.errors import UnusableError
+from td3engine.errors import ConfigError, UnusableError
 
 MOST_BY_BYTES = 1000  # users that a budget of bytes is spent on
 TEACHER_STEPS = 16_000  # of a teacher whose number of epochs is `auto`
@@ -94,7 +94,7 @@ def sized_by_data(config: DistillConfig, log: LogSize) -> DistillConfig:
         log: the log's sizes.
 
     Raises:
-        UnusableError: a budget of bytes is too small for the log's items.
+        ConfigError: a budget of bytes is too small for the log's items.
         pydantic.ValidationError: the settings cannot work with a log of this size.
     """
     if not config.auto:
@@ -155,7 +155,7 @@ def _sized_summary(config: DistillConfig, length: int, log: LogSize) -> Sizes:
         return wanted
     try:
         return fitted(wanted, round(LARGEST_SHARE * log.stored_bytes), coarsest)
-    except UnusableError:  # the items alone take more: nobody asked for that limit
+    except ConfigError:  # the items alone take more: nobody asked for that limit
         few = min(-(-LABELS_SUFFICE // length), wanted.users)
         return replace(wanted, users=few, table_step=COARSEST_TABLE)
 

@@ -8,7 +8,7 @@ are rounded down to three significant bits.
 import math
 from dataclasses import dataclass, replace
 
-from td3engine.errors import UnusableError
+from td3engine.errors import ConfigError
 
 LARGEST_SHARE = 0.28  # of a log's own normalised Parquet, that a summary takes by default
 MOST_USERS = 100  # by default: with more, learners gain little on any log of docs/results.md
@@ -76,7 +76,7 @@ def fitted(sizes: Sizes, most_bytes: int, coarsest: float = COARSEST_TABLE) -> S
     `coarsest`, since a table takes most of a small summary.
 
     Raises:
-        UnusableError: not even one sequence fits; the message says what would.
+        ConfigError: not even one sequence fits; the message says what would.
     """
     step = sizes.table_step
     while True:
@@ -89,7 +89,7 @@ def fitted(sizes: Sizes, most_bytes: int, coarsest: float = COARSEST_TABLE) -> S
         step = min(coarsest, round(step + 0.05, 2))
     if users < 1:
         needed = replace(coarse, users=1).total
-        raise UnusableError(
+        raise ConfigError(
             f"{most_bytes:,} bytes cannot hold a summary of {sizes.items:,} items: the smallest "
             f"takes about {needed:,}; give budget.bytes more, or backbone.hidden less"
         )

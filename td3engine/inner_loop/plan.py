@@ -143,7 +143,7 @@ def plan_distillation(
     if scores_are_fixed:
         softmax = softmax_over(n_items, outer.softmax, OUTER_SAMPLED_FROM)
     soft = summary.inputs == "soft"
-    support = _support(config, n_items, device) if scores_are_fixed and soft else None
+    support = _support(config, n_items, device) if soft and scores_are_fixed else None
     obstacle = _obstacle(config, base.gradient, softmax)
     recorded = outer.cuda_graphs == "on" and obstacle is None
     # The recording pads batches and gives each position a weight, which `unseen` does not take.
@@ -153,7 +153,9 @@ def plan_distillation(
         why = f"for {mode} learners of {_name(config)}: these train a part of the scoring table"
         if outer.softmax == "sampled" and not scores_are_fixed:
             yield f"outer.softmax: sampled is ignored {why}"
-        if isinstance(outer.support, int) and not scores_are_fixed:
+        if isinstance(outer.support, int) and not soft:
+            yield f"outer.support: {outer.support} is ignored: inputs are items"
+        elif isinstance(outer.support, int) and not scores_are_fixed:
             yield f"outer.support: {outer.support} is ignored {why}"
         if outer.cuda_graphs != "on":
             return

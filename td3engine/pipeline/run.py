@@ -192,8 +192,13 @@ class Run:
         return saved
 
     def _stored_bytes(self) -> int | None:
-        """Of the log's normalised Parquet; None where no summary by default would reach a limit."""
-        if len(self.log.times) > LARGEST_WEIGHED:
+        """Of the log's normalised Parquet; None where no size depends on it, or no summary of a
+        log so large would reach the limit."""
+        budget = self.config.budget
+        by_log = "summary.users" in self.config.auto and not (
+            budget and (budget.sequences or budget.bytes)
+        )
+        if not by_log or len(self.log.times) > LARGEST_WEIGHED:
             return None
         with TemporaryDirectory() as folder:
             path = Path(folder) / "log.parquet"

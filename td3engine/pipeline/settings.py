@@ -67,7 +67,7 @@ def settled_for(
     for part, softmax in settled.items():
         section = getattr(config, part).model_copy(update={"softmax": softmax})
         config = config.model_copy(update={part: section})
-        if softmax == "sampled":
+        if softmax == "sampled" and (part == "teacher" or config.outer.steps):
             sample = f"{section.negatives:,} of {split.n_items:,} items"
             notes.append(f"{part}: a sampled softmax, {sample} a step")
     support = max(plan.support or 0 for plan in plans)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from td3engine.errors import UnusableError
+from td3engine.errors import ConfigError
 from td3engine.losses.score_distance import ItemProducts, centred
 from td3engine.summary.soft_sequences import EmbeddingPasses, SoftEmbedding
 
@@ -28,7 +28,7 @@ class ItemInputs:
         n_items: n, at most `LARGEST_INDEX`: an index is one of the tensor's numbers.
 
     Raises:
-        UnusableError: there are more items.
+        ConfigError: there are more items.
     """
 
     items: Tensor
@@ -36,7 +36,7 @@ class ItemInputs:
 
     def __post_init__(self) -> None:
         if self.n_items > LARGEST_INDEX:
-            raise UnusableError(
+            raise ConfigError(
                 f"summary.inputs 'items' can tell {LARGEST_INDEX:,} items apart, there are "
                 f"{self.n_items:,}: a higher data.min_item_interactions leaves fewer"
             )

@@ -30,7 +30,7 @@ from td3engine.config.sizes import (
     outer_step_seconds,
 )
 from td3engine.data.reading import read_log
-from td3engine.errors import UnusableError
+from td3engine.errors import ConfigError
 from td3engine.pipeline.run import Control, Run
 from td3engine.summary.bundle import Manifest, save_bundle
 from td3engine.summary.labelled import LabelledSummary
@@ -279,10 +279,11 @@ def test_a_given_table_step_stays_within_the_budget(step: float) -> None:
 
 
 def test_too_few_bytes_are_refused_with_the_least_that_do() -> None:
-    with pytest.raises(UnusableError, match=r"^20,000 bytes cannot hold .* 1,349 items") as refused:
+    with pytest.raises(ConfigError, match=r"^20,000 bytes cannot hold .* 1,349 items") as refused:
         sized(MOVIELENS, {"budget": {"bytes": 20_000}})
+    assert refused.value.code == "invalid_config"  # what a job fails with
     least = int(str(refused.value).split("about ")[1].split(";")[0].replace(",", ""))
-    with pytest.raises(UnusableError):
+    with pytest.raises(ConfigError):
         sized(MOVIELENS, {"budget": {"bytes": least - 2}})
     config = sized(MOVIELENS, {"budget": {"bytes": least + 1}})
     assert (config.summary.users, config.summary.table_step) == (1, COARSEST_TABLE)

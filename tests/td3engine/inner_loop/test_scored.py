@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from td3engine.config import BackboneConfig, LearnerConfig, Mode
-from td3engine.errors import UnusableError
+from td3engine.errors import ConfigError
 from td3engine.inner_loop.adam import LearnerState
 from td3engine.inner_loop.gradients import AnalyticScoredGradient, scored_loss
 from td3engine.inner_loop.learner import recommender
@@ -178,5 +178,5 @@ def test_more_items_than_a_float_can_number_are_refused() -> None:
     assert largest.float().long() == largest
     assert (largest + 1).float().long() != largest + 1
     ItemInputs(items, LARGEST_INDEX)
-    with pytest.raises(UnusableError, match="16,777,217"):
+    with pytest.raises(ConfigError, match="16,777,217"):
         ItemInputs(items, LARGEST_INDEX + 1)
