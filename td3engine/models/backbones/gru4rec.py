@@ -53,4 +53,4 @@ def _shapes(config: BackboneConfig) -> dict[str, Shape]:
     return {**parameter_shapes(config), "out": (d, inner), "out_bias": (d,)}
 
 
-BACKBONE = BackboneSpec(GRU4Rec, learner={"steps": 600})
+BACKBONE = BackboneSpec(GRU4Rec, learner={"steps": 1600})

@@ -111,4 +111,4 @@ def _shapes(config: BackboneConfig) -> dict[str, Shape]:
     }
 
 
-BACKBONE = BackboneSpec(NARM, learner={"steps": 600})
+BACKBONE = BackboneSpec(NARM, learner={"steps": 1600})
