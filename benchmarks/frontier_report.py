@@ -16,6 +16,7 @@ RESULTS = Path("docs/results")
 PAGE = Path("docs/frontier.md")
 PICTURE = RESULTS / "frontier.svg"
 FULL = "full data"
+EARLIER = "soft, distilled, with dropout (the release before)"
 
 
 def main() -> None:
@@ -67,14 +68,16 @@ def _section(log: str, rows: Rows, soft: Rows) -> str:
             (row for row in own if row["name"] != FULL and row["mode"] == mode),
             key=lambda row: (row["name"], row["budget"]["sequences"]),
         )
-        lines += [_line(row, full) for row in ordered]
-        lines += [_earlier(row, full) for row in soft if _is_of(row, log, mode)]
+        lines += [_line(row, full, row["name"], row["budget"]["sequences"]) for row in ordered]
+        lines += [
+            _line(row, full, EARLIER, row["sequences"]) for row in soft if _is_of(row, log, mode)
+        ]
     return "\n".join(lines)
 
 
-def _line(row: dict[str, Any], full: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], full: dict[str, Any], name: str, sequences: int) -> str:
     return (
-        f"| {row['name']} | {row['mode']} | {row['budget']['sequences']} "
+        f"| {name} | {row['mode']} | {sequences} "
         f"| {row[METRIC]:.4f} ± {row[f'{METRIC}_std']:.4f} | {row[METRIC] / full[METRIC]:.0%} "
         f"| {row['bytes'] / 1024:,.0f} | {row['bytes'] / full['log_bytes']:.1%} "
         f"| {row['making_seconds']:.0f} | {row['train_seconds']:.1f} |"
@@ -84,16 +87,6 @@ def _line(row: dict[str, Any], full: dict[str, Any]) -> str:
 def _is_of(row: dict[str, Any], log: str, mode: str) -> bool:
     wanted: bool = row["source"] == "summary" and row["backbone"] == "sasrec"
     return wanted and row["dataset"] == log and row["mode"] == mode and row["protocol"] == PROTOCOL
-
-
-def _earlier(row: dict[str, Any], full: dict[str, Any]) -> str:
-    return (
-        f"| soft, distilled, with dropout (the release before) | {row['mode']} "
-        f"| {row['sequences']} | {row[METRIC]:.4f} ± {row[f'{METRIC}_std']:.4f} "
-        f"| {row[METRIC] / full[METRIC]:.0%} | {row['bytes'] / 1024:,.0f} "
-        f"| {row['bytes'] / full['log_bytes']:.1%} | {row['making_seconds']:.0f} "
-        f"| {row['train_seconds']:.1f} |"
-    )
 
 
 def draw(logs: list[str], rows: Rows) -> None:

@@ -172,9 +172,9 @@ def _speed_section(rows: Rows) -> str:
         "",
         "Seconds to the best validation, without the validation itself, SASRec; how many times "
         "faster the summary trains (`shared-items`). **What it takes to make the summary is not in "
-        "it**: a model of the full data first, as its teacher (the first column), then distilling "
-        "([settings](#settings): from seconds to an hour). So a summary pays where several models "
-        "are trained on one log: searches, ensembles, other architectures, many runs a day.",
+        "it**: a model of the full data first, as its teacher (the first column); labelling its "
+        "users takes a second. So a summary pays where several models are trained on one log: "
+        "searches, ensembles, other architectures, many runs a day.",
         "",
         "| data set | full data | prefix rows | on the summary | against full data "
         "| against prefix rows | NDCG@10 kept |",

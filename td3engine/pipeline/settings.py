@@ -106,7 +106,7 @@ def log_notes(split: Split, config: DistillConfig) -> list[str]:
 def not_distilled_note(config: DistillConfig) -> str:
     """What a summary is that is its own start; for people."""
     why = (
-        "with so many of them distilling adds nothing (outer.steps: 0)"
+        "outer.steps is 0"
         if not config.outer.steps
         else f"none of {config.outer.steps} outer steps did better on validation"
     )
