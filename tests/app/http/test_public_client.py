@@ -128,7 +128,7 @@ def test_a_job_that_failed_is_an_error_that_says_why(
             client.distill(log, folder=tmp_path / "here")
         assert failed.value.code == "job_failed"
         with pytest.raises(ServiceError, match="steps"):
-            client.distill(log, config={"outer": {"steps": 0}})
+            client.distill(log, config={"outer": {"steps": -1}})
         assert len(list(client.jobs())) == 1
     assert not (tmp_path / "here").exists()
 
