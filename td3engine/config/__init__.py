@@ -9,32 +9,30 @@ from td3engine.config.by_log import (
     softmax_over,
     support_of,
 )
-from td3engine.config.schema import (
-    AUTO_KNOBS,
+from td3engine.config.of_log import (
     BACKBONES,
     DUPLICATES_FROM,
     EARLIER_DATA,
     EARLIER_DROPOUT,
-    MODES,
-    AutoKnob,
     BackboneConfig,
     BackboneName,
     DataConfig,
-    Device,
-    DistillConfig,
     Duplicates,
-    LearnerConfig,
-    LearnerLossName,
     MissingIds,
-    Mode,
-    OuterConfig,
-    Preset,
     Repeats,
-    SummaryConfig,
     TeacherConfig,
     Ties,
     ValidationProtocol,
 )
+from td3engine.config.of_summary import (
+    MODES,
+    LearnerConfig,
+    LearnerLossName,
+    Mode,
+    OuterConfig,
+    SummaryConfig,
+)
+from td3engine.config.schema import AUTO_KNOBS, AutoKnob, Device, DistillConfig, Preset
 
 __all__ = [
     "AUTO_KNOBS",
