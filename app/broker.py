@@ -96,5 +96,6 @@ class JobQueue:
                 raise OperationalError(str(error)) from error
 
     def close(self) -> None:
-        """Close the connections to the broker."""
+        """Close the connections to the broker, and let their thread end."""
         self._app.close()
+        self._thread.close()

@@ -21,7 +21,7 @@ class DeadlineThread:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
         self._start_lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -46,9 +46,16 @@ class DeadlineThread:
                 return future.result()  # it returned, or raised a TimeoutError of its own
             raise TimeoutError(f"no answer within {seconds:g} seconds") from None
 
+    def close(self) -> None:
+        """Let the thread end after the calls that wait for it; a later call starts another."""
+        with self._start_lock:
+            if self._thread is not None:
+                self._calls.put(None)
+                self._thread = None
+
     def _run(self) -> None:
-        while True:
-            future, function = self._calls.get()
+        while call := self._calls.get():
+            future, function = call
             if not future.set_running_or_notify_cancel():
                 continue
             try:
