@@ -42,7 +42,7 @@ def test_a_call_that_hangs_is_given_up_and_those_behind_it_are_not_made(
         release.wait()
         ended.set()
 
-    with pytest.raises(TimeoutError, match="no answer within 0.05 seconds"):
+    with pytest.raises(TimeoutError, match=r"no answer within 0\.05 seconds"):
         thread.call(hangs, SOON)
     with pytest.raises(TimeoutError):
         thread.call(lambda: made.append("behind"), SOON)
